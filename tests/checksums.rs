@@ -1,4 +1,4 @@
-//! Checksums beside bundles: `bundle.tar.sha256` that is right, wrong, late or required.
+//! Checksums beside bundles: a `bundle.tar.sha256` that is right, wrong, late or required.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const WRONG: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The sha256 of a file as hex digits.
+/// Returns the sha256 of a file as hex digits.
 fn sha256(path: &Path) -> String {
     let digest = digest_of(&fs::read(path).unwrap()).to_string();
     digest.strip_prefix("sha256:").unwrap().to_owned()
 }
 
-/// What sha256sum writes about a file.
+/// Returns the line that sha256sum writes about a file.
 fn line(hex: &str, bundle: &Path) -> String {
     format!("{hex}  {}\n", bundle.file_name().unwrap().to_str().unwrap())
 }
@@ -125,7 +125,8 @@ fn a_required_checksum_is_waited_for_and_that_is_said_once(target: &Target) {
     assert!(!log.contains("ERROR"), "{log}");
 }
 
-/// Its images stay pinned as they are, but nobody restores them any more until file or checksum change.
+/// The pins of its images stay, but the daemon restores nothing until the file or its checksum
+/// changes.
 fn a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -134,11 +135,11 @@ fn a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state
     daemon.wait_until("the image", || target.record(&name).is_some());
     let sidecar = node.images().join("late.tar.sha256");
     fs::write(&sidecar, line(WRONG, &file)).unwrap();
-    daemon.wait_for_line("late.tar", "not looked after any more");
+    daemon.wait_for_line("late.tar", "the daemon no longer restores them");
     assert!(target.is_pinned(&name));
     target.remove_record(&name);
     node.drop_marker(target, &daemon);
-    assert!(target.record(&name).is_none(), "nobody vouches for it now");
+    assert!(target.record(&name).is_none(), "no bundle vouches for it now");
     daemon.stop();
 
     let daemon = node.start();
@@ -160,7 +161,7 @@ fn a_restart_reads_no_bundle_whose_checksum_was_checked(target: &Target) {
     .unwrap();
     node.drop_in(&file);
     let daemon = node.start();
-    // A stop before it is written down would only mean that it is looked at again.
+    // If the daemon stopped before it writes this down, it would only check the file again.
     daemon.wait_for_line("known.tar", "bundle imported");
     assert!(target.record(&name).is_some());
     let log = daemon.finish(target);
@@ -172,7 +173,7 @@ fn a_restart_reads_no_bundle_whose_checksum_was_checked(target: &Target) {
     assert!(!log.lines().any(|line| line.contains("known.tar")), "{log}");
 }
 
-/// What was imported without a checksum is not enough once one is required.
+/// Once a checksum is required, a bundle that was imported without one must have one too.
 fn a_rule_that_comes_later_holds_for_known_bundles_too(target: &Target) {
     let node = Node::on(target);
     let (file, name) = marker(node.path("before.tar"));

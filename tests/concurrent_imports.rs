@@ -1,4 +1,5 @@
-//! Imports beside each other: a long one holds up neither small ones nor repairs, and two that want one name take turns.
+//! Concurrent imports: a long import delays neither small imports nor restores, and two imports of
+//! one name take turns.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ const KNOWN: &str = "registry.test/known:1";
 const SLOW: &str = "registry.test/slow:1";
 const SHARED: &str = "registry.test/shared:1";
 
-/// Writes a bundle that only the lane of large bundles takes. It is hardly any work for all that.
+/// Writes a bundle that only the lane of large bundles takes, although its import is little work.
 fn write_large(path: &Path, image: Image) {
     let mut archive = bundles::layout([image]).build();
     archive
@@ -26,8 +27,8 @@ fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back
     let node = Node::on(target);
     bundles::write(&node.images().join("known.tar"), [image(KNOWN)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("the image is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target.slow_commits(Duration::from_secs(8));
     write_large(&node.images().join("slow.tar"), image(SLOW));
     daemon.wait_for_line("slow.tar", "importing");
@@ -38,14 +39,17 @@ fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back
     daemon.wait_for_log(".hidden");
     assert!(
         target.record(SLOW).is_none(),
-        "the import is over, so nothing was shown"
+        "the import is over, so the test shows nothing"
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
-    daemon.wait_until("it comes to its end", || target.record(SLOW).is_some());
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
+    daemon.wait_until("the slow import ends", || target.record(SLOW).is_some());
     daemon.finish(target);
 }
 
-/// The lane of small bundles overtakes; the order in which bundles arrived still decides.
+/// The lane of small bundles overtakes, but the order of arrival still decides about the name.
 fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -53,9 +57,9 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     write_large(&node.images().join("first.tar"), image(SLOW));
     daemon.wait_for_line("first.tar", "importing");
     write_large(&node.images().join("older.tar"), image(SHARED));
-    // It arrives when nobody has it open for writing any more, and a process that is just being started beside us may
-    // have it open for a moment after we have closed it.
-    daemon.wait_until("it has arrived", || {
+    // A file has arrived when no process has it open for writing. A process that starts at this
+    // moment may have inherited the file descriptor.
+    daemon.wait_until("the file has arrived", || {
         let status = node.airgapd(["status", "-o", "json"]).json();
         let bundles = status["bundles"].as_array().expect("a list");
         bundles
@@ -64,17 +68,17 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     });
     let newer = bundles::write(&node.images().join("small.tar"), [image(SHARED)]);
     let wanted = &newer.images[0].root;
-    daemon.wait_until("the small one is imported", || {
+    daemon.wait_until("the small bundle is imported", || {
         target
             .record(SHARED)
             .is_some_and(|record| record.target.digest() == wanted)
     });
     daemon.wait_for_log("a bundle that arrived later has this name");
-    daemon.wait_until("the older one is done", || target.leases().is_empty());
+    daemon.wait_until("the older import has ended", || target.leases().is_empty());
     assert_eq!(target.expect_record(SHARED).target.digest(), wanted);
 
-    // With the newer one gone, the name returns to the older.
-    fs::remove_file(node.images().join("small.tar")).expect("it can be removed");
+    // Without the newer bundle, the name returns to the older one.
+    fs::remove_file(node.images().join("small.tar")).expect("the file can be removed");
     daemon.wait_until("the name returns", || {
         target
             .record(SHARED)
@@ -83,7 +87,8 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     daemon.finish(target);
 }
 
-/// The light lane is for small bundles. One of them waits until the name is free that the bundle in the main lane writes.
+/// The light lane is for small bundles. A bundle in it waits while the bundle in the main lane
+/// writes its name.
 fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -98,11 +103,14 @@ fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
     assert_eq!(state_of(&node, "waiting.tar"), "queued");
     assert!(
         target.record(SHARED).is_none(),
-        "it is over, so nothing was shown"
+        "the import is over, so the test shows nothing"
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("the third is imported", || target.record(KNOWN).is_some());
-    daemon.wait_until("the one that waited is imported", || {
+    daemon.wait_until("the waiting bundle is imported", || {
         let record = target.record(SHARED);
         record.is_some_and(|record| *record.target.digest() == waiting.images[0].root)
     });
@@ -117,15 +125,15 @@ fn state_of(node: &Node, name: &str) -> String {
     state.unwrap_or_default().to_owned()
 }
 
-/// Beside another bundle an eighth of the descriptors may be read. A bundle of more waits for the main lane, and is what it
-/// is within the whole limits.
+/// Beside another bundle, a bundle may have an eighth of the allowed descriptors. With more it
+/// waits for the main lane, where the whole limits apply.
 fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Target) {
     let node = Node::on(target);
     node.configure_also("limits: {descriptors: 40}");
     let daemon = node.start();
     let heavy = |name: &str| (0..6).fold(image(name), |image, _| image.layer(unique()));
     bundles::write(&node.images().join("alone.tar"), [heavy(KNOWN)]);
-    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("the image is imported", || target.record(KNOWN).is_some());
     target.slow_commits(Duration::from_secs(8));
     write_large(&node.images().join("slow.tar"), image(SLOW));
     daemon.wait_for_line("slow.tar", "importing");
@@ -134,8 +142,14 @@ fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Targ
     bundles::write(&node.images().join("light.tar"), [image("registry.test/light:1")]);
     daemon.wait_for_line("light.tar", "importing");
     assert_eq!(state_of(&node, "heavy.tar"), "queued");
-    assert!(target.record(SLOW).is_none(), "it is over, so nothing was shown");
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    assert!(
+        target.record(SLOW).is_none(),
+        "the import is over, so the test shows nothing"
+    );
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("both are imported", || {
         target.record(SLOW).is_some() && target.record(SHARED).is_some()
     });

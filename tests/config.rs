@@ -1,4 +1,5 @@
-//! The configuration and `airgapd config`: mistakes, where each value comes from, and what it comes to on this node.
+//! The configuration and `airgapd config`: mistakes, the source of each value, and its effect on
+//! this node.
 
 use crate::support::bundles::text;
 use crate::support::{Node, Target, on_the_fake};

@@ -1,4 +1,4 @@
-//! Which containerd the program speaks to, and what it does before that is there.
+//! The containerd that the program uses, and its behaviour before containerd runs.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -27,12 +27,12 @@ fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target
     assert_eq!(answer.stderr.matches("connect").count(), 1, "{answer:?}");
     node.airgapd(["release", "--all"]).exits(3);
 
-    // A socket file that refuses, as a containerd leaves it that was killed.
+    // A socket file without a listener, as a killed containerd leaves it.
     drop(UnixListener::bind(&socket).unwrap());
     node.import([&node.path("bundle.tar")]).exits(3);
 }
 
-/// The attempts are counted by a listener that hangs up on everybody, so that "once" means something.
+/// The listener counts the connections and closes each of them, so that "once" has a meaning.
 fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("late.sock");
@@ -53,7 +53,7 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     assert_eq!(
         daemon.count("no containerd on"),
         1,
-        "it is said once:\n{}",
+        "the log has it once:\n{}",
         daemon.log()
     );
 
@@ -68,15 +68,16 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     daemon.wait_until("the image", || {
         fake.images("scenario-late").contains_key("registry.test/late:1")
     });
-    daemon.wait_until("the lease is given back", || {
+    daemon.wait_until("the lease is returned", || {
         fake.leases("scenario-late").is_empty()
     });
     daemon.stop();
     assert_eq!(fake.check_done(), Vec::<String>::new());
 }
 
-/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be kubelet's. Where its address was
-/// given it is the operator's word, unless he insists on CRI.
+/// In the Kubernetes namespace, a containerd without CRI (Docker's, for example) cannot be
+/// kubelet's. The daemon still uses it at an address that the operator gave, unless the operator
+/// insists on CRI.
 fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let docker = Fake::start_blocking(FakeConfig {
         cri: false,
@@ -88,7 +89,7 @@ fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let file = text(&node.path("bundle.tar"));
     node.configure_also("cri: true");
     let answer = node.import([&file]).exits(1);
-    assert!(answer.stderr.contains("`cri: false` takes it"), "{answer:?}");
+    assert!(answer.stderr.contains("`cri: false` accepts it"), "{answer:?}");
     assert_eq!(answer.stderr.matches("no CRI service").count(), 1, "{answer:?}");
     assert!(!answer.stderr.contains("tried"), "{answer:?}");
     assert!(docker.images("k8s.io").is_empty() && docker.blobs("k8s.io").is_empty());
@@ -117,10 +118,13 @@ fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     daemon.stop();
     node.configure_also("cri: false");
     let answer = node.import([&file]).exits(0);
-    assert_eq!(answer.stderr, "", "nobody is warned who has said so");
+    assert_eq!(
+        answer.stderr, "",
+        "no warning after the operator has turned CRI off"
+    );
 }
 
-/// What was found by looking around may be Docker's, and is not taken for kubelet's.
+/// A containerd that the daemon found by itself may be Docker's, so the daemon refuses it.
 fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
     if !lab::is_root() {
         return;
@@ -145,13 +149,14 @@ fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
         .unwrap();
     assert_eq!(line.matches("has no CRI service").count(), 1, "{line}");
     assert!(!line.contains("()"), "{line}");
-    assert!(line.contains("`address:` or `cri: false` takes it"), "{line}");
+    assert!(line.contains("`address:` or `cri: false` accepts it"), "{line}");
     daemon.stop();
     assert!(docker.images("k8s.io").is_empty());
 }
 
-/// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any configuration, the images
-/// wait for k0s. The node is this machine with other folders mounted over the few that count.
+/// Docker's containerd runs, and k0s is installed and starts late. From that evidence, without any
+/// configuration, the images wait for k0s. The node is this machine with other folders mounted over
+/// the relevant ones.
 fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     if !lab::is_root() {
         return;
@@ -191,7 +196,7 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     );
     assert!(
         docker.counters().is_empty(),
-        "nobody even asks Docker's: {:?}",
+        "no request went to Docker's containerd: {:?}",
         docker.counters()
     );
 
@@ -199,13 +204,14 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });
-    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    daemon.wait_until("the lease is returned", || k0s.leases("k8s.io").is_empty());
     daemon.stop();
     assert!(docker.counters().is_empty(), "{:?}", docker.counters());
     assert_eq!(k0s.check_done(), Vec::<String>::new());
 }
 
-/// airgapd is there first: what it waits for on a bare node is a guess, and is not kept when k0s is installed.
+/// airgapd is installed first. On a bare node it guesses which containerd to wait for. It drops the
+/// guess when k0s is installed.
 fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) {
     if !lab::is_root() {
         return;
@@ -234,18 +240,18 @@ fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) 
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });
-    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    daemon.wait_until("the lease is returned", || k0s.leases("k8s.io").is_empty());
     assert_eq!(daemon.pid(), pid);
     daemon.stop();
     assert_eq!(k0s.check_done(), Vec::<String>::new());
 }
 
-/// The program in a mount namespace where these folders are the machine's.
+/// Runs the program in a mount namespace with these folders in place of the machine's.
 fn on_the_node(node: &Path) -> Command {
     let airgapd = program();
     let binary = node.join("airgapd");
     fs::copy(airgapd.get_program(), &binary).unwrap();
-    // The program and our socket are below /tmp, which stays as it is.
+    // The program and the test's socket are below /tmp, which stays unchanged.
     let script = r#"
         set -e
         mount --bind "$1/bin" /usr/local/bin

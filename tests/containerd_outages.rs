@@ -1,5 +1,5 @@
-//! containerd is killed, stopped, upgraded, wiped or replaced under a running daemon: what was there stays, what is
-//! missing comes back, and nothing is sent that need not be.
+//! containerd is killed, stopped, upgraded, wiped or replaced under a running daemon. Present
+//! content stays, missing content is restored, and nothing is sent needlessly.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ fn is_ext4(folder: &Path) -> bool {
     mounts.contains(&format!(" {} ext4 ", text(folder)))
 }
 
-/// A containerd on a disk of its own.
+/// Options of a containerd on its own disk.
 fn on_a_disk() -> Options {
     Options {
         disk: Some(160 << 20),
@@ -36,7 +36,7 @@ fn on_a_disk() -> Options {
 const BIG: &str = "registry.test/big:1";
 const SMALL: &str = "registry.test/small:1";
 const MIB: u64 = 1 << 20;
-/// How large the layer is in whose middle things happen.
+/// Size of the layer that the tests interrupt.
 const LAYER: u64 = 160 * MIB;
 
 fn as_usual() -> Options {
@@ -54,14 +54,14 @@ fn store(own: &Own) -> std::path::PathBuf {
     own.containerd.root().join("io.containerd.content.v1.content")
 }
 
-/// How many bytes the longest ingest has.
+/// Returns the size of the longest ingest in bytes.
 fn under_way(store: &Path) -> u64 {
     let ingests = fs::read_dir(store.join("ingest")).into_iter().flatten().flatten();
     let data = ingests.filter_map(|ingest| fs::metadata(ingest.path().join("data")).ok());
     data.map(|data| data.len()).max().unwrap_or(0)
 }
 
-/// Waits until a blob is in its middle, so far at least.
+/// Waits until a blob is partly written, with at least `least` bytes.
 fn until_in_mid_blob(store: &Path, least: u64) -> u64 {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -70,18 +70,18 @@ fn until_in_mid_blob(store: &Path, least: u64) -> u64 {
             return bytes;
         }
         assert!(Instant::now() < deadline, "no blob was ever under way");
-        // Shorter than a blob takes, which is why this is no wait_until.
+        // This is shorter than the transfer of a blob, so wait_until would be too slow.
         std::thread::sleep(Duration::from_micros(300));
     }
 }
 
-/// The bytes that the last import of the only bundle sent, as the ledger has them.
+/// Returns the bytes that the last import of the only bundle sent, from the ledger.
 fn sent_bytes(node: &Node) -> Option<u64> {
     let ledger: Value = serde_json::from_str(&fs::read_to_string(node.ledger()).ok()?).ok()?;
     ledger["bundles"].as_object()?.values().next()?["imported"]["sent_bytes"].as_u64()
 }
 
-/// The sizes of all blobs that this machine needs of an archive.
+/// Returns the total size of all blobs of an archive that this machine needs.
 fn needed_bytes(archive: &Archive) -> u64 {
     let needed = bundles::needed_here(&archive.images);
     let size = |digest: &String| {
@@ -99,7 +99,7 @@ fn is_quiet(target: &Target) -> bool {
     target.leases().is_empty() && target.ingests().is_empty()
 }
 
-#[allow(clippy::print_stderr, reason = "a figure for whoever runs this by hand")]
+#[allow(clippy::print_stderr, reason = "a figure for a run by hand")]
 fn report(target: &Target, what: &str, since: Instant) {
     eprintln!(
         "{what} on {:?}: {:.2} s",
@@ -139,7 +139,7 @@ fn a_containerd_that_stands_still_in_mid_blob_goes_on_where_it_was(own: &mut Own
     let pid = i32::try_from(own.containerd.pid().unwrap()).unwrap();
     let pid = Pid::from_raw(pid).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
-    // It stands still for a while: nothing can be waited for, since nothing happens.
+    // containerd is suspended, so no event can end this wait.
     std::thread::sleep(Duration::from_secs(3));
     kill_process(pid, Signal::CONT).unwrap();
     daemon.wait_until("the image", || is_in_place(target, BIG));
@@ -155,7 +155,8 @@ fn a_containerd_that_stands_still_in_mid_blob_goes_on_where_it_was(own: &mut Own
     );
 }
 
-/// Another containerd at the same place, or the same without anything: everything is restored.
+/// Another containerd, or the same one without data, takes over the socket. The daemon restores
+/// everything.
 fn an_empty_containerd_on_the_same_socket_gets_everything(own: &mut Own) {
     let node = Node::on(&own.target);
     let archive = bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
@@ -170,12 +171,14 @@ fn an_empty_containerd_on_the_same_socket_gets_everything(own: &mut Own) {
     daemon.finish(target);
 }
 
-/// Waits for a repair and checks how long it took and what was sent for it.
+/// Waits for a restore, and checks its duration and the bytes that were sent for it.
 fn healed(own: &Own, node: &Node, what: &str, within: Duration, most_bytes: u64, holds: impl Fn() -> bool) {
     let since = Instant::now();
     wait_for(within, what, holds);
     report(&own.target, what, since);
-    wait_for(Duration::from_secs(20), "it is quiet", || is_quiet(&own.target));
+    wait_for(Duration::from_secs(20), "all work has ended", || {
+        is_quiet(&own.target)
+    });
     wait_for(
         Duration::from_secs(20),
         "the ledger says that no more was sent",
@@ -188,7 +191,7 @@ fn healed(own: &Own, node: &Node, what: &str, within: Duration, most_bytes: u64,
     );
 }
 
-/// The promise is 2 s for records and 10 s for the store; machines that test may be slower than nodes.
+/// The promise is 2 s for records and 10 s for the store. Test machines may be slower than nodes.
 fn what_is_removed_under_the_daemon_is_healed_soon_and_only_that_is_sent(own: &mut Own) {
     const SOON: Duration = Duration::from_secs(10);
     let target = &own.target;
@@ -215,7 +218,7 @@ fn what_is_removed_under_the_daemon_is_healed_soon_and_only_that_is_sent(own: &m
     daemon.finish(target);
 }
 
-/// containerd's database goes on listing what somebody removed from its disk.
+/// containerd's database still lists content that was removed from its disk.
 fn a_store_that_is_wiped_under_the_daemon_is_filled_again(own: &mut Own) {
     const SOON: Duration = Duration::from_secs(30);
     let (store, target) = (store(own), &own.target);
@@ -265,22 +268,22 @@ async fn cri_remove(socket: &Path, id: &str) {
     images.remove_image(request).await.expect("CRI removes it");
 }
 
-/// containerd never syncs the file that it keeps its identity in, and a power cut may leave it empty. 1.7 and later make a
-/// new one.
+/// containerd never syncs the file with its identity, and a power cut may leave it empty. 1.7 and
+/// later make a new one.
 fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
     let node = Node::on(&own.target);
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     let daemon = node.start();
     daemon.wait_until("the image", || own.target.record(SMALL).is_some());
-    own.containerd.stop().expect("it can be stopped");
+    own.containerd.stop().expect("containerd can be stopped");
     let root = fs::read_dir(own.containerd.root()).expect("a folder");
     let files = root.map(|entry| entry.expect("an entry").path().join("uuid"));
     let files: Vec<_> = files.filter(|file| file.exists()).collect();
     assert!(!files.is_empty());
     files
         .iter()
-        .for_each(|file| drop(File::create(file).expect("it is there")));
-    own.containerd.restart().expect("it can be started");
+        .for_each(|file| drop(File::create(file).expect("the file exists")));
+    own.containerd.restart().expect("containerd can be started");
     bundles::write(&node.images().join("b.tar"), [image(BIG)]);
     daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
     if own.containerd.generation() == Generation::V1_6 {
@@ -289,7 +292,8 @@ fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
     daemon.finish(&own.target);
 }
 
-/// As the kernel leaves a disk that fails: everything can be read and nothing written, until the machine is seen to.
+/// The kernel makes a failing disk read-only: reads work and writes fail until the operator repairs
+/// the machine.
 fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: &mut Own) {
     let node = Node::on(&own.target);
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
@@ -297,25 +301,25 @@ fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: 
     daemon.wait_until("the image", || own.target.record(SMALL).is_some());
     let root = own.containerd.root();
     if !is_ext4(&root) {
-        // Without loop devices it is in memory, and such a disk does not fail.
+        // Without loop devices the disk is in memory, and such a disk cannot be made to fail.
         daemon.finish(&own.target);
         return;
     }
     let disk = Mount::known(&root);
     disk.change("remount,abort");
     bundles::write(&node.images().join("b.tar"), [image(BIG)]);
-    daemon.wait_until("it is told", || {
+    daemon.wait_until("the log has the refusal", || {
         let log = daemon.log().to_lowercase();
         log.lines()
             .any(|line| line.contains("b.tar") && line.contains("read-only file system"))
     });
     assert!(own.target.record(BIG).is_none());
-    assert!(is_in_place(&own.target, SMALL), "what is there can be read");
-    own.containerd.stop().expect("it can be stopped");
+    assert!(is_in_place(&own.target, SMALL), "reads still work");
+    own.containerd.stop().expect("containerd can be stopped");
     drop(disk);
     let image = text(&root.with_file_name("disk.img"));
     Mount::over(&root, &["-o", "loop", &image]).leave();
-    own.containerd.restart().expect("it can be started");
+    own.containerd.restart().expect("containerd can be started");
     daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
     assert!(is_in_place(&own.target, SMALL));
     daemon.finish(&own.target);
@@ -333,7 +337,7 @@ fn a_containerd_that_restarts_meanwhile_is_waited_for(target: &Target) {
     daemon.wait_for_log("waiting");
     fake.listen();
     wait_until("the image", || fake.images(target.namespace()).contains_key(name));
-    daemon.wait_until("the lease is given back", || {
+    daemon.wait_until("the lease is returned", || {
         fake.leases(target.namespace()).is_empty()
     });
     daemon.stop();
@@ -349,7 +353,7 @@ on_its_own_containerd! {
     a_containerd_that_has_lost_its_identity_is_worked_with,
 }
 
-/// The records, but for the label that CRI gives to each, at a time of its choosing.
+/// Returns the records without the label that CRI adds to each at an unpredictable time.
 fn without_marks_of_cri(target: &Target) -> BTreeMap<String, ImageRecord> {
     let mut records = target.records();
     for record in records.values_mut() {
@@ -358,7 +362,7 @@ fn without_marks_of_cri(target: &Target) -> BTreeMap<String, ImageRecord> {
     records
 }
 
-/// The daemon sees another version with other rules, looks at everything again, and has nothing to do.
+/// The daemon sees a version with other rules, checks every bundle again, and has nothing to do.
 fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Generation) {
     let node = Node::on(&own.target);
     let archive = bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
@@ -373,7 +377,7 @@ fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Ge
         own.containerd.version_text()
     ));
     daemon.wait_for_log("looked at again");
-    daemon.wait_until("it is compared", || sent_bytes(&node) == Some(0));
+    daemon.wait_until("a comparison has ended", || sent_bytes(&node) == Some(0));
     assert_eq!(without_marks_of_cri(target), before);
     assert_eq!(target.digests(), bundles::needed_here(&archive.images));
 
@@ -396,7 +400,7 @@ fn everything_stays_in_place_when_2_1_becomes_2_3() {
     });
 }
 
-/// Every answer comes late, and none so late that containerd is given up.
+/// Every answer is slow, but not slow enough to give containerd up.
 fn a_containerd_that_takes_its_time_is_waited_for(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -412,7 +416,7 @@ fn a_containerd_that_takes_its_time_is_waited_for(target: &Target) {
         fake.images(target.namespace()).contains_key(SMALL)
     });
     fake.clear_faults();
-    daemon.wait_until("it is quiet", || is_quiet(target));
+    daemon.wait_until("all work has ended", || is_quiet(target));
     assert!(is_in_place(target, SMALL));
     let log = daemon.finish(target);
     assert!(
@@ -421,7 +425,7 @@ fn a_containerd_that_takes_its_time_is_waited_for(target: &Target) {
     );
 }
 
-/// There is no replay of events: what nobody told of is found by comparing.
+/// containerd does not repeat events. A comparison finds the changes that no event reported.
 fn what_no_event_told_of_is_found_at_the_next_comparison(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -432,7 +436,7 @@ fn what_no_event_told_of_is_found_at_the_next_comparison(target: &Target) {
     let layer = archive.images[0].manifests[0].layers[0].to_string();
     let events = fake.events().len();
     assert!(fake.remove_blob(target.namespace(), &layer));
-    assert_eq!(fake.events().len(), events, "nobody was told");
+    assert_eq!(fake.events().len(), events, "no event was sent");
     daemon.wait_until("the layer again", || target.digests().contains(&layer));
     daemon.finish(target);
 }

@@ -1,4 +1,4 @@
-//! Content in containerd: gc labels, what is sent, what was there before, and leases.
+//! Content in containerd: gc labels, sent bytes, earlier content, and leases.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use fake_containerd::{Code, Fault};
 use crate::support::bundles::{self, PLATFORMS, image, multi_platform, native, needed_here, text};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
-/// The gc labels of a blob: what follows `containerd.io/gc.ref.content.`, and the digest.
+/// Returns the gc labels of a blob: the text after `containerd.io/gc.ref.content.`, and the digest.
 fn references(target: &Target, digest: &str) -> BTreeMap<String, String> {
     let labels = target
         .blobs()
@@ -53,11 +53,11 @@ fn parents_carry_the_labels_that_hold_their_children(target: &Target) {
     assert_eq!(
         target.digests(),
         needed_here(&archive.images),
-        "and the bundle's own index.json is not there"
+        "and the bundle's own index.json is not in the store"
     );
 }
 
-/// The repositories that a blob says it is from, by host.
+/// Returns the repositories in a blob's labels, by host.
 fn sources(target: &Target, digest: &str) -> BTreeMap<String, String> {
     let labels = target.blobs().remove(digest).expect("the blob is there");
     let sources = labels.into_iter().filter_map(|(key, value)| {
@@ -67,7 +67,7 @@ fn sources(target: &Target, digest: &str) -> BTreeMap<String, String> {
     sources.collect()
 }
 
-/// Mirrors among nodes, such as Spegel, share what says where it is from.
+/// Mirrors among nodes, such as Spegel, share only blobs whose labels name their repository.
 fn blobs_say_in_which_repositories_they_are(target: &Target) {
     let node = Node::on(target);
     let shared = unique();
@@ -94,7 +94,7 @@ fn blobs_say_in_which_repositories_they_are(target: &Target) {
     );
 }
 
-/// What another importer brought is shared, too, and nobody's repository is forgotten.
+/// Blobs of another importer are shared too, and its repository stays in the label.
 fn blobs_that_are_there_already_say_in_which_repositories_they_are(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -119,7 +119,8 @@ fn blobs_that_are_there_already_say_in_which_repositories_they_are(target: &Targ
     }
 }
 
-/// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and not sent again.
+/// Statements 31, 37 and 42: blobs that another tool left without labels and lease are kept,
+/// completed and not sent again.
 fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -160,14 +161,15 @@ fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
     }
 }
 
-/// Content that another namespace has is adopted: containerd shares it, and not a byte is sent (pitfall 33).
+/// Blobs of another namespace are adopted. containerd shares content, so not a byte is sent
+/// (pitfall 33).
 fn large_blobs_of_another_namespace_are_adopted(target: &Target) {
     let (node, other) = (Node::on(target), target.elsewhere());
     let file = text(&node.path("bundle.tar"));
     let archive = bundles::write(file.as_ref(), [bundles::large("registry.test/app:1", 1 << 20)]);
     Node::on(&other).import([&file]).exits(0);
     let report = node.import([&file]).exits(0).bundle();
-    // Manifest and config are sent sooner than they are asked for.
+    // The daemon sends the manifest and config without asking first, since they are small.
     assert!(report["blobs"]["sent_bytes"].as_u64() < Some(4096), "{report:#}");
     assert!(
         report["blobs"]["present_bytes"].as_u64() > Some(1 << 20),
@@ -193,7 +195,8 @@ fn a_lease_that_vanishes_meanwhile_costs_no_image(target: &Target) {
     }
 }
 
-/// Statement 33 on the way: a commit that containerd refuses leaves no ingest, and the next run starts anew.
+/// Statement 33 during an import: a commit that containerd refuses leaves no ingest, and the next
+/// run starts over.
 fn a_refused_commit_leaves_no_ingest_and_the_next_run_is_whole(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -209,7 +212,7 @@ fn a_refused_commit_leaves_no_ingest_and_the_next_run_is_whole(target: &Target) 
     assert_eq!(target.digests(), needed_here(&archive.images));
 }
 
-/// A broken connection costs what was under way and nothing else.
+/// A broken connection costs only the transfers that were running.
 fn a_connection_that_breaks_in_mid_blob_is_taken_up_again(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -229,7 +232,8 @@ fn a_connection_that_breaks_in_mid_blob_is_taken_up_again(target: &Target) {
     assert!(target.leases().is_empty() && target.ingests().is_empty());
 }
 
-/// A full disk is said, leaves nothing half-way, and with room again the same command finishes.
+/// The command reports a full disk and leaves nothing behind. With room again, the same command
+/// succeeds.
 fn a_full_disk_is_said_and_gives_everything_back(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -247,7 +251,7 @@ fn a_full_disk_is_said_and_gives_everything_back(target: &Target) {
     node.import([&file]).exits(0);
 }
 
-/// What containerd refuses is said with its own words, and nothing is left behind.
+/// The message has containerd's own words for a refusal, and nothing is left behind.
 fn a_record_that_containerd_refuses_fails_that_image(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);

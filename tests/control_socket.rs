@@ -1,4 +1,4 @@
-//! The control socket: who may ask the daemon on it, and what is there while it cannot be had.
+//! The control socket: the users that may connect, and the tools that work without it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -22,7 +22,7 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
     let (head, _) = node.ask("/v1/other", &[]);
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
-    // Nor does it help somebody else that its mode was changed.
+    // Another user cannot connect even after the mode of the socket was changed.
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let copy = node.program_for_all();
     open(&socket, 0o666);
@@ -52,8 +52,8 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     daemon.finish(target);
 }
 
-/// With the tag of what is known, the answer waits for news (RFC 7240): not longer than was asked for, and not when there
-/// are some.
+/// A request with the tag of the known status waits for a change (RFC 7240). It waits at most for
+/// the requested time, and not at all if the status has changed.
 fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -72,7 +72,7 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let (same, _, waited) = ask(&known, "wait=1");
     assert_eq!(same, known);
     assert!(waited >= Duration::from_secs(1), "{waited:?}");
-    // Another status than the one that is there is news already, and so it is to whoever does not say how long he waits.
+    // An unknown tag is answered at once, and so is a request without a time limit.
     for (tag, wait) in [("\"other\"", "wait=20"), (&*known, "respond-async")] {
         let (same, _, waited) = ask(tag, wait);
         assert_eq!(same, known);
@@ -81,13 +81,13 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| ask(&known, "respond-async, wait=20"));
         node.put("one.tar", ONE);
-        let (news, body, waited) = asking.join().expect("it is answered");
+        let (news, body, waited) = asking.join().expect("the request is answered");
         assert_ne!(news, known);
         assert!(body.contains("one.tar"), "{body}");
         assert!(waited < Duration::from_secs(15), "{waited:?}");
     });
 
-    // Somebody who waits keeps nobody from asking, however many they are.
+    // Waiting clients, however many, keep no other client from an answer.
     node.airgapd(["wait"]).exits(0);
     let known = tag_of(&node.ask("/v1/status", &[]).0);
     std::thread::scope(|scope| {
@@ -96,7 +96,7 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
         assert_eq!(bundle(&status, "one.tar")["state"], "done");
         node.put("two.tar", TWO);
         for waiting in waiting {
-            let (news, ..) = waiting.join().expect("it is answered");
+            let (news, ..) = waiting.join().expect("the request is answered");
             assert_ne!(news, known);
         }
     });
@@ -122,7 +122,7 @@ fn what_a_killed_daemon_left_is_replaced_and_a_second_one_keeps_away(target: &Ta
     daemon.finish(target);
 }
 
-/// Without a place for the control socket nobody can ask, and everything else works.
+/// Without a place for the control socket no client can connect, but everything else works.
 fn a_runtime_folder_that_cannot_be_had_is_told_of_and_nothing_else_lacks(target: &Target) {
     // Only root may mount.
     for number in 0..=u8::from(lab::is_root()) {
@@ -130,7 +130,7 @@ fn a_runtime_folder_that_cannot_be_had_is_told_of_and_nothing_else_lacks(target:
         let name = format!("registry.test/runtime{number}:1");
         let folder = node.path("run");
         let mount = match number {
-            // A file where the folder should be.
+            // A file is in the place of the folder.
             0 => {
                 fs::write(&folder, "").expect("a file");
                 None

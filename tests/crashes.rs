@@ -1,7 +1,8 @@
-//! Files that kill the daemon, and kills from outside that no file is blamed for.
+//! Files that crash the daemon, and kills from outside that are no file's fault.
 //!
-//! The program has no switch that makes it crash. So it runs in a cell that is too small for a bundle: a limit on its
-//! data segment makes an allocation fail, which aborts it, and a memory group of its own makes the kernel kill it.
+//! The program has no switch that makes it crash. So the daemon runs in a cell that is too small
+//! for a bundle. A limit on its data segment makes an allocation fail, and the daemon aborts. In a
+//! memory group of its own, the kernel kills it.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,12 +20,12 @@ use crate::support::bundles::{self, image, native};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, run_on, unique};
 
-/// The room of a cell beside the memory of an idle daemon, in bytes. A usual bundle needs less, a bundle of
-/// [`write_heavy`] more.
+/// Memory of a cell beyond that of an idle daemon, in bytes. A usual bundle needs less, and a
+/// bundle of [`write_heavy`] needs more.
 const ROOM: u64 = 24 << 20;
 
-/// A sound bundle of a few MiB that takes many times as much memory while it is read: each of its images has an index
-/// with manifests for other platforms, of which no bundle needs to have the content.
+/// Writes a sound bundle of a few MiB whose reading takes many times as much memory. Each of its
+/// images has an index with manifests for other platforms, and a bundle may lack their content.
 fn write_heavy(path: &Path, name: &str) {
     const OTHERS: usize = 9_500;
     let images = (0..5).map(|n| match n {
@@ -71,21 +72,21 @@ fn write_heavy(path: &Path, name: &str) {
     archive.write_to(path);
 }
 
-/// Where a daemon runs that is to die of a bundle.
+/// A cell in which a bundle kills the daemon.
 enum Cell {
-    /// With so many KiB of data.
+    /// A limit on data, in KiB.
     Data(u64),
-    /// In this memory group.
+    /// A memory group.
     Group(PathBuf),
 }
 
 impl Cell {
-    /// A limit on the data segment, which is `used` bytes in an idle daemon.
+    /// Returns a cell with a limit on the data segment. An idle daemon has `used` bytes.
     fn of_data(used: u64) -> Cell {
         Cell::Data((used + ROOM) >> 10)
     }
 
-    /// A memory group. `None` where this process may not make one.
+    /// Returns a cell with a memory group, or `None` if this process may not make one.
     fn of_group(used: u64) -> Option<Cell> {
         let (root, limit) = [
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
@@ -96,7 +97,7 @@ impl Cell {
         let group = Path::new(root).join(format!("airgapd-test-{}", unique()));
         let made = fs::create_dir(&group).and_then(|()| {
             fs::write(group.join(limit), (used + ROOM).to_string())?;
-            // Without swap there is nowhere else to go.
+            // Without swap, the memory cannot be moved elsewhere.
             let _ = fs::write(group.join("memory.swap.max"), "0");
             Ok(())
         });
@@ -126,7 +127,7 @@ impl Cell {
     }
 }
 
-/// A command with the arguments and the environment of another.
+/// Returns a command with the arguments and the environment of another.
 fn like(other: &Command, mut command: Command) -> Command {
     command.args(other.get_args());
     for (name, value) in other.get_envs() {
@@ -146,9 +147,9 @@ impl Drop for Cell {
     }
 }
 
-/// A number of KiB from `/proc/<pid>/status`, in bytes.
+/// Returns a number of KiB from `/proc/<pid>/status`, in bytes.
 fn memory(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let number = line
         .and_then(|line| line.trim().strip_suffix("kB"))
@@ -156,7 +157,7 @@ fn memory(pid: u32, field: &str) -> u64 {
     number.trim().parse::<u64>().expect("a number") << 10
 }
 
-/// The memory of an idle daemon in bytes, by this field of its status.
+/// Returns the memory of an idle daemon in bytes, from this field of its status.
 fn idle(node: &Node, field: &str) -> u64 {
     let daemon = node.start();
     daemon.wait_for_log("connected to containerd");
@@ -180,8 +181,8 @@ fn set_aside_in_metrics(node: &Node) -> String {
     lines.next().expect("the metric is there").to_owned()
 }
 
-/// Lets the daemon die of `heavy.tar` in this cell so many times, after which it is left alone, and gives the daemon that
-/// lives.
+/// Lets the daemon die of `heavy.tar` in this cell `deaths` times, until it sets the file aside.
+/// Returns the daemon that survives.
 fn until_set_aside(node: &Node, cell: &Cell, signal: i32, deaths: usize) -> Daemon {
     for death in 0..deaths {
         let mut daemon = cell.start(node);
@@ -209,7 +210,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
     bundles::write(&node.images().join("light.tar"), [image(light)]);
     let daemon = until_set_aside(&node, &cell, signal, 3);
     daemon.wait_until("the bundle beside it", || target.record(light).is_some());
-    daemon.wait_until("it is written down", || {
+    daemon.wait_until("the result is in the ledger", || {
         status_of(&node, "light.tar")["state"] == "done"
     });
 
@@ -238,10 +239,10 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
     assert!(waited.said().contains("set aside"), "{waited:?}");
     daemon.stop();
 
-    // The same program leaves it alone at the next start, too, with room or without.
+    // The same program leaves the file alone at the next start too, with or without enough memory.
     let daemon = node.start();
     daemon.wait_for_log("not imported: set aside");
-    daemon.wait_until("it is compared", || {
+    daemon.wait_until("a comparison has ended", || {
         status_of(&node, "light.tar")["state"] == "done"
     });
     assert_eq!(target.record(heavy), None);
@@ -254,7 +255,9 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
         .unwrap();
     drop(file);
     daemon.wait_until("the changed file", || target.record(heavy).is_some());
-    daemon.wait_until("it is done", || status_of(&node, "heavy.tar")["state"] == "done");
+    daemon.wait_until("the file is imported", || {
+        status_of(&node, "heavy.tar")["state"] == "done"
+    });
     assert_eq!(set_aside_in_metrics(&node), "0");
     daemon.finish(target);
 }
@@ -275,7 +278,8 @@ fn a_file_that_gets_the_daemon_killed_for_memory_three_times_is_set_aside() {
     });
 }
 
-/// A build with a remedy may have the same version: its bytes tell.
+/// A build that fixes the crash may have the same version, so the daemon compares the bytes of the
+/// program.
 #[test]
 fn another_program_tries_a_file_again_that_was_set_aside_and_so_does_import_by_hand() {
     run_on(Place::Fake, |target| {
@@ -304,7 +308,7 @@ fn another_program_tries_a_file_again_that_was_set_aside_and_so_does_import_by_h
     });
 }
 
-/// The daemon survives one of two files that were under way, and clears it.
+/// Two files were being imported at the crash. The daemon survives one of them and clears it.
 #[test]
 fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cleared() {
     run_on(Place::Fake, |target| {
@@ -312,7 +316,7 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
         let cell = Cell::of_data(idle(&node, "VmData:"));
         let fake = target.as_fake().unwrap();
         let name = "registry.test/slow:1";
-        // It takes the lane of small bundles, and leaves the main one to the other.
+        // The file takes the lane of small bundles and leaves the main lane to the other file.
         let slow = Image::new(name).platform(native()).layer(unique());
         bundles::write(&node.images().join("slow.tar"), [slow]);
         fake.inject(Fault::Delay {
@@ -321,7 +325,7 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
         });
         write_heavy(&node.path("heavy.tar"), "registry.test/heavy:1");
         let mut daemon = cell.start(&node);
-        daemon.wait_until("it is under way", || !target.ingests().is_empty());
+        daemon.wait_until("the import is running", || !target.ingests().is_empty());
         fs::rename(node.path("heavy.tar"), node.images().join("heavy.tar")).unwrap();
         assert_eq!(daemon.wait().signal(), Some(6), "{}", daemon.log());
         fake.clear_faults();
@@ -339,11 +343,13 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
         let daemon = until_set_aside(&node, &cell, 6, 1);
         assert!(
             !daemon.log().contains("of 3 times"),
-            "it was alone: {}",
+            "the file was imported alone: {}",
             daemon.log()
         );
         daemon.wait_until("the other", || target.record(name).is_some());
-        daemon.wait_until("it is done", || status_of(&node, "slow.tar")["state"] == "done");
+        daemon.wait_until("the file is imported", || {
+            status_of(&node, "slow.tar")["state"] == "done"
+        });
         daemon.finish(target);
         let ledger: Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
         let entries = ledger["bundles"].as_object().unwrap().values();
@@ -353,7 +359,7 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
     });
 }
 
-/// SIGKILL, and SIGABRT as the watchdog of a service manager sends it.
+/// SIGKILL, and SIGABRT, which the watchdog of a service manager sends.
 #[test]
 fn kills_from_outside_blame_no_file() {
     run_on(Place::Fake, |target| {
@@ -371,7 +377,7 @@ fn kills_from_outside_blame_no_file() {
         });
         for signal in [Signal::KILL, Signal::ABORT].repeat(4) {
             let mut daemon = node.start();
-            daemon.wait_until("it is under way", || {
+            daemon.wait_until("the import is running", || {
                 fs::read_to_string(node.state().join("under-way"))
                     .is_ok_and(|text| text.contains("killed.tar"))
             });
@@ -386,7 +392,7 @@ fn kills_from_outside_blame_no_file() {
         assert_eq!(
             fs::read(node.state().join("under-way")).unwrap(),
             b"",
-            "nothing is under way"
+            "no import is running"
         );
     });
 }

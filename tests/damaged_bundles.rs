@@ -1,4 +1,5 @@
-//! Damaged bundles: no record for what is broken, everything else lands, and the message says which blob.
+//! Damaged bundles: a broken image gets no record, the other images are imported, and the message
+//! names the blob.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -15,7 +16,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 const GOOD: &str = "registry.test/good:1";
 const BAD: &str = "registry.test/bad:1";
 
-/// A part of an image.
+/// Selects a part of an image.
 type Part = fn(&BuiltManifest) -> &Digest;
 
 const PARTS: [(&str, Part); 3] = [
@@ -24,7 +25,7 @@ const PARTS: [(&str, Part); 3] = [
     ("manifest", |manifest| &manifest.digest),
 ];
 
-/// What is done to it.
+/// Damages a part.
 type Harm = fn(&mut Archive, &Digest);
 
 const HARMS: [(&str, Harm); 2] = [
@@ -69,8 +70,9 @@ fn an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does
     }
 }
 
-/// A layer whose bytes are others is told as such: once in text, once for its image in the document, and once in the log,
-/// with what to do. The same goes for documents.
+/// Wrong bytes in a layer are reported once in each output: in the text, for the image in the
+/// document, and in the log with the remedy. The same holds for wrong bytes in a document of the
+/// image.
 fn damaged_bytes_are_told_once_with_both_digests_and_what_to_do(target: &Target) {
     for (part, part_of) in PARTS {
         let target = target.elsewhere();
@@ -109,7 +111,7 @@ fn damaged_bytes_are_told_once_with_both_digests_and_what_to_do(target: &Target)
     }
 }
 
-/// Statement 13, where nothing is left to land.
+/// Statement 13, for a bundle whose only image is broken.
 fn a_bundle_of_one_broken_image_ends_with_5(target: &Target) {
     for (harm, damage) in HARMS {
         for (part, part_of) in PARTS {
@@ -133,7 +135,7 @@ fn a_bundle_of_one_broken_image_ends_with_5(target: &Target) {
     }
 }
 
-/// Where an archive is cut.
+/// The place where an archive is cut.
 enum Cut {
     Boundary,
     Header,
@@ -153,7 +155,7 @@ impl Cut {
         }
     }
 
-    /// Loses everything from the header at `boundary` on.
+    /// Removes everything from the header at `boundary` on.
     fn apply(&self, bytes: &mut Vec<u8>, boundary: usize) {
         match self {
             Cut::Boundary => bytes.truncate(boundary),
@@ -164,7 +166,8 @@ impl Cut {
     }
 }
 
-/// Two images, documents first and a layer of the bad one last; and where that layer's entry begins.
+/// Returns an archive of two images, with the documents first and a layer of the bad image last.
+/// Also returns the offset of that layer's entry and its digest.
 fn two_images_with_the_bad_ones_layer_last() -> (Archive, usize, Digest) {
     let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
     let lost = archive.images[0].manifests[0].layers[0].clone();
@@ -181,7 +184,7 @@ fn two_images_with_the_bad_ones_layer_last() -> (Archive, usize, Digest) {
     (archive, boundary, lost)
 }
 
-/// Statement 12: a cut loses one image, the other lands.
+/// Statement 12: a cut loses one image, and the other is imported.
 fn a_cut_bundle_gives_its_whole_images_and_no_other(target: &Target) {
     for cut in CUTS {
         let target = target.elsewhere();
@@ -204,7 +207,7 @@ fn a_cut_bundle_gives_its_whole_images_and_no_other(target: &Target) {
     }
 }
 
-/// Statement 12, where the cut loses the index: nothing lands, whatever was there before stays.
+/// Statement 12, for a cut that loses the index: nothing is imported, and earlier records stay.
 fn a_bundle_cut_before_its_index_changes_nothing(target: &Target) {
     for cut in CUTS {
         let target = target.elsewhere();
@@ -234,7 +237,7 @@ fn a_bundle_cut_before_its_index_changes_nothing(target: &Target) {
     }
 }
 
-/// A damaged bundle in the folder: the daemon names image and blob, and goes on.
+/// A damaged bundle is in the folder. The daemon names the image and blob, and continues.
 fn the_daemon_names_what_is_broken_and_takes_the_rest(target: &Target) {
     let node = Node::on(target);
     let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
@@ -251,7 +254,7 @@ fn the_daemon_names_what_is_broken_and_takes_the_rest(target: &Target) {
     daemon.finish(target);
 }
 
-/// What is done to a file in mid import says nothing of what comes of it.
+/// Damage during an import does not prevent a later import of the repaired file.
 fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -265,7 +268,7 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
         match name {
             "plain.tar" => plain.write_to(&path),
             "packed.tar.gz" => {
-                fs::write(&path, packed.to_compressed(Compression::Gzip)).expect("it can be written");
+                fs::write(&path, packed.to_compressed(Compression::Gzip)).expect("the file can be written");
             }
             _ => folder.extract_to(&path),
         }
@@ -287,7 +290,10 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
             make(name);
         }
     }
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     for name in ["plain", "packed", "folder"] {
         let name = format!("registry.test/{name}:1");
         daemon.wait_until(&name, || target.record(&name).is_some());
@@ -296,22 +302,22 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
 }
 
 fn cut(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    file.set_len(file.metadata().expect("it is there").len() / 2)
-        .expect("it can be cut");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    file.set_len(file.metadata().expect("the file exists").len() / 2)
+        .expect("the file can be cut");
 }
 
 fn overwrite(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    let size = file.metadata().expect("it is there").len();
-    let zeros = vec![0; usize::try_from(size).expect("it is small")];
-    file.write_all_at(&zeros, 0).expect("it can be written");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    let size = file.metadata().expect("the file exists").len();
+    let zeros = vec![0; usize::try_from(size).expect("the file is small")];
+    file.write_all_at(&zeros, 0).expect("the file can be written");
 }
 
 fn extend(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    let size = file.metadata().expect("it is there").len();
-    file.write_all_at(b"more", size).expect("it can be written");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    let size = file.metadata().expect("the file exists").len();
+    file.write_all_at(b"more", size).expect("the file can be written");
 }
 
 on_each_containerd!(

@@ -1,8 +1,9 @@
-//! Nodes whose containerd lets go of an image's layers once they are unpacked (`discard_unpacked_layers`, as on EKS and
-//! GKE), beside bundles that vouch for whole images.
+//! Bundles on nodes whose containerd discards an image's layers after unpacking them
+//! (`discard_unpacked_layers`, as on EKS and GKE).
 //!
-//! containerd discards by not naming the layers in the labels of a manifest that it pulls. The daemon's labels name those of
-//! a bundle, so containerd throws nothing away that the daemon would have to send again and again.
+//! When containerd pulls such an image, the labels of its manifest do not name the layers, so they
+//! are collected. The daemon's labels name the layers of a bundle. So containerd discards nothing
+//! that the daemon would have to send again and again.
 
 use std::fs;
 
@@ -22,9 +23,9 @@ fn discarding() -> Options {
     }
 }
 
-/// An image of two layers that a container can be started from.
+/// Returns an image of two layers from which a container can start.
 fn two_layers(name: &str) -> Image {
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let lower = Layer::files([
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -37,7 +38,7 @@ fn two_layers(name: &str) -> Image {
         .with_layer(upper)
 }
 
-/// Has CRI pull an image, and garbage collected, as both happens on nodes.
+/// Makes CRI pull an image and collects garbage. Both happen on nodes.
 fn pull(target: &Target, name: &str) {
     target.pull(name);
     target.collect_garbage();
@@ -45,7 +46,7 @@ fn pull(target: &Target, name: &str) {
 
 fn runs(own: &Own, name: &str) {
     let said = own.containerd.run(name, &["/bin/busybox", "echo", "hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
     wait_until("the container has let go of the snapshot", || {
         !own.target
             .ctr(&["containers", "list", "--quiet"])
@@ -53,7 +54,7 @@ fn runs(own: &Own, name: &str) {
     });
 }
 
-/// How many of the layers are in the store.
+/// Returns the number of these layers in the store.
 fn there(target: &Target, layers: &[Digest]) -> usize {
     let there = target.digests();
     layers
@@ -62,14 +63,14 @@ fn there(target: &Target, layers: &[Digest]) -> usize {
         .count()
 }
 
-/// Has the daemon compare everything with containerd once more.
+/// Makes the daemon compare everything with containerd once more.
 fn compare(target: &Target, daemon: &Daemon, marker: &str) {
     target.remove_record(marker);
     daemon.wait_until("a comparison", || target.record(marker).is_some());
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
 }
 
-/// The label by which a config says that its image is unpacked, and with which snapshotter: the snapshotter, and the last
+/// Returns the label of a config that marks its image as unpacked: the snapshotter and the last
 /// snapshot.
 fn unpacked(target: &Target, config: &Digest) -> (String, String) {
     let labels = target
@@ -80,7 +81,7 @@ fn unpacked(target: &Target, config: &Digest) -> (String, String) {
         let snapshotter = key.strip_prefix("containerd.io/gc.ref.snapshot.")?;
         Some((snapshotter.to_owned(), top))
     });
-    labels.next().expect("it is unpacked")
+    labels.next().expect("the image is unpacked")
 }
 
 fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(own: &mut Own) {
@@ -102,7 +103,7 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
         built(&bundles::layout([image_of_others]).build()),
     );
 
-    // Before there is a bundle: containerd throws the layers away, and the images run.
+    // Without a bundle, containerd discards the layers, and the images run.
     for (name, manifest) in [(ours, &manifest), (others, &manifest_of_others)] {
         pull(target, name);
         assert_eq!(
@@ -113,7 +114,7 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
         runs(own, name);
     }
 
-    // The bundle that vouches for one of them brings its layers, once.
+    // The bundle for one of the images brings its layers, once.
     let daemon = node.start();
     let (bundle, marker) = bundles::marker(node.path("marker.tar"));
     node.drop_in(&bundle);
@@ -123,7 +124,7 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
     });
     assert_eq!(there(target, &manifest.layers), 2);
 
-    // Nothing that containerd does takes them away again.
+    // No action of containerd removes them again.
     runs(own, ours);
     pull(target, ours);
     if own.containerd.generation() != Generation::V1_6 {
@@ -137,17 +138,18 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
     assert_eq!(
         there(target, &manifest.layers),
         2,
-        "containerd threw away what a bundle vouches for"
+        "containerd discarded layers that a bundle vouches for"
     );
     compare(target, &daemon, &marker);
     let log = daemon.log();
     let imports = log
         .lines()
         .filter(|line| line.contains("bundle imported") && line.contains("ours.tar"));
-    // CRI writes the labels of a record anew when it pulls; those come back without a byte.
+    // CRI rewrites the labels of a record when it pulls. The daemon restores them without sending a
+    // byte.
     assert!(imports.skip(1).all(|line| line.contains(" 0 B sent")), "{log}");
 
-    // Layers that are deleted by hand come back, the image unpacked or not.
+    // Layers that are deleted by hand are restored, whether the image is unpacked or not.
     let (snapshotter, top) = unpacked(target, &manifest.config);
     target.ctr(&["content", "rm", manifest.layers[0].as_ref()]);
     compare(target, &daemon, &marker);
@@ -161,7 +163,7 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
     daemon.wait_until("the layers", || there(target, &manifest.layers) == 2);
     runs(own, ours);
 
-    // For an image of others nothing is sent: there is no bundle to send it from, and it runs.
+    // Nothing is sent for another importer's image: no bundle has it, and it runs.
     assert_eq!(there(target, &manifest_of_others.layers), 0);
     runs(own, others);
     assert!(!daemon.log().contains(others), "{}", daemon.log());

@@ -1,4 +1,5 @@
-//! What does not fit is not begun, what fills the disk is taken back, and both go on when there is room.
+//! An import that does not fit is not started. An import that fills the disk is undone. Both
+//! continue when there is room.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,10 +20,10 @@ use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, uniq
 const BIG: &str = "registry.test/big:1";
 const SMALL: &str = "registry.test/small:1";
 const MIB: u64 = 1 << 20;
-/// A disk on which a containerd with CRI has some room.
+/// Size of a disk with some room for a containerd with CRI.
 const DISK: u64 = 160 * MIB;
 
-/// A containerd on a disk of its own.
+/// Options of a containerd on its own disk.
 fn on_a_small_disk() -> Options {
     Options {
         disk: Some(DISK),
@@ -37,25 +38,23 @@ fn big_image(size: u64) -> Image {
         .with_layer(Layer::zeros(size))
 }
 
-/// Bytes free on the disk of a folder.
+/// Returns the free bytes on the disk of a folder.
 fn free(folder: &Path) -> u64 {
     let stat = rustix::fs::statvfs(folder).unwrap();
     stat.f_bavail * stat.f_frsize
 }
 
-/// Fills the disk of a folder until so many bytes are left.
+/// Fills the disk of a folder until only `left` bytes are free.
 fn fill(folder: &Path, left: u64) -> PathBuf {
     let file = folder.join("somebody-elses");
-    let size = free(folder)
-        .checked_sub(left)
-        .expect("there is more room than that");
+    let size = free(folder).checked_sub(left).expect("the disk has more room");
     let output = File::create(&file).unwrap();
     rustix::fs::fallocate(&output, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
     output.sync_all().unwrap();
     file
 }
 
-/// Why the last try of the only bundle failed, as the ledger has it.
+/// Returns the reason why the last try of the only bundle failed, from the ledger.
 fn last_error(node: &Node) -> Option<(String, String)> {
     let ledger: Value = serde_json::from_str(&fs::read_to_string(node.ledger()).ok()?).ok()?;
     let error = ledger["bundles"].as_object()?.values().next()?["last_error"].clone();
@@ -69,12 +68,12 @@ fn is_in_place(target: &Target, name: &str) -> bool {
     target.record(name).is_some() && target.is_pinned(name)
 }
 
-/// Nothing of ours is on the disk of containerd that no record needs.
+/// Returns true if airgapd has nothing on containerd's disk that no record needs.
 fn nothing_is_left(target: &Target) -> bool {
     target.leases().is_empty() && target.ingests().is_empty()
 }
 
-#[allow(clippy::print_stderr, reason = "a figure for whoever runs this by hand")]
+#[allow(clippy::print_stderr, reason = "a figure for a run by hand")]
 fn report(target: &Target, what: &str, since: Instant) {
     eprintln!(
         "{what} on {:?}: {:.2} s",
@@ -128,7 +127,8 @@ fn what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits(own: &mut Own)
     assert_eq!(log.matches("no space for it").count(), 1, "{log}");
 }
 
-/// The program in a place from which containerd's root cannot be seen, as in a container that was given the socket.
+/// Returns the program in a place that does not see containerd's root, like a container with only
+/// the socket.
 fn out_of_sight(program: &Command, root: &Path) -> Command {
     let mut command = Command::new("unshare");
     let script = "mount -t tmpfs none \"$0\" && exec \"$@\"";
@@ -140,7 +140,7 @@ fn out_of_sight(program: &Command, root: &Path) -> Command {
     command
 }
 
-/// Nobody could foresee it.
+/// The daemon cannot see that the disk is small.
 fn a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers(own: &mut Own) {
     let (root, target) = (own.containerd.root(), &own.target);
     let node = Node::on(target);
@@ -154,10 +154,10 @@ fn a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers(o
     daemon.wait_until("the ledger says why", || {
         last_error(&node).is_some_and(|(class, text)| class == "space" && text.contains("no space"))
     });
-    // The first try may have had its folder made, or not, when the other blob had filled the disk.
-    daemon.wait_until("what fits", || is_in_place(target, SMALL));
+    // The first try may have its folder or not, depending on when the other blob filled the disk.
+    daemon.wait_until("the bundle that fits", || is_in_place(target, SMALL));
     assert!(target.record(BIG).is_none(), "nothing is half recorded");
-    daemon.wait_until("everything is given back", || {
+    daemon.wait_until("everything is returned", || {
         nothing_is_left(target) && before.abs_diff(free(&root)) < 2 * MIB
     });
 
@@ -175,7 +175,7 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
     let daemon = node.start();
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     daemon.wait_until("the first image", || is_in_place(target, SMALL));
-    daemon.wait_until("it is quiet", || nothing_is_left(target));
+    daemon.wait_until("all work has ended", || nothing_is_left(target));
 
     let ballast = fill(&root, 20 * MIB);
     let names = [1, 2, 3].map(|n| format!("registry.test/later-{n}:1"));
@@ -194,7 +194,7 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
 
     fs::remove_file(ballast).unwrap();
     daemon.wait_until("everything", || {
-        // Somebody has to take what the daemon tells the service manager.
+        // The test must read the daemon's messages for the service manager.
         daemon.notified();
         names.iter().all(|name| is_in_place(target, name)) && is_in_place(target, SMALL)
     });
@@ -229,7 +229,7 @@ fn a_disk_that_kubelet_will_find_full_is_said_once_for_many_bundles(own: &mut Ow
     daemon.finish(target);
 }
 
-/// Files of a disk are counted, too: it may be full of small ones.
+/// The number of files counts too: small files can use up a disk's inodes.
 fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     let target = &own.target;
     let node = Node::on(target);
@@ -243,7 +243,7 @@ fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     daemon.wait_for_log("files");
     assert!(target.record(SMALL).is_none());
-    fs::remove_dir_all(&folder).expect("it is ours");
+    fs::remove_dir_all(&folder).expect("the test owns it");
     daemon.wait_until("the image", || is_in_place(target, SMALL));
     daemon.finish(target);
 }
@@ -257,7 +257,7 @@ on_its_own_containerd! {
     a_disk_without_room_for_another_file_is_a_full_disk,
 }
 
-/// containerd passes the system's words on, and a quota has others than a disk.
+/// containerd passes on the system's message. A quota has another message than a full disk.
 fn a_quota_that_is_used_up_is_a_full_disk(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -277,7 +277,7 @@ fn a_quota_that_is_used_up_is_a_full_disk(target: &Target) {
     daemon.finish(target);
 }
 
-/// The stand-in's store is nowhere; that of a folder is that of its disk.
+/// The stand-in's store has no place. This one is in a folder, so its disk counts.
 fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
     let store = tempfile::tempdir().unwrap();
     fs::create_dir(store.path().join("ingest")).unwrap();
@@ -313,7 +313,7 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
     assert!(said.stdout.contains(&text(store.path())), "{said:?}");
 }
 
-/// The daemon remembers what it can and says what it cannot.
+/// The daemon keeps its state in memory and logs that it cannot write it.
 fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target: &Target) {
     if !lab::is_root() {
         return;
@@ -329,7 +329,7 @@ fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target
         let image_name = format!("registry.test/{name}:1");
         bundles::write(&node.images().join(format!("{name}.tar")), [image(&image_name)]);
         daemon.wait_until("the image", || is_in_place(target, &image_name));
-        said_once(&daemon, "going on without memory");
+        said_once(&daemon, "cannot keep the state in");
         daemon.finish(target);
         drop(before);
         if option.is_some() {
@@ -349,7 +349,7 @@ fn said_once(daemon: &Daemon, word: &str) {
 
 struct Ballast(Option<PathBuf>);
 
-/// Fills the disk of a folder where asked for, until dropped.
+/// Fills the disk of a folder if wanted, until the result is dropped.
 fn is_full(folder: &Path, is_wanted: bool) -> Ballast {
     Ballast(is_wanted.then(|| fill(folder, 0)))
 }

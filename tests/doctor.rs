@@ -1,4 +1,4 @@
-//! `airgapd doctor`: each fault is brought about, and is found with its remedy.
+//! `airgapd doctor`: each test causes a fault, and the doctor finds it and names the remedy.
 
 use std::fs;
 use std::io::Read as _;
@@ -17,7 +17,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const ONE: &str = "registry.test/one:1";
 
-/// What is found of one subject: the verdict, and then the text with the remedy.
+/// Returns the findings about a subject: the verdict, and the text with the remedy.
 fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
     let document = answer.json();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -50,7 +50,7 @@ fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Has the doctor look, and holds one finding against what is expected: the verdict and words of text and remedy.
+/// Checks that the doctor has a finding with this verdict and these words in text and remedy.
 #[track_caller]
 fn assert_found(answer: &Answer, subject: &str, verdict: &str, words: &[&str]) {
     let all = found(answer, subject);
@@ -76,7 +76,7 @@ fn what_is_wrong_with_the_folder_is_found(target: &Target) {
         &doctor(&node),
         "folder",
         "problem",
-        &["everybody can write it", "chmod o-w"],
+        &["every user can write it", "chmod o-w"],
     );
     mode(&images, 0o775);
     assert_found(&doctor(&node), "folder", "note", &["go-w"]);
@@ -97,7 +97,7 @@ fn what_is_wrong_with_the_folder_is_found(target: &Target) {
     assert_found(&doctor(&node), "folder", "problem", &["make it a folder"]);
 }
 
-/// From no socket at all to a containerd that is not kubelet's.
+/// From a missing socket to a containerd that is not kubelet's.
 fn what_is_wrong_with_the_socket_is_found(_: &Target) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("containerd.sock");
@@ -115,7 +115,7 @@ fn what_is_wrong_with_the_socket_is_found(_: &Target) {
         }
     });
     assert_found(&doctor(&node), "containerd", "problem", &words);
-    // Who says nothing ends it.
+    // A client that sends nothing ends the thread.
     let _ = std::os::unix::net::UnixStream::connect(&socket);
     hangs_up.join().unwrap();
     fs::remove_file(&socket).unwrap();
@@ -159,12 +159,12 @@ fn a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found(target: &Ta
         &["linux/s390x", "linux/amd64", "`platforms:`"],
     );
 
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let in_kubernetes = Node::at(fake.socket(), "k8s.io");
     assert_eq!(found(&doctor(&in_kubernetes), "namespace"), []);
 }
 
-/// The store is a small file system of its own, so that it can be filled without harm.
+/// The store is on a small file system, so that the test can fill it without harm.
 fn too_little_space_on_the_disk_is_found(_: &Target) {
     if !lab::is_root() {
         return;
@@ -189,7 +189,7 @@ fn too_little_space_on_the_disk_is_found(_: &Target) {
     assert_found(&doctor(&node), "disk", "problem", &["free space", "`minFree:`"]);
 }
 
-/// A file system of 16 MiB in memory, for as long as this lives.
+/// A file system of 16 MiB in memory, which lives as long as this value.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
@@ -211,7 +211,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// k0s has its own importer, and its label says which folder that goes by.
+/// k0s has its own importer. Its label names the folder that it reads.
 fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
     let node = Node::on(target);
     assert_found(&doctor(&node), "others", "ok", &["nobody else"]);
@@ -230,7 +230,8 @@ fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
     drop(archive);
 }
 
-/// Runs the doctor after a shell script that changes the machine for it alone, in namespaces of its own.
+/// Runs a shell script and then the doctor, in namespaces of their own. The script changes the
+/// machine for this doctor only.
 fn doctor_after(node: &Node, namespaces: &[&str], script: &str) -> Answer {
     let usual = node.command(["doctor", "-o", "json"]);
     let mut command = Command::new("unshare");
@@ -291,7 +292,7 @@ fn a_state_folder_that_cannot_be_written_is_found(target: &Target) {
     assert_found(&doctor(&node), "state", "note", &["is not there yet"]);
 }
 
-/// systemctl is a script that says what systemd would.
+/// systemctl is a script that answers like systemd.
 fn what_is_wrong_with_the_unit_is_found(target: &Target) {
     if !lab::is_root() {
         return;
@@ -341,7 +342,8 @@ fn what_is_wrong_with_the_unit_is_found(target: &Target) {
     }
 }
 
-/// What containerd says of itself is worth knowing before an upgrade, and keeps no bundle from being imported.
+/// An operator should know containerd's deprecation warnings before an upgrade. They prevent no
+/// import.
 fn what_containerd_says_is_deprecated_is_told(target: &Target) {
     assert_eq!(found(&doctor(&Node::on(target)), "deprecated"), []);
     let message = "The `mirrors` property of the registry will be removed in containerd v2.7. Use `config_path` instead.";
@@ -437,11 +439,11 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
     let (is, why) = verdict("folder", 1).remove(0);
     assert!(
-        is == "problem" && why.contains("everybody can write it"),
+        is == "problem" && why.contains("every user can write it"),
         "{is} {why}"
     );
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
-    // The daemon has to notice it, too.
+    // Wait until the daemon has noticed it too.
     node.airgapd(["wait"]).exits(0);
     let text = node.airgapd(["doctor"]).exits(0).stdout;
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");

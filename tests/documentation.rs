@@ -1,21 +1,20 @@
-//! The program makes the completions and manual pages that packages ship beside it. And the documents name tests that are there,
-//! and quote the program in its own words.
+//! The program makes its own completions and manual pages for the packages. The documents name
+//! tests that exist, and quote the program word for word.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::node::program;
 
-/// The commands as the program's help lists them.
+/// The commands in the groups of the program's help, and those that it names below.
 fn commands() -> Vec<String> {
     let help = program().arg("--help").output().expect("the program runs").stdout;
     let help = String::from_utf8(help).expect("help is text");
-    let (_, list) = help.split_once("Commands:\n").expect("there are commands");
-    list.lines()
-        .take_while(|line| !line.is_empty())
-        // What is indented further goes on from the line above.
-        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+    let (groups, _) = help.split_once("Global options:\n").expect("there are options");
+    let commands = groups.lines().filter_map(|line| line.strip_prefix("  "));
+    commands
         .filter_map(|line| line.split_whitespace().next())
+        .chain(["run", "inventory", "completions", "man"])
         .map(str::to_owned)
         .collect()
 }
@@ -59,12 +58,12 @@ fn a_folder_for_the_pages_that_is_not_there_is_named() {
     assert!(said.contains("/nonexistent"), "{said}");
 }
 
-/// Where the project lies.
+/// Returns the root folder of the project.
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A file of the source with its lines joined where a text goes on: what is shipped of it, and its tests.
+/// Returns a source file with continued strings joined: the shipped part, and the tests.
 fn source(file: &Path) -> (String, String) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let mut joined = String::new();
@@ -85,7 +84,7 @@ fn source(file: &Path) -> (String, String) {
     }
 }
 
-/// The source of the shipped crates, without their tests.
+/// Returns the source of the shipped crates, without their tests.
 fn shipped() -> String {
     const NOT_SHIPPED: [&str; 5] = ["fake-containerd", "harness", "lab", "workshop", "xtask"];
     let crates = workspace().join("crates");
@@ -109,19 +108,19 @@ fn shipped() -> String {
     sources
 }
 
-/// A row of the runbook: the words that the program prints, in their parts around what changes, and the tests.
+/// A row of the runbook: the words that the program prints, split at the values, and the tests.
 struct Symptom {
     line: usize,
     keys: Vec<Vec<String>>,
     tests: Vec<String>,
 }
 
-/// The text in backticks.
+/// Returns the texts in backticks.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// The rows of docs/runbook.md that begin with words of the program.
+/// Returns the rows of docs/runbook.md that start with words of the program.
 fn symptoms() -> Vec<Symptom> {
     let text = include_str!("../docs/runbook.md");
     let rows = text.lines().zip(1..).filter(|(line, _)| line.starts_with("| `"));
@@ -139,7 +138,8 @@ fn symptoms() -> Vec<Symptom> {
     .collect()
 }
 
-/// The program says each symptom in the words of the runbook, and a test of the row looks for them.
+/// The program prints each symptom in the words of the runbook, and a test of the row looks for
+/// them.
 #[test]
 fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about() {
     let shipped = shipped();
@@ -149,12 +149,12 @@ fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about(
         let parts = || keys.iter().flatten();
         for part in parts().filter(|part| !shipped.contains(part.as_str())) {
             moved.push(format!(
-                "docs/runbook.md:{line}: the program does not say {part:?} any more"
+                "docs/runbook.md:{line}: the program does not print {part:?}"
             ));
         }
         let files = tests.iter().filter_map(|test| test.split_once("::"));
         let tests: String = files.map(|(file, _)| source(&workspace().join(file)).1).collect();
-        // A test need not quote all: three words in a row tell a message from others.
+        // A test need not quote the whole text: three words in a row identify a message.
         let is_quoted = |part: &String| {
             let words: Vec<_> = part.split(' ').collect();
             let least = words.len().min(3);
@@ -173,8 +173,8 @@ fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about(
     assert!(symptoms.len() > 40, "the table is read: {}", symptoms.len());
 }
 
-/// Nothing is left unexplained: a warning or an error of the daemon has an id, by which `journalctl -x` explains it, or a row of the
-/// runbook.
+/// Every warning and error of the daemon is explained: it has an id for `journalctl -x`, or a row
+/// of the runbook.
 #[test]
 fn each_message_at_warning_and_above_has_a_message_id_or_a_row_of_the_runbook() {
     let text = include_str!("../docs/messages.md");
@@ -210,7 +210,7 @@ fn each_message_at_warning_and_above_has_a_message_id_or_a_row_of_the_runbook() 
     );
 }
 
-/// docs/faults.md and docs/runbook.md name a test in each row, as `path/of/file.rs::name`.
+/// docs/faults.md and docs/runbook.md name a test in each row, in the form `path/of/file.rs::name`.
 #[test]
 fn the_tests_that_the_documentation_names_are_there() {
     let mut count = 0;
@@ -234,9 +234,12 @@ fn the_tests_that_the_documentation_names_are_there() {
                 .next()
                 .expect("a row has cells");
             let tests: Vec<&str> = held_by.split('`').filter(|text| text.contains("::")).collect();
-            assert!(!tests.is_empty(), "{document}:{line}: nothing holds this: {row}");
+            assert!(
+                !tests.is_empty(),
+                "{document}:{line}: this row names no test: {row}"
+            );
             for test in tests {
-                let (file, name) = test.split_once("::").expect("it was looked for");
+                let (file, name) = test.split_once("::").expect("the pattern has two colons");
                 let source = fs::read_to_string(workspace().join(file))
                     .unwrap_or_else(|error| panic!("{document}:{line}: {file}: {error}"));
                 assert!(

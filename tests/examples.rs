@@ -1,7 +1,8 @@
-//! The examples of README.md and docs/*.md: each command of a `console` block is typed on a node, in the order of its
-//! document, and has to end well. Where a document shows what is then on the screen, that is compared, too.
+//! The examples of README.md and docs/*.md. The test types the commands of each `console` block on
+//! a node, in the order of the document. It checks their exit codes. If the document shows output,
+//! the test compares it.
 //!
-//! `cargo xtask recording` writes what is on the screen into the documents instead of comparing it.
+//! `cargo xtask recording` writes the output into the documents instead.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +16,10 @@ use crate::support::bundles::{self, PLATFORMS, image, multi_platform};
 use crate::support::registry::Registry;
 use crate::support::{Stage, run_on_own, unique};
 
-/// Set by `cargo xtask recording`.
+/// Variable that `cargo xtask recording` sets.
 const RECORD: &str = "AIRGAPD_TEST_RECORD";
 
-/// Programs that do not run here, and who tries those commands instead.
+/// Programs that cannot run in this test, and the tests that cover those commands.
 const ELSEWHERE: [(&str, &str); 5] = [
     (
         "apt",
@@ -42,27 +43,27 @@ const ELSEWHERE: [(&str, &str); 5] = [
     ),
 ];
 
-/// Commands that are to end otherwise than with 0, by how they begin.
+/// Commands that exit with another code than 0, by their first words.
 const ENDS: [(&str, i32); 1] = [("airgapd verify --bundle", 4)];
 
-/// A command of a document, and what the document shows to be on the screen after it.
+/// A command of a document, and the output that the document shows.
 #[derive(Debug)]
 struct Step {
-    /// The line of the command, from 0.
+    /// Line of the command, from 0.
     at: usize,
     command: String,
     screen: Vec<String>,
 }
 
 impl Step {
-    /// Who runs it instead of us.
+    /// Returns the test that covers this command, if it cannot run here.
     fn elsewhere(&self) -> Option<&'static str> {
         let mut words = self.command.split_whitespace();
         let program = words.find(|word| !word.contains('='))?;
-        // A variable may hold what a command says.
+        // The output of a command may be assigned to a variable.
         let is = |name: &str| program == name || self.command.contains(&format!("$({name} "));
         let mut elsewhere = ELSEWHERE.iter().map(|(name, _)| *name);
-        // A plain Debian has no curl; tests/status.rs speaks the protocol by itself.
+        // A plain Debian has no curl. tests/status.rs speaks the protocol itself.
         let is_absent = |name: &&str| is(name) && on_path(name).is_none();
         elsewhere.find(|name| is(name)).or(Some("curl").filter(is_absent))
     }
@@ -74,7 +75,7 @@ impl Step {
     }
 }
 
-/// The commands of a document: lines of its `console` blocks that begin with root's prompt.
+/// Returns the commands of a document: lines of its `console` blocks that start with root's prompt.
 fn steps(text: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut is_inside = false;
@@ -96,10 +97,10 @@ fn steps(text: &str) -> Vec<Step> {
     steps
 }
 
-/// README.md and the documents.
+/// Returns the paths of README.md and the documents.
 fn documents() -> Vec<PathBuf> {
     let folder = fs::read_dir(workspace().join("docs")).expect("there are documents");
-    let paths = folder.map(|entry| entry.expect("it can be listed").path());
+    let paths = folder.map(|entry| entry.expect("the folder can be listed").path());
     let mut paths: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .collect();
@@ -108,8 +109,8 @@ fn documents() -> Vec<PathBuf> {
     paths
 }
 
-/// What is on the screen, without what differs from run to run and from machine to machine. Talk about what is under way
-/// depends on how fast it goes.
+/// Returns the output without values that differ between runs and machines. Progress lines are left
+/// out because they depend on the speed.
 fn normalised(screen: &[String]) -> Vec<String> {
     const CHANGING: [(&str, &str); 7] = [
         (r"linux/(amd64|arm64(/v8)?)", "<platform>"),
@@ -134,7 +135,7 @@ fn normalised(screen: &[String]) -> Vec<String> {
     lines.filter(|line| !line.starts_with("<time> INFO")).collect()
 }
 
-/// What the documents take for granted: files of whoever reads them, and a registry on the connected side.
+/// Things that the documents presuppose: the reader's files, and a registry on the connected side.
 struct Surroundings {
     _registry: Registry,
 }
@@ -164,7 +165,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
         stage.types(BY_HAND).exits(0);
     }
 
-    // What a cluster needs, in a registry and on this node.
+    // The images of a cluster, in a registry and on this node.
     stage.write("k0s.yaml", fs::read(workspace().join("config/k0s.yaml")).unwrap());
     stage.write(
         "k0sctl.yaml",
@@ -176,7 +177,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
         .stdout;
     for reference in listed.lines() {
         let (host, rest) = reference.split_once('/').expect("references are whole");
-        let (path, tag) = rest.rsplit_once(':').expect("they have tags");
+        let (path, tag) = rest.rsplit_once(':').expect("the names have tags");
         registry.push(&format!("{host}/{path}"), tag, image(reference));
     }
     let of_apps = ["registry.example/shop/web:2.1", "registry.example/shop/db:1.0"];
@@ -186,7 +187,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
     let mirrors = ["quay.io", "registry.k8s.io", "docker.io", "ghcr.io"]
         .map(|host| format!("--mirror {host}={}/{host}", registry.host()))
         .join(" ");
-    // The registries of the world are one of ours.
+    // The test's registry takes the place of the public ones.
     stage.write(
         "with-mirrors",
         format!(
@@ -199,7 +200,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
         .types("rm /run/program/airgapd && install -m 0755 with-mirrors /run/program/airgapd")
         .exits(0);
 
-    // Bundles that are at hand.
+    // Bundles that the examples use.
     demo_bundle::write(&home("app-bundle.tar"), &busybox).unwrap();
     stage.types("cp app-bundle.tar /mnt/usb/").exits(0);
     stage.write("apps/web.yaml", WEB);
@@ -222,7 +223,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
     Some(Surroundings { _registry: registry })
 }
 
-/// How the daemon comes to run without a package, as README.md has it, too.
+/// Commands that install and start the daemon without a package, as in README.md.
 const BY_HAND: &str = "\
 install -m 0755 bin/airgapd /usr/bin/airgapd && install -m 0644 systemd/airgapd.service /etc/systemd/system/ && \
 systemctl daemon-reload && systemctl enable --now airgapd";
@@ -242,8 +243,8 @@ spec:
         - {name: db, image: 'registry.example/shop/db:1.0', imagePullPolicy: Never}
 ";
 
-/// Types the commands of a document on a fresh node, and gives those after which something else than it shows is on the
-/// screen, with that.
+/// Types the commands of a document on a fresh node. Returns the commands whose output differs from
+/// the document, with that output.
 fn play<'s>(document: &str, steps: &'s [Step], stage: &Stage) -> Vec<(&'s Step, Vec<String>)> {
     let mut differing = Vec::new();
     for step in steps.iter().filter(|step| step.elsewhere().is_none()) {
@@ -268,7 +269,7 @@ fn play<'s>(document: &str, steps: &'s [Step], stage: &Stage) -> Vec<(&'s Step, 
     differing
 }
 
-/// The document with what is really on the screen.
+/// Returns the document with the actual output.
 fn recorded(text: &str, differing: &[(&Step, Vec<String>)]) -> String {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     for (step, screen) in differing.iter().rev() {
@@ -288,7 +289,7 @@ fn each_command_in_the_documents_does_what_they_say() {
                 continue;
             }
             let stage = Stage::on(&own.containerd);
-            // Most documents are for whoever has it running.
+            // Most documents presuppose a running daemon.
             let installs = steps
                 .iter()
                 .any(|step| step.command.starts_with("install -m 0755 bin/airgapd"));
@@ -310,7 +311,7 @@ fn each_command_in_the_documents_does_what_they_say() {
     });
 }
 
-/// A document that shows something else than is on the screen is noticed, and recorded.
+/// A document with wrong output is noticed and recorded.
 #[test]
 fn only_what_is_on_the_screen_is_replaced() {
     let text = "# Title\n```console\n# one\nold 1 MB\nolder\n# two\n# three\nsame 2 s\n```\nend\n";
@@ -331,7 +332,7 @@ fn only_what_is_on_the_screen_is_replaced() {
     assert_eq!(recorded(text, &differing), expected);
 }
 
-/// What is tried elsewhere is a short list, and none of it is there for nothing.
+/// The list of untested commands is short, and each entry is needed.
 #[test]
 fn only_what_cannot_run_here_is_left_out() {
     let texts = documents()

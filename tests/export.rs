@@ -1,4 +1,4 @@
-//! `airgapd export`: what a containerd has, as a bundle that is the same elsewhere.
+//! `airgapd export`: writes the images of a containerd as a bundle that is the same everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ use crate::support::{
 
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
-/// A platform that no machine of ours runs.
+/// A platform that no test machine runs.
 const FOREIGN: &str = "linux/s390x";
 
 fn import(node: &Node, file: &str, images: impl IntoIterator<Item = Image>) -> Archive {
@@ -38,7 +38,7 @@ fn export(node: &Node, file: &str, arguments: &[&str]) -> Answer {
     node.airgapd(all)
 }
 
-/// What records point at, by name.
+/// Returns the targets of the records by name.
 fn targets(target: &Target) -> BTreeMap<String, String> {
     let records = target.records().into_iter();
     records
@@ -72,7 +72,7 @@ fn the_round_trip_gives_the_same_records_and_digests_and_the_same_bundle_again(t
     assert_eq!(report["skipped"], json!([]));
     assert!(target.leases().is_empty());
 
-    // The generations share nothing with the stand-in, and nothing with each other.
+    // Generations share no content with the stand-in or with each other.
     let other = match target.place() {
         Place::Fake => target.elsewhere(),
         Place::Real(_) => Target::fake(FakeConfig::default()),
@@ -178,7 +178,7 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     ] {
         assert!(error.contains(said), "{error}");
     }
-    // In the log each of them has a line of its own.
+    // In the log each of them has its own line.
     let lines = answer.stderr.lines();
     let of_images = lines.filter(|line| line.contains("containerd has no image of this name"));
     assert_eq!(of_images.count(), 2, "{answer:?}");
@@ -192,7 +192,8 @@ fn of_everything_what_is_whole_is_taken_and_what_lost_its_layers_is_told(target:
     let broken = bundles::layout([image(TWO)]).build();
     let built = &broken.images[0].manifests[0];
     let bytes = |digest| broken.bytes_of(&broken.name_of(digest));
-    // As containerd leaves an image whose layers it discards: what was unpacked is known of the config only.
+    // containerd leaves an image in this state after it discards the layers: only the label of the
+    // config shows that the image is unpacked.
     let config = target.put_blob(
         &bytes(&built.config),
         &[("containerd.io/gc.ref.snapshot.overlayfs", "sha256:aa")],
@@ -265,7 +266,7 @@ fn ctr_imports_what_was_exported(target: &Target) {
     let other = target.elsewhere();
     other.ctr(&["images", "import", "--no-unpack", &text(&node.path("out.tar"))]);
     assert_eq!(targets(&other), targets(target));
-    // ctr takes index.json for a blob, too.
+    // ctr stores index.json as a blob too.
     other.collect_garbage();
     assert_eq!(other.digests(), target.digests());
 }
@@ -277,7 +278,8 @@ fn skopeo_and_umoci_read_what_was_exported(target: &Target) {
     let node = Node::on(target);
     let archive = import(&node, "in.tar", [image(ONE)]);
     export(&node, "out.tar", &[ONE]).exits(0);
-    // containerd has a record by digest beside that of the tag; without a name there must be one entry all the same.
+    // containerd has a record by tag and a record by digest. Without a name, the bundle must still
+    // have one entry.
     assert_eq!(target.names().len(), 2);
     let unnamed = format!("oci-archive:{}", text(&node.path("out.tar")));
     let exported = format!("{unnamed}:{ONE}");
@@ -302,7 +304,7 @@ on_each_real_containerd!(
     skopeo_and_umoci_read_what_was_exported
 );
 
-/// Starts an export whose reads take long, and waits until it writes.
+/// Starts an export with slow reads, and waits until it writes.
 fn begin_slowly(node: &Node, target: &Target) -> std::process::Child {
     let fake = target.as_fake().unwrap();
     fake.inject(Fault::Delay {
@@ -317,7 +319,7 @@ fn begin_slowly(node: &Node, target: &Target) -> std::process::Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_until("it writes", || {
+    wait_until("the export writes", || {
         files_in(&node.path(""))
             .iter()
             .any(|file| file.starts_with(".out.tar"))
@@ -358,7 +360,8 @@ fn an_export_that_is_interrupted_leaves_neither_a_file_nor_a_lease(target: &Targ
     target.as_fake().unwrap().clear_faults();
 }
 
-/// A manifest and its config are read to look at them; then both again, and the layer, to write them.
+/// Number of reads before the layer is written. The manifest and its config are read once for the
+/// check and once for the output.
 const READS_BEFORE_THE_LAYER: u64 = 4;
 
 fn a_read_that_fails_is_tried_again_and_a_blob_that_is_gone_ends_it(target: &Target) {
@@ -403,7 +406,7 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
         text(&node.path("config.yaml"))
     );
     let mut script = Command::new("script");
-    // What the program is not to see, script must not hand on.
+    // script must not pass on variables that the program should not see.
     for (variable, _) in node::program().get_envs().filter(|(_, value)| value.is_none()) {
         script.env_remove(variable);
     }

@@ -1,4 +1,5 @@
-//! Folders that are bundles: OCI layouts that were extracted, or are being copied, into the folder.
+//! Folders that are bundles: OCI layouts that were extracted, or are being copied, into the images
+//! folder.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::support::bundles::{self, PLATFORMS, all_records, image, marker, multi
 use crate::support::target::BUNDLE;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
 
-/// Extracts an archive as an operator does.
+/// Extracts an archive the way an operator does.
 fn extract(archive: &Path, into: &Path) {
     fs::create_dir_all(into).unwrap();
     let status = Command::new("tar")
@@ -24,7 +25,7 @@ fn extract(archive: &Path, into: &Path) {
     assert!(status.success());
 }
 
-/// Users extract bundles where they should have copied them.
+/// Users extract bundles that they should have copied.
 fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -48,7 +49,9 @@ fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target
     daemon.wait_for_log("bundle imported");
 
     target.remove_record(names[1]);
-    daemon.wait_until("what is removed comes back", || target.record(names[1]).is_some());
+    daemon.wait_until("the removed record is restored", || {
+        target.record(names[1]).is_some()
+    });
     daemon.finish(target);
     let daemon = node.start();
     let (bundle, name) = marker(node.path("marker.tar"));
@@ -63,7 +66,8 @@ fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target
     );
 }
 
-/// A folder that a copy has just begun is like any other; once its documents are there it is a bundle at once.
+/// A folder that is still being copied is an ordinary folder. It becomes a bundle as soon as its
+/// documents are there.
 fn a_folder_becomes_a_layout_as_soon_as_its_documents_are_there(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -72,14 +76,14 @@ fn a_folder_becomes_a_layout_as_soon_as_its_documents_are_there(target: &Target)
     fs::create_dir(node.images().join("layout")).unwrap();
     daemon.wait_for_log("no OCI image layout");
     extract(&node.path("bundle.tar"), &node.images().join("layout"));
-    // Well before the folder is listed for other reasons.
+    // This is well before the next regular listing.
     wait_for(Duration::from_secs(15), "the image", || {
         target.record(name).is_some()
     });
     daemon.finish(target);
 }
 
-/// A copy in progress has no record; the rest of it makes the image.
+/// An incomplete copy has no record. The last blob completes the image.
 fn a_layout_is_imported_when_its_last_blob_is_there(target: &Target) {
     let node = Node::on(target);
     let name = "registry.test/growing:1";

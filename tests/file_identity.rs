@@ -1,4 +1,5 @@
-//! When a file counts as the same: other content, names and times, and what is sent again.
+//! Identity of files: when a file counts as unchanged after a change of content, name or time, and
+//! what is sent again.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -11,7 +12,7 @@ use crate::support::bundles::{self, image};
 use crate::support::target::BUNDLE;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
-/// Only the label that says who vouches changes, and no byte moves.
+/// Only the label with the bundle's name changes, and no byte is sent.
 fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -22,7 +23,7 @@ fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Tar
         target.record(name).is_some() && target.leases().is_empty()
     });
     fs::rename(placed, node.images().join("after.tar")).unwrap();
-    daemon.wait_until("the other name vouches", || {
+    daemon.wait_until("the bundle vouches under its new name", || {
         target.source_files(name) == ["after.tar"]
     });
     assert!(target.is_pinned(name));
@@ -35,7 +36,7 @@ fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Tar
     daemon.finish(target);
 }
 
-/// `cp -p`, or a clock that was put back: nothing but the inode's change time tells.
+/// After `cp -p`, or after a clock was set back, only the inode's change time reveals the change.
 fn other_content_of_the_same_size_and_time_is_imported(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -87,7 +88,7 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
         .set_modified(SystemTime::now())
         .unwrap();
     fs::set_permissions(&placed, Permissions::from_mode(0o600)).unwrap();
-    daemon.wait_until("it is looked at", || daemon.count("bundle unchanged") > 0);
+    daemon.wait_until("the file is checked", || daemon.count("bundle unchanged") > 0);
     node.drop_marker(target, &daemon);
     let of_it = changes
         .so_far()
@@ -98,7 +99,7 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
     assert_eq!(
         daemon.count("bundle imported"),
         2,
-        "it and the marker: {}",
+        "the bundle and the marker: {}",
         daemon.log()
     );
     daemon.finish(target);
@@ -111,7 +112,7 @@ on_the_fake!(
     a_touched_bundle_changes_no_record_and_moves_no_byte,
 );
 
-/// Times are compared for being equal and for nothing else: a clock that jumped, or `touch -d`, changes nothing.
+/// The daemon only checks times for equality. A clock that jumped, or `touch -d`, changes nothing.
 fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the_next_start(target: &Target) {
     let node = Node::on(target);
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
@@ -138,7 +139,7 @@ fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the
     daemon.wait_until("they are told of", || daemon.count("bundle imported") == 3);
     daemon.finish(target);
     let daemon = node.start();
-    daemon.wait_until("they are known", || {
+    daemon.wait_until("the files are known", || {
         daemon.notified().contains("3 of 3 images in place, 3 bundles")
     });
     let log = daemon.finish(target);

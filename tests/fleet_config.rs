@@ -1,4 +1,5 @@
-//! What `config/fleet` has for many nodes: the DaemonSet, run as kubelet runs it, and the configuration of k0sctl.
+//! The files for many nodes in `config/fleet`: the DaemonSet, run the way kubelet runs it, and the
+//! configuration of k0sctl.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -28,7 +29,7 @@ use workshop::own_image;
 use crate::support::bundles::{self, image, marker, native, text};
 use crate::support::{Node, Own, Stage, Target, on_its_own_containerd, run_on_own, unique, wait_until};
 
-/// The image that the private containerds start pods with.
+/// Image with which the private containerds start pods.
 const SANDBOX_IMAGE: &str = "airgapd.test/pause:latest";
 
 fn file(name: &str) -> String {
@@ -36,22 +37,23 @@ fn file(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The documents of a YAML file.
+/// Returns the documents of a YAML file.
 fn documents(text: &str) -> Vec<Value> {
     serde_yaml::Deserializer::from_str(text)
-        .map(|document| Value::deserialize(document).expect("it is YAML"))
+        .map(|document| Value::deserialize(document).expect("the document is YAML"))
         .collect()
 }
 
-/// Reads an object as its type, and refuses what the type does not have: a key that the API server would drop, or warn of.
+/// Parses an object as its type. Fails on a key that the type lacks, since the API server would
+/// drop it or warn about it.
 fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value) -> T {
-    let object: T = serde_json::from_value(document.clone()).expect("it has the fields of its kind");
-    let again = serde_json::to_value(&object).expect("it can be written");
-    assert_eq!(&again, document, "what is unknown is not in the first");
+    let object: T = serde_json::from_value(document.clone()).expect("the object has the fields of its kind");
+    let again = serde_json::to_value(&object).expect("the file can be written");
+    assert_eq!(&again, document, "the object has unknown keys");
     object
 }
 
-/// The only DaemonSet, and the only container of its pods.
+/// Returns the only DaemonSet. Its pods have a single container.
 fn daemon_set() -> (Namespace, DaemonSet) {
     let documents = documents(&file("daemonset.yaml"));
     let [namespace, daemon_set] = documents.as_slice() else {
@@ -77,11 +79,7 @@ fn the_daemon_set_is_what_its_types_say_and_consistent() {
     let spec = daemon_set.spec.unwrap();
     assert_eq!(spec.selector.match_labels, spec.template.metadata.unwrap().labels);
     let image = format!("{}:{}", own_image::REPOSITORY, env!("CARGO_PKG_VERSION"));
-    assert_eq!(
-        container.image,
-        Some(image),
-        "the image is the one that is handed out"
-    );
+    assert_eq!(container.image, Some(image), "the image is the released one");
     assert_eq!(container.image_pull_policy.as_deref(), Some("Never"));
     let volumes: Vec<_> = pod
         .volumes
@@ -96,7 +94,7 @@ fn the_daemon_set_is_what_its_types_say_and_consistent() {
         .map(|mount| mount.name)
         .collect();
     assert_eq!(volumes, mounts);
-    // A node that is not ready, or tainted in any way, gets its images, too.
+    // A node that is not ready, or has any taint, gets its images too.
     let tolerations = pod.tolerations.unwrap();
     assert!(
         tolerations
@@ -113,7 +111,8 @@ fn a_misspelt_key_of_a_manifest_is_noticed() {
     assert!(read.is_err());
 }
 
-/// The manifest's container in a pod on the host's network, as kubelet has it, with the host's folders below one of ours.
+/// The manifest's container in a pod on the host's network, as kubelet would run it. The host's
+/// folders are below a folder of the test.
 struct Pod<'t> {
     target: &'t Target,
     runtime: RuntimeServiceClient<Channel>,
@@ -122,7 +121,7 @@ struct Pod<'t> {
     logs: PathBuf,
 }
 
-/// Where a folder of the host is in the test.
+/// Returns the path of a host folder in the test.
 fn on_host(node: &Node, path: &str) -> PathBuf {
     node.path("host").join(path.trim_start_matches('/'))
 }
@@ -138,7 +137,7 @@ impl Pod<'_> {
             let channel = channel(target).await;
             let image = image_spec(
                 channel.clone(),
-                container.image.as_deref().expect("it has an image"),
+                container.image.as_deref().expect("the container has an image"),
             )
             .await;
             let mut runtime = RuntimeServiceClient::new(channel);
@@ -172,7 +171,7 @@ impl Pod<'_> {
         })
     }
 
-    /// Runs a command in the container as a probe does, and gives its exit code and all it said.
+    /// Runs a command in the container like a probe. Returns its exit code and its output.
     fn exec(&mut self, command: &[String]) -> (i32, String) {
         let request = ExecSyncRequest {
             container_id: self.container.clone(),
@@ -188,7 +187,7 @@ impl Pod<'_> {
         (answer.exit_code, String::from_utf8_lossy(&said).into_owned())
     }
 
-    /// Ends it as kubelet does, and gives the exit code of the container.
+    /// Stops the container like kubelet, and returns its exit code.
     fn stop(&mut self, seconds: i64) -> i32 {
         let (container_id, pod_sandbox_id) = (self.container.clone(), self.sandbox.clone());
         let runtime = &mut self.runtime;
@@ -210,7 +209,7 @@ impl Pod<'_> {
                 .status;
             let request = StopPodSandboxRequest { pod_sandbox_id };
             runtime.stop_pod_sandbox(request).await.unwrap();
-            status.expect("it has a status").exit_code
+            status.expect("the answer has a status").exit_code
         })
     }
 
@@ -224,7 +223,7 @@ async fn channel(target: &Target) -> Channel {
     Endpoint::from_shared(socket).unwrap().connect().await.unwrap()
 }
 
-/// The image as kubelet passes it on with policy Never: by the id that CRI gives.
+/// Returns the image as kubelet passes it with policy Never: by the id from CRI.
 async fn image_spec(channel: Channel, name: &str) -> ImageSpec {
     let spec = |image: String| ImageSpec {
         image,
@@ -270,8 +269,8 @@ fn sandbox_config(logs: &Path) -> PodSandboxConfig {
     }
 }
 
-/// The container as kubelet asks CRI for it (pkg/kubelet/kuberuntime). The port of the probe is one that is free, and the
-/// content of the test's containerd is elsewhere than that of k0s.
+/// Returns the container as kubelet requests it from CRI (pkg/kubelet/kuberuntime). The probe uses
+/// a free port, and the content is in the folder of the test's containerd.
 fn container_config(
     pod: &PodSpec,
     container: &Container,
@@ -285,8 +284,12 @@ fn container_config(
         let volume = volumes
             .iter()
             .find(|volume| volume.name == mount.name)
-            .expect("it has a volume");
-        let path = &volume.host_path.as_ref().expect("it is the host's").path;
+            .expect("the mount has a volume");
+        let path = &volume
+            .host_path
+            .as_ref()
+            .expect("the volume is a host folder")
+            .path;
         let (container_path, host_path) = match volume.name.as_str() {
             "content" => (text(content), text(content)),
             _ => (mount.mount_path.clone(), text(&on_host(node, path))),
@@ -302,7 +305,7 @@ fn container_config(
         key: variable.name.clone(),
         value: match variable.name.as_str() {
             "AIRGAPD_METRICS_ADDRESS" => metrics.to_owned(),
-            _ => variable.value.clone().expect("it is written there"),
+            _ => variable.value.clone().expect("the manifest has the value"),
         },
     });
     ContainerConfig {
@@ -325,8 +328,11 @@ fn container_config(
 }
 
 fn security_context(container: &Container) -> LinuxContainerSecurityContext {
-    let wanted = container.security_context.clone().expect("it is restricted");
-    let capabilities = wanted.capabilities.expect("they are restricted");
+    let wanted = container
+        .security_context
+        .clone()
+        .expect("the container is restricted");
+    let capabilities = wanted.capabilities.expect("the capabilities are restricted");
     let profile = wanted.seccomp_profile.expect("there is one");
     assert_eq!(profile.type_, "RuntimeDefault");
     LinuxContainerSecurityContext {
@@ -349,13 +355,14 @@ fn usual() -> Options {
     Options::default()
 }
 
-/// On a node that nobody but kubelet starts anything on: the image is there, and the manifest's pod does the rest.
+/// Only kubelet starts programs on this node. The image is there, and the manifest's pod does the
+/// rest.
 fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     let target = &own.target;
     let node = Node::on(target);
     let container = pod_spec(&daemon_set().1).1;
     bring(own, &node);
-    // The host's folders, with containerd where k0s has it.
+    // The host's folders, with containerd in the place that k0s uses.
     for volume in pod_spec(&daemon_set().1).0.volumes.unwrap() {
         fs::create_dir_all(on_host(&node, &volume.host_path.unwrap().path)).unwrap();
     }
@@ -379,7 +386,7 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
 
     let images = on_host(&node, "/var/lib/k0s/images");
     let (bundle, name) = marker(images.join(".marker.tar"));
-    // Somebody else's, and nobody else's to read.
+    // The file belongs to another user and only that user can read it.
     chown_to_nobody(&bundle);
     fs::rename(&bundle, images.join("marker.tar")).unwrap();
     let mut answer = (1, String::new());
@@ -408,10 +415,13 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
         .unwrap();
     assert_eq!(pod.stop(grace), 0, "{}", pod.log());
     assert!(on_host(&node, "/var/lib/airgapd/state.json").is_file());
-    assert!(!of_metrics.exists(), "they would go on calling the node healthy");
+    assert!(
+        !of_metrics.exists(),
+        "the file would still report the node as healthy"
+    );
 }
 
-/// Brings the images of the pod without airgapd, as k0s's importer or somebody with `ctr` does.
+/// Imports the images of the pod without airgapd, like k0s's importer or an operator with `ctr`.
 fn bring(own: &Own, node: &Node) {
     let platform = native().trim_start_matches("linux/");
     let (architecture, variant) = platform
@@ -462,8 +472,8 @@ fn http_get(port: u16, path: &str) -> String {
 
 on_its_own_containerd!(usual; a_pod_of_the_daemon_set_imports_what_is_dropped);
 
-/// The part of k0sctl's configuration (pkg/apis/k0sctl.k0sproject.io/v1beta1) that ours uses. k0sctl refuses keys that it
-/// does not know, and so does this.
+/// The keys of k0sctl's configuration (pkg/apis/k0sctl.k0sproject.io/v1beta1) that this project
+/// uses. k0sctl refuses unknown keys, and so does this type.
 mod k0sctl {
     use std::collections::BTreeMap;
 
@@ -495,7 +505,7 @@ mod k0sctl {
     #[serde(deny_unknown_fields)]
     pub(super) struct K0s {
         pub version: String,
-        /// k0s's own; `airgapd list-images` reads it in another test.
+        /// The configuration of k0s. Another test reads it with `airgapd list-images`.
         pub config: serde_json::Value,
     }
 
@@ -526,7 +536,7 @@ mod k0sctl {
         pub key_path: String,
     }
 
-    /// What is uploaded: `src` or `data`, to `dst` or into `dstDir`.
+    /// An uploaded file: `src` or `data`, to `dst` or into `dstDir`.
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     pub(super) struct File {
@@ -538,7 +548,7 @@ mod k0sctl {
         pub perm: String,
     }
 
-    /// What hooks go with. Others are never run, without a word.
+    /// The actions that have hooks. k0sctl silently ignores hooks for other actions.
     #[derive(Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
     #[serde(rename_all = "lowercase")]
     pub(super) enum Action {
@@ -567,7 +577,7 @@ fn the_configuration_of_k0sctl_is_one_and_brings_every_worker_the_same() {
     let text = file("k0sctl.yaml");
     assert!(
         !text.contains('$'),
-        "k0sctl would replace it with a variable of whoever runs it"
+        "k0sctl would replace it with a variable of the caller"
     );
     assert!(serde_yaml::from_str::<k0sctl::Cluster>(&text.replace("dstDir:", "dst_dir:")).is_err());
     assert!(serde_yaml::from_str::<k0sctl::Cluster>(&text.replace("install:", "instal:")).is_err());
@@ -606,7 +616,8 @@ fn the_configuration_of_k0sctl_is_one_and_brings_every_worker_the_same() {
     }
 }
 
-/// The hooks as k0sctl runs them: on a new worker, on one that has all images of the next release, on one that lacks some.
+/// Runs the hooks like k0sctl. The workers are new, have all images of the next release, or lack
+/// some.
 #[test]
 fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
     use k0sctl::{Action, Stage as When};
@@ -621,7 +632,7 @@ fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
             .unwrap();
         let hooks = |action: Action, when: When, timeout: &str| {
             let hooks = worker.hooks[&action][&when].iter();
-            // Nobody wants to wait for half an hour to see something time out.
+            // A test should not wait half an hour for a timeout.
             hooks
                 .map(|hook| hook.replace("30m", timeout).replace("10m", timeout))
                 .collect::<Vec<_>>()
@@ -631,12 +642,12 @@ fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
             stage.types(&command).exits(exit).stdout
         };
         upload(&stage, worker);
-        // k0s's containerd appears when k0s is started; its own importer is left out of this.
+        // k0s's containerd appears when k0s starts. This test leaves out k0s's own importer.
         stage
             .types("mkdir /run/k0s && echo 'coexistence: exclusive' >> /etc/airgapd/config.yaml")
             .exits(0);
 
-        // A new worker: nothing to wait for yet, then everything.
+        // A new worker: first there is nothing to wait for, then everything.
         run(Action::Apply, When::Before, "5s", 0);
         run(Action::Install, When::After, "1s", 3);
         stage.types("ln -s /run/containerd/containerd.sock /run/k0s/ && touch /etc/systemd/system/k0sworker.service").exits(0);
@@ -647,7 +658,7 @@ fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
             "{said}"
         );
 
-        // The next release, whose bundle lacks an image: the upgrade does not begin.
+        // The bundle of the next release lacks an image, so the upgrade does not start.
         stage.write(
             "/etc/airgapd/images.txt",
             "registry.test/one:1\nregistry.test/two:1\n",
@@ -663,7 +674,7 @@ fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
     });
 }
 
-/// Puts the files of a worker where k0sctl does.
+/// Puts the files of a worker into the places that k0sctl uses.
 fn upload(stage: &Stage, worker: &k0sctl::Host) {
     bundles::write(&stage.at("one.tar"), [image("registry.test/one:1")]);
     stage.write("/etc/airgapd/images.txt", "");

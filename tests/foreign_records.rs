@@ -1,4 +1,5 @@
-//! A namespace with very many image records, most of them of others: what still works, and where bundles stop adding.
+//! A namespace with very many image records, most of them of other importers: the features that
+//! still work, and the limit for bundles.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,10 +18,10 @@ use crate::support::{Node, Place, Target, on_the_fake, run_on};
 
 const OURS: &str = "registry.test/ours:1";
 
-/// What containerd sends in one message.
+/// Largest message of containerd, in bytes.
 const MESSAGE: usize = 16 << 20;
 
-/// Puts records of others there, with so many labels of 4 KiB on each.
+/// Creates records of other importers, each with `labels` labels of 4 KiB.
 fn crowd(target: &Target, records: usize, labels: usize) {
     let document = br#"{"schemaVersion":2,"layers":[]}"#;
     let digest = target.put_blob(document, &[]);
@@ -33,7 +34,7 @@ fn crowd(target: &Target, records: usize, labels: usize) {
     }
 }
 
-/// There is nothing left to keep short: the bound holds for our own records alone.
+/// If other importers alone exceed the bound, it applies only to airgapd's own records.
 fn where_others_alone_have_more_records_than_the_bound_it_holds_for_ours(target: &Target) {
     let node = Node::on(target);
     for name in ["first", "second"] {
@@ -43,7 +44,7 @@ fn where_others_alone_have_more_records_than_the_bound_it_holds_for_ours(target:
         );
     }
     node.configure_also("limits: {records: 3}");
-    // Once in a list that fits into a message, and once in one that does not.
+    // A list that fits into a message, and a list that does not.
     for (records, labels, ours) in [(4, 0, 0), (70, 70, 2)] {
         crowd(target, records, labels);
         let file = if ours == 0 { "first.tar" } else { "second.tar" };
@@ -55,11 +56,11 @@ fn where_others_alone_have_more_records_than_the_bound_it_holds_for_ours(target:
             continue;
         }
         let said = answer.said();
-        let reason = "of others the namespace has more than 3 image records already, so that ours alone count: they are 2, and \
-                      the bundle adds 2: that is too many (`limits.records` is 3)";
+        let reason = "too many image records: other programs already have more than 3, so only airgapd's 2 count, and the \
+                      bundle adds 2, but `limits.records` is 3";
         assert!(said.contains(reason), "{said}");
         assert_eq!(target.names(), before);
-        // What is there is looked after however many there are.
+        // Records that exist are restored, no matter how many there are.
         node.import([node.path("first.tar")]).exits(0);
     }
 }
@@ -69,7 +70,7 @@ fn length(record: &ImageRecord) -> usize {
     record.name.len() + labels.sum::<usize>()
 }
 
-/// `ctr images ls` says there: message larger than max.
+/// `ctr images ls` fails here: message larger than max.
 fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released(target: &Target) {
     crowd(target, 70, 70);
     let theirs = target.records();
@@ -82,7 +83,7 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
         record.is_some_and(|record| record.labels.contains_key(PINNED))
     };
     daemon.wait_until("the image", is_in_place);
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target.remove_record(OURS);
     daemon.wait_until("the record is back", is_in_place);
 
@@ -101,7 +102,7 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
     assert!(!is_in_place());
     let mut left = target.records();
     left.retain(|name, _| theirs.contains_key(name));
-    assert_eq!(left, theirs, "the records of others are as they were");
+    assert_eq!(left, theirs, "the records of other importers are unchanged");
 }
 
 fn beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released(target: &Target) {
@@ -109,7 +110,7 @@ fn beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_r
     removal::another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target);
 }
 
-/// Between the two, a comparison finds a bundle of which not all is there, and cannot judge.
+/// Between the imports, a comparison finds an incomplete bundle and cannot decide about its pins.
 fn beside_very_many_records_a_pin_goes_that_only_the_bundle_before_last_vouched_for(target: &Target) {
     crowd(target, 70, 70);
     let node = Node::on(target);
@@ -151,9 +152,9 @@ fn beside_more_records_than_containerd_2_1_can_list_images_are_imported_healed_a
     );
 }
 
-/// There is no such containerd; a record that is too large by itself would make one.
+/// No known containerd does this. A record that is too large by itself would cause it.
 fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     fake.inject(Fault::FailAll {
         rpc: "Images.List",
         code: Code::ResourceExhausted,
@@ -161,7 +162,7 @@ fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target
     });
     let node = Node::on(target);
     let daemon = node.start();
-    daemon.wait_for_log("larger than containerd's messages may be");
+    daemon.wait_for_log("exceeds the size limit of containerd");
     fake.clear_faults();
     bundles::write(&node.path("a.tar"), [image(OURS)]);
     node.drop_in(&node.path("a.tar"));
@@ -170,7 +171,7 @@ fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target
     assert!(!log.contains("went away"), "{log}");
 }
 
-/// An image gets two records, one of them by its digest.
+/// An image gets two records, by its name and by its digest.
 fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_written(target: &Target) {
     let node = Node::on(target);
     crowd(target, 3, 0);
@@ -182,11 +183,12 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     let rows = [
         (
             4,
-            "has 3 image records, those of others included, and the bundle adds 2: that is too many (`limits.records` is 4)",
+            "too many image records: the namespace has 3 (including those of other programs) and the bundle adds 2, but \
+             `limits.records` is 4",
         ),
         (
             1,
-            "asks for 2 image records, those of digests and aliases included: that is too many (`limits.records` is 1)",
+            "too many image records: the bundle asks for 2, including digests and aliases, but `limits.records` is 1",
         ),
     ];
     for (most, reason) in rows {
@@ -205,8 +207,8 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     assert_eq!(target.names().len(), 5);
 }
 
-/// As many names and as many images as a bundle may have, each image without its layer: nothing of them is written, and
-/// all of it is decided about.
+/// Writes bundles with the largest allowed number of names and of images. No image has its layer.
+/// So nothing is imported, but everything is decided.
 fn write_at_the_limits(node: &Node) {
     let element = |n: usize| {
         let tags: Vec<String> = (0..256)
@@ -237,13 +239,13 @@ fn write_at_the_limits(node: &Node) {
     images.write_to(&node.path("images.tar"));
 }
 
-/// Reading and deciding take seconds here, and the loop answers meanwhile.
+/// Reading and deciding take seconds here, and the daemon answers in the meantime.
 fn while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered(target: &Target) {
     let node = Node::on(target);
     write_at_the_limits(&node);
     let daemon = node.start();
     for file in ["names.tar", "images.tar"] {
-        fs::rename(node.path(file), node.images().join(file)).expect("it can be moved");
+        fs::rename(node.path(file), node.images().join(file)).expect("the file can be moved");
     }
     let mut longest = Duration::ZERO;
     daemon.wait_until("both are refused", || {
@@ -254,7 +256,7 @@ fn while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered(tar
         let bundles = status["bundles"].as_array().expect("a list");
         bundles.len() == 2 && bundles.iter().all(|bundle| bundle["state"] == "failed")
     });
-    assert!(target.names().is_empty(), "nothing of them is whole");
+    assert!(target.names().is_empty(), "no image of them is whole");
     assert!(longest < Duration::from_secs(2), "an answer took {longest:?}");
     daemon.finish(target);
 }

@@ -1,4 +1,5 @@
-//! Text of others, in bundles, names of files and arguments: it is escaped wherever it is shown, and forges no line.
+//! Foreign text in bundles, file names and arguments: every output escapes it, and it forges no
+//! line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,10 +15,11 @@ use crate::support::{Node, Target, on_the_fake, unique};
 
 const A: &str = "registry.test/a:1";
 
-/// Ends a line, turns the direction of writing, drives a terminal as C0 and as C1, and cannot be seen.
+/// A text that ends a line and changes the writing direction. It controls a terminal by C0 and C1
+/// codes, and has invisible characters.
 const LIE: &str = "x\nFORGED \u{202e}\u{200e}\u{2028}\u{feff}\u{9b}31m\u{1b}[2J\r\t\u{7}";
 
-/// Bundles that lie in every place where a bundle may say something.
+/// Returns bundles with such text in every place.
 fn bundles_that_lie(folder: &Path) -> Vec<PathBuf> {
     let of = |image: Image| bundles::layout([image]).build();
     let manifest = || Manifest::new(bundles::native()).layer(unique());
@@ -88,7 +90,7 @@ fn is_fit_to_print(output: &Output) {
     }
 }
 
-/// What a bundle, the name of a file or an argument says is escaped, whichever command says it.
+/// Every command escapes the text of bundles, file names and arguments.
 fn no_command_prints_raw_what_others_say(target: &Target) {
     let node = Node::on(target);
     let files = bundles_that_lie(&node.images());
@@ -141,7 +143,7 @@ fn no_command_prints_raw_what_others_say(target: &Target) {
         run(&[&[word("list-images"), missing], &form[..]].concat());
     }
     let daemon = node.start();
-    daemon.wait_until("each file is told of", || {
+    daemon.wait_until("the log names each file", || {
         let status = node.airgapd(["status", "-o", "json"]).json();
         let bundles = status["bundles"].as_array().map_or(0, Vec::len);
         bundles == files.len() && !status.to_string().contains("settling")
@@ -158,7 +160,7 @@ fn no_command_prints_raw_what_others_say(target: &Target) {
     }
 }
 
-/// Names are bytes (path_resolution(7)), and labels and logs are text.
+/// File names are bytes (path_resolution(7)), and labels and logs are text.
 fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -203,7 +205,7 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
         "{answered}"
     );
     fs::remove_file(node.images().join(OsStr::from_bytes(names[0]))).unwrap();
-    daemon.wait_until("what leaves lets go", || {
+    daemon.wait_until("the removed bundles release their records", || {
         target.source_files("registry.test/odd-0:1").is_empty()
     });
     let log = daemon.finish(target);

@@ -1,4 +1,4 @@
-//! `airgapd images`: what containerd has, whose it is, and which bundles vouch for it.
+//! `airgapd images`: the images of containerd, their owners, and the bundles that vouch for them.
 
 use std::fs;
 
@@ -52,7 +52,7 @@ fn an_image_is_one_row_with_every_bundle_that_vouches_for_it(target: &Target) {
     );
     assert!(text.ends_with("\n2 images\n") && !text.contains('@'), "{text}");
 
-    // Patterns are those of `exclude`: they match whole names.
+    // Patterns follow the rules of `exclude`: they match whole names.
     let named = |pattern: &str| images(&node, &[pattern], 0);
     assert_eq!(named("*/two:?")[..], all[1..]);
     assert_eq!(named(ONE)[..], all[..1]);
@@ -70,7 +70,7 @@ fn an_image_is_one_row_with_every_bundle_that_vouches_for_it(target: &Target) {
     );
 
     daemon.finish(target);
-    assert_eq!(images(&node, &[], 0), all, "the daemon is not asked");
+    assert_eq!(images(&node, &[], 0), all, "the command works without the daemon");
     for name in [ONE, &by_digest] {
         target.remove_record(name);
     }
@@ -90,7 +90,7 @@ fn an_image_is_one_row_with_every_bundle_that_vouches_for_it(target: &Target) {
     );
 }
 
-/// Records of others are listed, too, with whoever pinned them.
+/// The list has the records of other importers too, with the importer that pinned them.
 fn a_pin_is_that_of_its_importer(target: &Target) {
     let node = Node::on(target);
     node.put("one.tar", ONE);
@@ -106,7 +106,7 @@ fn a_pin_is_that_of_its_importer(target: &Target) {
     let absent = Descriptor::new(MediaType::ImageManifest, 7, absent);
     target.put_record("registry.test/other:1", &absent, &[(pin, pinned)]);
     target.put_record("registry.test/pulled:1", &absent, &[]);
-    // What others have not whole is their business.
+    // airgapd does not report missing content of other importers' images.
     let all = images(&node, &[], 0);
     assert_eq!(all.len(), 2, "{all:#?}");
     assert_eq!(all[0]["names"], json!(["registry.test/k3s:1", ONE]));
@@ -117,7 +117,7 @@ fn a_pin_is_that_of_its_importer(target: &Target) {
     );
     assert_eq!(all[1]["pinned_by"], json!(["another"]));
     assert_eq!((&all[1]["bundles"], &all[1]["size"]), (&json!([]), &Value::Null));
-    assert_ne!(all[1]["problems"], json!([]), "its manifest is not there");
+    assert_ne!(all[1]["problems"], json!([]), "its manifest is missing");
     let records = all[0]["records"].as_array().expect("a list");
     assert_eq!(records[0]["pinned_by"], json!(["k3s"]), "{records:#?}");
     target.remove_record("registry.test/k3s:1");

@@ -1,4 +1,4 @@
-//! Files placed in the folder of a running daemon, which is writable or not.
+//! Files in the images folder of a running daemon, writable or read-only.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -26,7 +26,7 @@ const NAMES: [&str; 3] = [
     "registry.test/sub/three:3",
 ];
 
-/// Statements 30, 40 and the first of what the main job must show.
+/// Statements 30 and 40, and the main job.
 fn a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -38,7 +38,7 @@ fn a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs(target: &T
 
     node.drop_in(&node.path("bundle.tar"));
     daemon.wait_until("three names, three digests", || target.names() == expected);
-    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+    daemon.wait_until("the lease is returned", || target.leases().is_empty());
 
     for (name, image) in NAMES.iter().zip(&archive.images) {
         for record in records_of(name, image) {
@@ -78,7 +78,7 @@ fn a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs(target: &T
         assert_eq!(
             received,
             Vec::<String>::new(),
-            "sent although no platform of this node needs it"
+            "the blob was sent, but no platform of this node needs it"
         );
     }
     daemon.finish(target);
@@ -93,7 +93,7 @@ fn a_file_moved_into_the_folder_is_imported(target: &Target) {
     daemon.finish(target);
 }
 
-/// What was there before the daemon is imported at its start, and the folder is made where it is not there (0755).
+/// Earlier files are imported at the start. The daemon creates a missing folder with mode 0755.
 fn what_lies_in_the_folder_at_the_start_is_imported(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("early.tar"), [image("registry.test/early:1")]);
@@ -169,7 +169,7 @@ fn a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before(targ
     daemon.wait_until("a file beside it", || target.record(&name).is_some());
     assert!(
         target.record("registry.test/slow:1").is_none(),
-        "somebody still has it open for writing"
+        "a program still has it open for writing"
     );
 
     drop(slow);
@@ -179,13 +179,13 @@ fn a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before(targ
     daemon.finish(target);
 }
 
-/// Programs that upload in pieces open the file anew for each: in between nobody has it open, and a piece may end where
-/// an archive could.
+/// Programs that upload in pieces reopen the file for each piece. Between the pieces no program has
+/// it open, and a piece may end where an archive could end.
 fn an_upload_in_pieces_is_no_bad_bundle_in_between(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let archive = |name| {
-        // Zeros at the end of the first half, and none near its own end.
+        // Zeros are at the end of the first half and not near the end of the file.
         let mut file = vec![0; 64 << 10];
         file.extend(unique().repeat(4096).into_bytes());
         bundles::layout([image(name).layer(file)]).build()
@@ -234,12 +234,12 @@ fn an_upload_in_pieces_is_no_bad_bundle_in_between(target: &Target) {
     assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
 }
 
-/// What no more bytes could make an archive is not waited for.
+/// The daemon does not wait for a file that no further bytes could complete.
 fn a_short_text_is_refused_at_once(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     fs::write(node.images().join("note"), "remember the milk\n").unwrap();
-    daemon.wait_for_log("this is no tar archive");
+    daemon.wait_for_log("this is not a tar archive");
     daemon.finish(target);
 }
 
@@ -272,7 +272,7 @@ fn a_replaced_bundle_moves_its_names_to_the_new_images(target: &Target) {
     daemon.finish(target);
 }
 
-/// Statement 58: another inode and time, and the same content.
+/// Statement 58: a new inode and time, with the same content.
 fn the_same_bundle_placed_anew_changes_no_record(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -285,7 +285,7 @@ fn the_same_bundle_placed_anew_changes_no_record(target: &Target) {
 
     let changes = target.watch();
     fs::rename(node.path("app.tar"), node.images().join("app.tar")).unwrap();
-    daemon.wait_until("it is looked at again", || daemon.count("bundle=app.tar") > 3);
+    daemon.wait_until("the file is checked again", || daemon.count("bundle=app.tar") > 3);
     let (bundle, name) = marker(node.path("marker.tar"));
     node.drop_in(&bundle);
     daemon.wait_until("a file after it", || target.record(&name).is_some());
@@ -298,7 +298,7 @@ fn the_same_bundle_placed_anew_changes_no_record(target: &Target) {
     daemon.finish(target);
 }
 
-/// One bad bundle hurts nobody, and is named.
+/// One bad bundle affects no other, and the log names it.
 fn a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed(target: &Target) {
     let node = Node::on(target);
     fs::write(node.images().join("readme.txt"), "read me\n".repeat(1000)).unwrap();
@@ -331,7 +331,8 @@ fn a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned(target: &Target) 
     daemon.finish(target);
 }
 
-/// A folder may serve several architectures: that nothing is for this node is no error.
+/// A folder may serve several architectures, so a bundle without an image for this node is no
+/// error.
 fn a_bundle_with_nothing_for_this_node_is_a_note_and_no_error(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -354,13 +355,13 @@ fn bundles_on_a_read_only_disk_are_imported_and_let_go(target: &Target) {
     bundles::write(&node.images().join("a.tar"), [image(A)]);
     let elsewhere = node.path("elsewhere");
     bundles::write(&node.path("a-layout.tar"), [image(B)]);
-    fs::rename(node.images(), &elsewhere).expect("it is one file system");
+    fs::rename(node.images(), &elsewhere).expect("both paths are on one file system");
     fs::create_dir(node.images()).expect("a folder");
     let mount = Mount::bind_read_only(&elsewhere, &node.images());
     let daemon = node.start();
     daemon.wait_until("the image", || target.record(A).is_some());
-    // It comes on the other side of the mount, as a new squashfs would.
-    fs::copy(node.path("a-layout.tar"), elsewhere.join("b.tar")).expect("it can be copied");
+    // The file appears on the other side of the mount, like a new squashfs.
+    fs::copy(node.path("a-layout.tar"), elsewhere.join("b.tar")).expect("the file can be copied");
     daemon.wait_until("the other image", || target.record(B).is_some());
     let log = daemon.finish(target);
     assert!(!log.contains("ERROR"), "{log}");
@@ -376,9 +377,12 @@ fn a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end(tar
     daemon.wait_for_line("a.tar", "importing");
     let next = node.path("next.tar");
     bundles::write(&next, [image(KNOWN)]);
-    fs::rename(&next, &place).expect("it can be replaced");
+    fs::rename(&next, &place).expect("the file can be replaced");
     daemon.wait_for_log("it was replaced or removed");
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("the new one is imported", || target.record(KNOWN).is_some());
     assert!(target.record(SLOW).is_none());
     daemon.finish(target);

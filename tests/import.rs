@@ -1,4 +1,4 @@
-//! `airgapd import`: what it does, says and leaves alone.
+//! `airgapd import`: its effects, its output and its limits.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::support::node::outcomes;
 use crate::support::target::{BUNDLE, BY_HAND, MANAGED, PINNED};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
-/// Statement 38: nothing is sent and no record changes, seen in containerd's events.
+/// Statement 38: nothing is sent and no record changes. containerd's events prove it.
 fn the_same_bundle_again_moves_nothing(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -46,7 +46,7 @@ fn the_same_bundle_again_moves_nothing(target: &Target) {
     assert_eq!(changes.so_far(), []);
 }
 
-/// Statement 21: the better match wins, whatever the order.
+/// Statement 21: the better match wins, in any order.
 fn one_name_for_two_platforms_goes_to_the_one_that_runs_here(target: &Target) {
     let foreign = if native() == "linux/amd64" {
         "linux/arm64/v8"
@@ -71,7 +71,7 @@ fn one_name_for_two_platforms_goes_to_the_one_that_runs_here(target: &Target) {
     }
 }
 
-/// Statement 28: containerd would create a record for it.
+/// Statement 28: containerd itself would create a record for this image.
 fn an_image_whose_config_says_another_architecture_is_refused(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("foreign.tar"));
@@ -109,7 +109,7 @@ fn a_nested_index_of_foreign_platforms_gets_no_record_and_the_platforms_are_said
     assert!(answer.said().contains("s390x"), "{answer:?}");
 }
 
-/// Statement 30: `docker save` with containerd's store, and partial pulls, write such archives.
+/// Statement 30: `docker save` with containerd's store and partial pulls write such archives.
 fn an_index_with_only_this_nodes_platform_in_the_archive_is_taken_as_the_index(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("partial.tar"));
@@ -193,14 +193,11 @@ fn a_dry_run_prints_the_plan_and_writes_nothing(target: &Target) {
 
     let done = node.import([&file]).exits(0).bundle();
     for document in ["images", "blobs"] {
-        assert_eq!(
-            planned[document], done[document],
-            "what was planned is what is done"
-        );
+        assert_eq!(planned[document], done[document], "the import matches the plan");
     }
 }
 
-/// A file outside the folder belongs to whoever imports it, a file inside to the daemon.
+/// The importer owns a file outside the folder, and the daemon owns a file inside.
 fn the_place_of_a_file_says_who_vouches_for_its_images(target: &Target) {
     let node = Node::on(target);
     let (outside, inside) = (node.path("outside.tar"), node.images().join("inside.tar"));
@@ -233,7 +230,7 @@ fn an_import_beside_a_running_daemon_and_the_daemon_leave_each_other_alone(targe
     let by_daemon = bundles::write(&inside, images("inside"));
     let dropped = node.drop_in(&inside);
     node.import([&outside]).exits(0);
-    // The same file that the daemon may be at now, or has just finished.
+    // The daemon may be importing the same file now, or may have just finished it.
     node.import([&dropped]).exits(0);
     let names = [
         "registry.test/outside:a",
@@ -257,7 +254,7 @@ fn an_import_beside_a_running_daemon_and_the_daemon_leave_each_other_alone(targe
     assert!(!log.contains("ERROR"), "{log}");
 }
 
-/// Statement 46: labels of others survive whatever we do to a record.
+/// Statement 46: labels of other importers survive every change of a record.
 fn labels_of_others_survive(target: &Target) {
     let node = Node::on(target);
     let name = "registry.test/shared:1";
@@ -286,7 +283,8 @@ fn labels_of_others_survive(target: &Target) {
     );
 }
 
-/// Several files, one answer: the causes weigh 2, then 3, then 1 if any image landed or they differ, else 5.
+/// Several files give one exit code. The code is 2 if any cause has it, or else 3. Otherwise it is
+/// 1 if an image was imported or the causes differ, or else 5.
 fn the_exit_code_of_several_bundles_says_the_worst(target: &Target) {
     let node = Node::on(target);
     let (good, bad, foreign) = (
@@ -321,7 +319,7 @@ fn the_exit_code_of_several_bundles_says_the_worst(target: &Target) {
         .exits(2);
 }
 
-/// What CRI needs to make the record of the new image (statement 47), on the record itself.
+/// Data that CRI needs on the record itself to make a record of the new image (statement 47).
 fn a_record_that_moves_is_offered_to_cri_again(target: &Target) {
     let node = Node::on(target);
     let name = "registry.test/moves:1";
@@ -345,7 +343,7 @@ fn a_record_that_moves_is_offered_to_cri_again(target: &Target) {
     assert!(!target.labels(name).contains_key(MANAGED));
 }
 
-/// What goes through at once is a tenth of a second's; the flag counts more than the file.
+/// Bytes of a tenth of a second may be sent at once. The flag overrides the configuration file.
 fn no_more_is_sent_in_a_second_than_the_rate_limit(target: &Target) {
     let node = Node::on(target);
     node.configure_also("rateLimit: 1GiB");

@@ -1,4 +1,4 @@
-//! `airgapd inspect`: what it says about a bundle, whatever is in it.
+//! `airgapd inspect`: its description of a bundle with any content.
 
 use std::fs;
 use std::process::Command;
@@ -58,7 +58,7 @@ fn every_byte_is_read_when_asked(target: &Target) {
     assert_eq!(document["images"][0]["verdict"], "broken", "{document:#}");
     assert!(
         target.names().is_empty() && target.blobs().is_empty(),
-        "it only looks"
+        "inspect changes nothing"
     );
 }
 

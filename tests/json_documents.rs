@@ -1,4 +1,4 @@
-//! The JSON documents, whole and key by key, as `docs/json.md` promises them to scripts.
+//! The JSON documents, as a whole and key by key, as `docs/json.md` promises them to scripts.
 
 use bundle::fixtures::{Archive, Image, Layout};
 use oci_spec::image::Digest;
@@ -10,7 +10,8 @@ use crate::support::{Node, Target, on_the_fake};
 const NAME: &str = "registry.test/app:1";
 const ABSENT: &str = "registry.test/app:2";
 
-/// A bundle that is the same in every run: an index with one platform that the node runs and one that it does not.
+/// Returns a bundle that is the same in every run: an index with a platform that the node runs and
+/// another platform.
 fn bundle() -> Layout {
     let image = Image::new(NAME)
         .platform("linux/amd64")
@@ -20,13 +21,13 @@ fn bundle() -> Layout {
     Layout::new().image(image)
 }
 
-/// Sizes of blobs by digest.
+/// Returns the size of a blob by its digest.
 fn size_of(archive: &Archive, digest: impl AsRef<str>) -> u64 {
     let name = archive.name_of(&digest.as_ref().parse().unwrap());
     archive.bytes_of(&name).len() as u64
 }
 
-/// How long something took is never twice the same.
+/// Removes durations, which differ in every run.
 fn without_duration(mut document: Value) -> Value {
     for bundle in document["bundles"].as_array_mut().unwrap() {
         assert!(bundle["duration_ms"].is_u64(), "{bundle:#}");
@@ -101,7 +102,7 @@ fn import_prints_one_document_with_stable_keys(target: &Target) {
     );
 }
 
-/// What could not be read is `null`, and the list is empty where containerd could not be reached.
+/// A value that could not be read is `null`. Without containerd, the list is empty.
 fn import_prints_a_document_even_where_nothing_could_be_done(target: &Target) {
     let node = Node::on(target);
     let file = node.path("text.tar");
@@ -196,7 +197,7 @@ fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
         assert_eq!(keys(&document), ["complete", "error", "path"]);
         assert_eq!(document["path"], json!(file));
         assert_eq!(document["complete"], json!(false));
-        // What cannot be read ends alike, whoever reads it.
+        // All commands report an unreadable bundle with the same error.
         let report = node.import([file]).exits(exit).bundle();
         assert_eq!(report["error"], document["error"]);
     }
@@ -236,7 +237,7 @@ fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
     }
 }
 
-/// Also what the command line itself is not understood in is said in a document, where one was asked for.
+/// A command line with a mistake is answered with a document too, if the caller requested one.
 fn a_command_line_that_is_not_understood_is_answered_with_a_document(target: &Target) {
     let node = Node::on(target);
     let rows: [(&[&str], &str); 5] = [
@@ -407,7 +408,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     };
     let verdict = json!({"health": "failed", "reasons": [{"health": "failed", "subject": "required", "name": null,
         "waits_for": null, "text": format!("1 of 2 required images is missing: {ABSENT}"),
-        "remedy": "`airgapd verify` names for each the bundle or name that is near"}]});
+        "remedy": "`airgapd verify` names the nearest bundle or name for each"}]});
     let expected = json!({
         "verdict": verdict,
         "configuration_problem": null,

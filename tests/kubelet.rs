@@ -1,4 +1,5 @@
-//! What kubelet sees through CRI, in the namespace `k8s.io`; and pods that start without any registry.
+//! The view of kubelet through CRI, in the namespace `k8s.io`, and pods that start without a
+//! registry.
 
 use std::fs;
 use std::path::Path;
@@ -22,15 +23,15 @@ use crate::support::bundles::{self, image, text};
 use crate::support::target::MANAGED;
 use crate::support::{Node, Place, Target, on_each_containerd, on_each_real_containerd, unique, wait_until};
 
-/// The image that the private containerds start pods with.
+/// Image with which the private containerds start pods.
 const SANDBOX_IMAGE: &str = "airgapd.test/pause:latest";
 
-/// Whether CRI of this containerd honours the pin label (from 1.6.22 and 1.7.3 on).
+/// Returns true if CRI of this containerd honours the pin label (from 1.6.22 and 1.7.3 on).
 fn honours_pins(target: &Target) -> bool {
     target.place() != Place::Real(Generation::V1_6)
 }
 
-/// A name in a repository of its own: everybody's images are in this namespace.
+/// Returns a name in a new repository, since all tests share this namespace.
 fn app() -> String {
     format!("registry.test/app-{}:1", unique())
 }
@@ -41,7 +42,7 @@ fn import(node: &Node, name: &str, file: &str) -> Archive {
     archive
 }
 
-/// The config's digest, by which CRI knows an image.
+/// Returns the config's digest, which CRI uses as the image's id.
 fn id_of(archive: &Archive) -> String {
     archive.images[0].manifests[0].config.to_string()
 }
@@ -61,7 +62,7 @@ fn cri_knows_the_image_by_tag_by_digest_and_by_both(target: &Target) {
         format!("{name}@{root}"),
         id_of(&archive),
     ] {
-        // CRI takes each record in by itself, a moment after its event.
+        // CRI adds each record itself, a moment after its event.
         wait_until(&format!("CRI knows {reference} by all its names"), || {
             target.image_status(&reference).is_some_and(|status| {
                 status.id == id_of(&archive)
@@ -89,7 +90,8 @@ fn cri_knows_the_image_by_tag_by_digest_and_by_both(target: &Target) {
     });
 }
 
-/// Statement 47: the new image has a record by its config, too, and the old one keeps its own for running containers.
+/// Statement 47: the new image gets a record named after its config, and the old image keeps its
+/// own for running containers.
 fn a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -124,7 +126,7 @@ fn a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old(target: &Target)
     });
 }
 
-/// Statement 50: the daemon brings pause and an image, and a pod's container runs from it.
+/// Statement 50: the daemon imports pause and an image, and a pod's container runs from it.
 fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -149,7 +151,7 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     ));
     let said = said.unwrap();
     assert!(said.contains("running without a registry"), "{said}");
-    // What tells which images are used.
+    // kubelet uses this to see which images are in use.
     let id = archive.images[1].manifests[0].config.to_string();
     let of_app = containers
         .iter()
@@ -168,8 +170,8 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     daemon.stop();
 }
 
-/// Runs an image as the only container of a pod on the host's network, and gives what it said.
-/// Also gives the containers that there were.
+/// Runs an image as the only container of a pod on the host's network. Returns the output and the
+/// containers.
 async fn run_pod(
     target: &Target,
     image: &str,
@@ -191,7 +193,7 @@ async fn run_pod(
         .unwrap()
         .into_inner()
         .pod_sandbox_id;
-    // Every containerd tells what it starts pods with, at the latest now.
+    // By now every containerd reports its sandbox image.
     let client = containerd::Client::connect(target.socket(), target.namespace())
         .await
         .unwrap();
@@ -230,7 +232,8 @@ async fn run_pod(
     (said, containers.unwrap())
 }
 
-/// The container of a pod: the words of its command, those of its image where there are none, and an image as a volume.
+/// Returns the container of a pod, with an image as a volume. Its command has these words, or those
+/// of its image without any.
 fn app_command(words: &[&str], volume: Option<&str>) -> ContainerConfig {
     let volume = volume.map(|image| Mount {
         container_path: VOLUME.to_owned(),
@@ -253,7 +256,7 @@ fn app_command(words: &[&str], volume: Option<&str>) -> ContainerConfig {
     }
 }
 
-/// Where an image is mounted as a volume.
+/// Mount point of an image volume.
 const VOLUME: &str = "/volume";
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -261,18 +264,18 @@ const OWN_LAYER: &str = "application/vnd.test.model.layer";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const OWN_CONFIG: &str = "application/vnd.test.model.config+json";
 
-/// A layer with a file that no other test has.
+/// Returns a layer with a file that no other test has.
 fn weights() -> Layer {
     Layer::files([LayerFile::new("weights", format!("weights {}", unique()))])
 }
 
-/// The config of something with that layer, as an image's config lists it.
+/// Returns a config that lists this layer, like an image's config.
 fn listing(layer: &Layer) -> String {
     let rootfs = json!({"type": "layers", "diff_ids": [layer.digest().to_string()]});
     json!({"rootfs": rootfs, "own": unique()}).to_string()
 }
 
-/// A data-only artifact.
+/// Returns a data-only artifact.
 fn artifact(config_type: &str, config: &str, layer: Layer) -> Manifest {
     Manifest::new(bundles::native())
         .no_platform()
@@ -282,7 +285,8 @@ fn artifact(config_type: &str, config: &str, layer: Layer) -> Manifest {
         .with_layer(layer)
 }
 
-/// Lets a pod read an image as a volume, and gives what it read or why it was not started.
+/// Lets a pod read an image as a volume. Returns the content, or the reason why the pod did not
+/// start.
 fn read_as_volume(target: &Target, node: &Node, app: &str, volume: &str) -> Result<String, String> {
     for name in [SANDBOX_IMAGE, app, volume] {
         wait_until("CRI has taken it in", || target.image_status(name).is_some());
@@ -298,7 +302,7 @@ fn read_as_volume(target: &Target, node: &Node, app: &str, volume: &str) -> Resu
     said.map_err(|status| status.message().to_owned())
 }
 
-/// Puts blobs and a record there as only an importer would that takes everything.
+/// Creates blobs and a record like an importer that takes everything.
 fn put_anyway(target: &Target, manifest: Manifest) -> String {
     let archive = bundles::layout([Image::unnamed().manifest(manifest)]).build();
     let of = |digest: &Digest| archive.bytes_of(&archive.name_of(digest));
@@ -312,7 +316,7 @@ fn put_anyway(target: &Target, manifest: Manifest) -> String {
     name
 }
 
-/// KEP-4639. An artifact gets a record where CRI mounts it with its files, and nowhere else.
+/// KEP-4639. An artifact gets a record if CRI mounts it with its files, and only then.
 fn images_and_artifacts_that_list_their_layers_are_mounted_as_volumes(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -341,7 +345,7 @@ fn images_and_artifacts_that_list_their_layers_are_mounted_as_volumes(target: &T
     assert_eq!(target.record(&listed).is_some(), has_volumes);
     let read = |volume: &str| read_as_volume(&target, &node, &app, volume);
     if !has_volumes {
-        assert!(read(&data).is_err(), "there are no image volumes before 2.1");
+        assert!(read(&data).is_err(), "containerd has no image volumes before 2.1");
         return;
     }
     for volume in [&data, &listed] {
@@ -350,8 +354,8 @@ fn images_and_artifacts_that_list_their_layers_are_mounted_as_volumes(target: &T
     }
 }
 
-/// Artifacts as tools push them. The first containerd that mounts one of them with its files fails this test: from then on
-/// it is to get its record.
+/// Artifacts as tools push them. This test fails as soon as a containerd mounts one with its files.
+/// From then on it should get a record.
 fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -369,7 +373,7 @@ fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Ta
     for (manifest, expected) in [
         (artifact(EMPTY, "{}", weights().media_type(TAR)), refused),
         (artifact(OWN_CONFIG, &config, own(in_own_type)), refused),
-        // A volume without the files.
+        // The volume is mounted without the files.
         (
             artifact(EMPTY, "{}", own(weights())),
             Ok("No such file or directory"),
@@ -384,7 +388,7 @@ fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Ta
     }
 }
 
-/// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in between.
+/// Returns the image as kubelet passes it with policy Never: by the id from CRI, without a pull.
 async fn image_spec(channel: Channel, name: &str) -> ImageSpec {
     let spec = |image: String| ImageSpec {
         image,
@@ -440,7 +444,7 @@ async fn wait_for_exit(runtime: &mut RuntimeServiceClient<Channel>, id: String) 
             .await?
             .into_inner()
             .status
-            .expect("it has a status");
+            .expect("the answer has a status");
         if status.state == i32::from(ContainerState::ContainerExited) {
             assert_eq!(status.exit_code, 0, "{status:?}");
             return Ok(());
@@ -459,7 +463,7 @@ on_each_real_containerd!(
     images_and_artifacts_that_list_their_layers_are_mounted_as_volumes,
 );
 
-/// On the versions that have image volumes.
+/// Tests for the versions that have image volumes.
 mod artifacts_that_do_not_list_their_layers_are_mounted_by_no_version {
     use crate::support::{Place, run_on};
 

@@ -1,4 +1,5 @@
-//! The ledger (`state.json`) that is lost, broken or of another machine: containerd and the folder are the truth.
+//! A ledger (`state.json`) that is lost, broken or from another machine. containerd and the folder
+//! are the truth.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const A: &str = "registry.test/a:1";
 
-/// The ledger is a cache of the truth: without it no pin and no label changes.
+/// The ledger is only a cache. Without it no pin and no label changes.
 fn a_lost_ledger_changes_no_record_and_is_written_anew(target: &Target) {
     for harm in [
         |ledger: &Path| fs::remove_file(ledger).unwrap(),
@@ -55,11 +56,11 @@ fn a_broken_ledger_is_set_aside_and_said(target: &Target) {
     let aside: Vec<_> = aside
         .filter(|path| fs::read(path).is_ok_and(|bytes| bytes == b"no ledger\n"))
         .collect();
-    assert_eq!(aside.len(), 1, "what it said is kept for whoever wants to know");
+    assert_eq!(aside.len(), 1, "the broken ledger is kept for the operator");
     assert_ne!(aside[0], node.ledger());
 }
 
-/// As a cloned machine has it, or one that was restored from a backup: the state tells of images that are not there.
+/// A cloned machine, or one restored from a backup, has a state that lists absent images.
 fn a_daemon_with_the_state_of_another_brings_its_own_containerd_up_to_it(target: &Target) {
     let first = Node::on(target);
     let elsewhere = target.elsewhere();
@@ -67,20 +68,20 @@ fn a_daemon_with_the_state_of_another_brings_its_own_containerd_up_to_it(target:
     bundles::write(&first.images().join("a.tar"), [image(A)]);
     let daemon = first.start();
     daemon.wait_until("the image", || target.record(A).is_some());
-    daemon.wait_until("it is written down", || first.ledger().exists());
-    fs::copy(first.images().join("a.tar"), second.images().join("a.tar")).expect("it can be copied");
-    daemon.wait_until("its lease is given back", || target.leases().is_empty());
-    fs::copy(first.ledger(), second.ledger()).expect("it can be copied");
+    daemon.wait_until("the result is in the ledger", || first.ledger().exists());
+    fs::copy(first.images().join("a.tar"), second.images().join("a.tar")).expect("the file can be copied");
+    daemon.wait_until("its lease is returned", || target.leases().is_empty());
+    fs::copy(first.ledger(), second.ledger()).expect("the file can be copied");
     let copy = second.start();
     copy.wait_until("the image", || elsewhere.record(A).is_some());
-    fs::remove_file(second.images().join("a.tar")).expect("it is there");
+    fs::remove_file(second.images().join("a.tar")).expect("the file exists");
     copy.wait_until("its pin goes", || !elsewhere.is_pinned(A));
     assert!(target.is_pinned(A), "the other namespace is another daemon's");
     copy.finish(&elsewhere);
     daemon.finish(target);
 }
 
-/// The ledger as 0.1.0 wrote it, of a node whose files and containerd are as they are now.
+/// Rewrites the ledger into the form of 0.1.0. The node's files and containerd stay as they are.
 fn as_of_0_1_0(node: &Node, selection: Option<&str>) {
     let mut ledger: Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
     ledger["context"]["program"] = "0.1.0".into();
@@ -104,7 +105,8 @@ fn as_of_0_1_0(node: &Node, selection: Option<&str>) {
     fs::write(node.ledger(), ledger.to_string()).unwrap();
 }
 
-/// Whether the new version has other defaults (another selection) or not. Where it has, it reads every bundle again.
+/// The new version may have other defaults (another selection). If it has, it reads every bundle
+/// again.
 fn an_upgrade_of_a_converged_node_writes_nothing_into_containerd_and_wait_is_satisfied(target: &Target) {
     for selection in [None, Some("0123456789abcdef")] {
         let target = target.elsewhere();

@@ -1,4 +1,5 @@
-//! `airgapd list-images`: what a cluster will need, before there is one. It needs no containerd.
+//! `airgapd list-images`: the images that a cluster will need, before it exists. It needs no
+//! containerd.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +14,8 @@ use crate::support::node::Answer;
 
 const NEWEST: &str = "v1.36.3+k0s.2";
 
-/// The list of k0s for its defaults, as the crate `requirements` has it with its source.
+/// The image list of k0s for its defaults. The crate `requirements` has the same list and names its
+/// source.
 const DEFAULTS: &str = "quay.io/k0sproject/pause:3.10.2-0
 quay.io/k0sproject/apiserver-network-proxy-agent:v0.36.0-k0s.0
 quay.io/k0sproject/kube-proxy:v1.36.3-1
@@ -27,7 +29,7 @@ fn node() -> Node {
     Node::at(Path::new("/nonexistent/containerd.sock"), "k8s.io")
 }
 
-/// Runs the command where no k0s is installed, unless a folder with one is given.
+/// Runs the command without an installed k0s, unless the caller passes the folder of one.
 fn list(node: &Node, arguments: &[&str], bin: Option<&Path>, input: &str) -> Answer {
     let mut command = node.command(["list-images"].iter().chain(arguments));
     command.env("PATH", bin.unwrap_or(Path::new("/nonexistent")));
@@ -36,17 +38,18 @@ fn list(node: &Node, arguments: &[&str], bin: Option<&Path>, input: &str) -> Ans
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program runs");
-    let mut stdin = child.stdin.take().expect("it is piped");
+    let mut stdin = child.stdin.take().expect("the stream is piped");
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    child.wait_with_output().expect("it ends").into()
+    child.wait_with_output().expect("the process ends").into()
 }
 
 fn sample(name: &str) -> String {
     format!("{}/../../config/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A program that answers as k0s does: its version, and its arguments and input as images.
+/// Writes a program that answers like k0s: it prints its version, and its arguments and input as
+/// images.
 fn k0s(node: &Node, release: &str, body: &str) -> PathBuf {
     let bin = node.path("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -273,7 +276,7 @@ fn a_set_of_the_operators_takes_the_place_of_ours() {
 #[test]
 fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
     let node = node();
-    // What it was asked comes back as images.
+    // The stand-in for k0s prints its arguments as images.
     let bin = k0s(
         &node,
         NEWEST,
@@ -297,7 +300,7 @@ fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
         .collect();
     assert_eq!(references, ["told.test/all:1", "told.test/mine:2"]);
 
-    // An older one knows no other platform, and one that fails cannot be asked.
+    // An older k0s knows no other platform. A k0s that fails gives no answer.
     let old = k0s(&node, "v1.34.10+k0s.0", "exit 9");
     for arguments in [&["--platform", "linux/s390x"][..], &[]] {
         let answer = list(&node, arguments, Some(&old), "").exits(0);
@@ -312,7 +315,7 @@ fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
     let answer = list(&node, &["--platform", "linux/amd64"], Some(&silent), "").exits(0);
     assert_eq!(answer.stdout, DEFAULTS);
     let old = k0s(&node, "v1.34.10+k0s.0", "exit 9");
-    // Whoever names the program wants its answer and no other.
+    // If the operator names the program, only its answer counts.
     let answer = list(&node, &["--k0s", old.join("k0s").to_str().unwrap()], None, "").exits(2);
     assert!(answer.stderr.contains("exit status: 9"), "{}", answer.stderr);
     let nothing = list(&node, &["--k0s", "/nonexistent/k0s"], None, "").exits(2);

@@ -1,9 +1,11 @@
-//! The log under a flood, and without a place to go: how many lines come of very many bad files, and of a containerd that is
-//! no use for long; and that the daemon works on where the log cannot be written.
+//! The log under a flood of bad files, with an unstable containerd, and without a writable output.
 //!
-//! The journal drops lines of a service that writes too many (the unit allows 10,000 in 30 s), and those may be the ones that
-//! matter. What bounds them is pure and tested beside it (`decide::line`, `decide::link` of the crate node, an hour in simulated
-//! time); here it is seen to be in force.
+//! The number of lines stays small, and the daemon works on if it cannot write its log.
+//!
+//! The journal drops lines of a service that writes too many (the unit allows 10,000 in 30 s).
+//! Those lines may be important. Pure functions limit the lines, and their tests simulate an hour
+//! (`decide::line`, `decide::link` of the crate node). These tests check that the limits are in
+//! force.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,14 +20,15 @@ use crate::support::bundles::{self, image, marker};
 use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_the_fake, wait_for, wait_until};
 
-/// A thousand files cannot be told of one by one.
+/// Number of files, too many to name each.
 const FILES: usize = 1000;
 
-/// Lines that a whole run may have. Each kind of line has twenty by name and a count, at most, in a minute: files begun
-/// with, put off, refused, ignored; a refused bundle that was read has a line for its image, too.
+/// Most lines of a whole run. For each kind of line, at most twenty a minute name a file, and a
+/// count follows. The kinds are: started, deferred, refused, ignored. A refused bundle that was
+/// read also has a line for its image.
 const MOST: usize = 200;
 
-/// The ways in which a file can be bad.
+/// Number of ways in which a file can be bad.
 const WAYS: usize = 8;
 
 fn put_bad_file(node: &Node, number: usize) {
@@ -57,7 +60,7 @@ fn put_bad_file(node: &Node, number: usize) {
     }
 }
 
-/// Each bundle before its checksum: without one it would be good.
+/// Removes each bundle before its checksum, since the bundle would be good without one.
 fn remove_bad_files(node: &Node) {
     let files = fs::read_dir(node.images()).unwrap();
     let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
@@ -68,7 +71,8 @@ fn remove_bad_files(node: &Node) {
     }
 }
 
-/// Takes half a minute: for so long a file that is empty or cut off may go on.
+/// This takes half a minute, because the daemon waits that long for the rest of an empty or cut
+/// file.
 fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &Target) {
     let node = Node::on(target);
     for number in 0..FILES {
@@ -78,16 +82,16 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     let (good, name) = marker(node.path("good.tar"));
     node.drop_in(&good);
     daemon.wait_until("the good bundle", || target.record(&name).is_some());
-    // Two of the ways are no verdict yet, and one is never looked at.
+    // Two of the ways have no verdict yet, and the daemon never reads a third.
     let failed = format!("{} failed", FILES / WAYS * (WAYS - 3));
     wait_for(Duration::from_secs(240), "a verdict on the others", || {
-        daemon.notified().contains(&failed) && daemon.count("are not whole yet") > 0
+        daemon.notified().contains(&failed) && daemon.count("are not imported yet") > 0
     });
     let status = node.airgapd(["status", "-o", "json"]).json();
     let listed = status["bundles"].as_array().expect("a list").len();
     assert!(listed > FILES / 2, "status has each of them: {listed}");
 
-    // That they go is no fault of the folder's: nothing was ever imported of them.
+    // Their removal is no fault of the folder, because nothing was imported from them.
     remove_bad_files(&node);
     node.airgapd(["wait", "--timeout", "60s"]).exits(0);
     let log = daemon.finish(target);
@@ -96,15 +100,15 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     for told in [
         "link to nothing",
         "more files were not imported",
-        "more files were begun with",
+        "more imports were started",
         "more bundles are gone",
     ] {
         assert!(log.contains(told), "{told}:\n{log}");
     }
 }
 
-/// journald drops what a service writes beyond the unit's burst. What a thousand bundles come to follows from fewer: each of them
-/// has the same lines.
+/// journald drops lines beyond the unit's burst. The lines of a thousand bundles are computed from
+/// fewer bundles, since each bundle has the same lines.
 fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_units_burst(target: &Target) {
     const SOME: usize = 50;
     let node = Node::on(target);
@@ -125,7 +129,7 @@ fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_unit
     let burst = unit
         .lines()
         .find_map(|line| line.strip_prefix("LogRateLimitBurst="));
-    let burst: usize = burst.expect("it has a burst").parse().expect("a number");
+    let burst: usize = burst.expect("the unit has a burst").parse().expect("a number");
     let flood = of_bundles * 1000 / SOME;
     assert!(
         flood <= burst,
@@ -133,9 +137,10 @@ fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_unit
     );
 }
 
-/// It answers, and then fails at the first thing that matters: a damaged database, for instance.
+/// containerd answers, and then fails at the first real request, for example because of a damaged
+/// database.
 fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against(target: &Target) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     fake.inject(Fault::FailAll {
         rpc: "Images.List",
         code: Code::Internal,
@@ -147,7 +152,8 @@ fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_again
     let daemon = node.start();
     let tries = || fake.calls("Images.List");
     daemon.wait_until("some tries", || tries() >= 8);
-    // The ninth comes after ten seconds at the soonest: 0.1 s doubled seven times, of which chance takes a quarter.
+    // The ninth try starts after ten seconds at the earliest: 0.1 s doubled seven times, minus up
+    // to a quarter at random.
     let log = daemon.log();
     assert!(
         log.contains("containerd went away") && log.contains("database is damaged"),
@@ -160,7 +166,7 @@ fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_again
     daemon.finish(target);
 }
 
-/// A bundle may have thousands of images, and the log of a node is kept for weeks.
+/// A bundle may have thousands of images, and a node keeps its log for weeks.
 fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -171,10 +177,10 @@ fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(targe
     let log = daemon.finish(target);
     let lines = log.lines().filter(|line| line.contains("image created")).count();
     assert_eq!(lines, 200, "{log}");
-    assert!(log.contains("100 more of its images"), "{log}");
+    assert!(log.contains("more images like these: 100"), "{log}");
 }
 
-/// A full disk below the log, a reader that has gone, descriptors that were closed by whoever started it.
+/// A full disk under the log, a reader that closed, or descriptors that the caller closed.
 fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target) {
     for (number, outputs) in ["2>/dev/full", "2>&-", "0<&- 1>&- 2>&-", "2>&1 | head -c 1"]
         .iter()
@@ -185,7 +191,7 @@ fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target
         bundles::write(&node.images().join("a.tar"), [image(&name)]);
         let program = node.command(["run"]);
         let mut command = Command::new("sh");
-        // The shell waits for all of a pipe, and its own end tells nothing.
+        // The shell waits for the whole pipe, and its exit code does not tell how the daemon ended.
         command.args(["-c", &format!("\"$@\" {outputs}")]).arg("sh");
         command.arg(program.get_program()).args(program.get_args());
         for (name, _) in program.get_envs() {
@@ -195,12 +201,12 @@ fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target
         daemon.wait_until_ready();
         daemon.wait_until("the image", || target.record(&name).is_some());
         let status = node.airgapd(["status", "-o", "json"]).json();
-        let pid = status["daemon"]["pid"].as_i64().expect("it answers");
+        let pid = status["daemon"]["pid"].as_i64().expect("the other side answers");
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("it runs"), Signal::TERM).expect("it runs");
+        kill_process(pid.expect("the process runs"), Signal::TERM).expect("the process runs");
         let mut daemon = daemon;
         daemon.wait();
-        daemon.wait_until("its lease is given back", || target.leases().is_empty());
+        daemon.wait_until("its lease is returned", || target.leases().is_empty());
     }
 }
 
@@ -217,7 +223,8 @@ fn a_thousand_odd_files_do_not_flood_the_log(target: &Target) {
     assert!(log.contains("more"), "{log}");
 }
 
-/// Each of them is wrong in its own way; a thousand of them are one mistake, and a bundle beside them lands.
+/// Each file is wrong in its own way. A thousand of them are one mistake, and a bundle beside them
+/// is imported.
 fn a_thousand_files_that_are_no_bundles_do_not_flood_the_log(target: &Target) {
     let node = Node::on(target);
     for number in 0..1000 {

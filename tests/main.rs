@@ -1,9 +1,9 @@
 //! Scenarios over the real program, on the stand-in and on real containerds.
 //!
-//! Each test is one claim about what an operator sees; a number in a comment is that of the statement in the
-//! specification of imports it comes from. Bundles are made in the test, folders and namespaces are the test's own, so
-//! all of them may run at once. Real containerds need root; what is left out for the lack of one is said, and fails with
-//! `AIRGAPD_REQUIRE_CONTAINERD=1`.
+//! Each test is one claim that an operator can observe. A number in a comment is that of a
+//! statement in the specification of imports. Tests make their own bundles, folders and namespaces,
+//! so all of them may run at once. Real containerds need root. A test that is left out is reported,
+//! and fails with `AIRGAPD_REQUIRE_CONTAINERD=1`.
 
 #![allow(unreachable_pub, reason = "nothing outside this program can reach anything")]
 

@@ -1,4 +1,5 @@
-//! The one manifest of an index that containerd uses: it must be whole and an image, or there is no record.
+//! The manifest of an index that containerd uses. It must be whole and an image, or else the image
+//! gets no record.
 
 use std::fs;
 
@@ -29,7 +30,7 @@ fn image() -> Manifest {
     Manifest::new(native()).layer(unique())
 }
 
-/// A list of parts, for a platform.
+/// Returns a software bill of materials for a platform.
 fn sbom(platform: &str) -> Manifest {
     Manifest::new(platform)
         .layer(unique())
@@ -37,7 +38,8 @@ fn sbom(platform: &str) -> Manifest {
         .config_media_type("application/spdx+json")
 }
 
-/// What the converter of nydus makes: for nodes that have the feature, of layers that no containerd unpacks by itself.
+/// Returns a manifest as the converter of nydus makes it: for nodes with the feature, with layers
+/// that containerd alone cannot unpack.
 fn nydus(config: &str) -> Manifest {
     let blob = Layer::plain(unique().repeat(20).into_bytes().into());
     let (os, architecture) = native().split_once('/').expect("a platform");
@@ -54,7 +56,7 @@ fn write(node: &Node, archive: &Archive) -> String {
     text(&file)
 }
 
-/// Puts everything of an archive there, as importers do that do not look.
+/// Creates everything of an archive in containerd, like an importer that checks nothing.
 fn put(target: &Target, name: &str, archive: &Archive) {
     for entry in archive
         .entries
@@ -120,7 +122,7 @@ fn artifacts_that_containerd_passes_over_change_nothing(target: &Target) {
     );
 }
 
-/// A name that only `manifest.json` has is the image's name, whoever is asked.
+/// A name that only `manifest.json` has is the image's name for every command.
 fn a_name_of_manifest_json_alone_is_imported_shown_and_merged(target: &Target) {
     let node = Node::on(target);
     let tag = format!("multi-{}:1", unique().to_lowercase());
@@ -151,7 +153,7 @@ on_each_containerd!(
     a_name_of_manifest_json_alone_is_imported_shown_and_merged,
 );
 
-/// Others record it all the same, and `verify` knows that it cannot start.
+/// Other importers record the image nevertheless, and `verify` reports that it cannot start.
 fn verify_says_that_an_image_behind_an_artifact_cannot_start(target: &Target) {
     let node = Node::on(target);
     let name = name();
@@ -169,12 +171,12 @@ fn verify_says_that_an_image_behind_an_artifact_cannot_start(target: &Target) {
     );
 }
 
-/// The way out that `verify` names leads out: not a bundle of the same index, but its image by digest.
+/// The remedy of `verify` works: not a bundle of the same index, but the image by its digest.
 fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut Own) {
     let (target, node) = (&own.target, Node::on(&own.target));
     let name = name();
     let repository = name.strip_suffix(":1").unwrap();
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let files = [
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -191,9 +193,12 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
         let fixed = ["verify", "-o", "json", "--images", &asked];
         let found = node.airgapd(fixed.iter().chain(bundles)).json();
         let images = found["images"].as_array().expect("a list").clone();
-        // CRI of 1.6 and 1.7 tells of its sandbox image, too.
+        // CRI of 1.6 and 1.7 also reports its sandbox image.
         let is_asked = |image: &serde_json::Value| image["sources"].to_string().contains(&asked);
-        images.into_iter().find(is_asked).expect("it is answered")
+        images
+            .into_iter()
+            .find(is_asked)
+            .expect("the request is answered")
     };
     let remedy = |answer: &serde_json::Value| answer["remedy"].as_str().unwrap().to_owned();
     let by_digest = format!("{repository}@{image}");
@@ -205,7 +210,7 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
     ] {
         assert!(remedy(&answer).contains(words), "{answer:#}");
     }
-    // A bundle of that index is no way out.
+    // A bundle of the same index does not help.
     let same = node.path("same.tar");
     archive.write_to(&same);
     node.import([text(&same)]).exits(5);
@@ -231,10 +236,11 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
         .expect("CRI knows it by that name");
     assert!(known.id.starts_with("sha256:"), "{known:?}");
     let said = own.containerd.run(&by_digest, &["/bin/busybox", "echo", "hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
 }
 
-/// No containerd unpacks layers of nydus by itself; one that passes over them has nothing to be told of.
+/// No containerd unpacks layers of nydus alone. `verify` does not report them if this containerd
+/// skips them.
 fn verify_tells_of_layers_that_only_a_plugin_unpacks(target: &Target) {
     let node = Node::on(target);
     let name = name();
@@ -276,11 +282,12 @@ fn counts_features(target: &Target) -> bool {
     }
 }
 
-/// dragonflyoss/nydus#1976: containerd from Debian's 2.1 on passes over what asks for features, those before do not.
+/// dragonflyoss/nydus#1976: containerd skips manifests that require features from Debian's 2.1 on.
+/// Earlier versions do not.
 fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own) {
     let node = Node::on(&own.target);
     let counts = counts_features(&own.target);
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let plain = || {
         let files = [
             LayerFile::folder("bin/"),
@@ -306,7 +313,7 @@ fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own
             if counts {
                 answer.exits(0);
                 let said = own.containerd.run(&name, &["/bin/sh", "-c", "echo hello"]);
-                assert_eq!(said.expect("it runs").trim(), "hello");
+                assert_eq!(said.expect("the container runs").trim(), "hello");
             } else {
                 answer.exits(5);
                 assert!(own.target.record(&name).is_none(), "{config}");

@@ -1,7 +1,7 @@
-//! How much memory the program takes, however large or odd a bundle is.
+//! The memory of the program, for very large and odd bundles.
 //!
-//! The unit's memory limit rests on these figures. The long versions are left out of a test run:
-//! `cargo test -p airgapd --test scenarios -- --ignored memory` plays them.
+//! The unit's memory limit is based on these figures. A normal test run leaves out the long
+//! versions. Run them with `cargo test -p airgapd --test scenarios -- --ignored memory`.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -20,12 +20,12 @@ use crate::support::node::peak_memory;
 use crate::support::tools::{run, tool};
 use crate::support::{Node, Place, Target, on_the_fake, run_on, unique, wait_for};
 
-/// What a daemon may take, in bytes, whatever it imports.
+/// Most memory of a daemon for any import, in bytes.
 const MOST: u64 = 96 << 20;
 
 const MEBIBYTE: usize = 1 << 20;
 
-/// Bytes that no codec makes less of (xorshift64).
+/// Returns bytes that no codec can compress (xorshift64).
 fn noise(length: usize, mut state: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {
@@ -37,7 +37,7 @@ fn noise(length: usize, mut state: u64) -> Vec<u8> {
     bytes
 }
 
-/// An image of so many mebibytes: 64 of noise, the others zeros.
+/// Returns an image of `mebibytes` MiB: 64 of noise, and the rest zeros.
 fn large(name: &str, mebibytes: usize) -> Image {
     let noise = (1..=4).map(|seed| Layer::new(noise(16 * MEBIBYTE, seed)));
     let zeros = Layer::zeros(((mebibytes - 64) * MEBIBYTE) as u64);
@@ -45,7 +45,7 @@ fn large(name: &str, mebibytes: usize) -> Image {
     noise.chain([zeros]).fold(image, Image::with_layer)
 }
 
-/// What the daemon took at most to import a file, in bytes.
+/// Returns the peak memory of the daemon during the import of a file, in bytes.
 fn peak_of_importing(target: &Target, file: &str, name: &str, write: impl FnOnce(&Path)) -> u64 {
     let node = Node::on(target);
     write(&node.images().join(file));
@@ -86,7 +86,8 @@ fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
     });
 }
 
-/// What the unit allows before the kernel takes memory back (`MemoryHigh=`), in bytes.
+/// Returns the memory in bytes above which the kernel reclaims memory from the unit
+/// (`MemoryHigh=`).
 fn memory_high() -> u64 {
     let unit = include_str!("../systemd/airgapd.service");
     let value = unit.lines().find_map(|line| line.strip_prefix("MemoryHigh="));
@@ -94,8 +95,8 @@ fn memory_high() -> u64 {
     mebibytes.parse::<u64>().expect("a number") << 20
 }
 
-/// One frame with the largest window that is taken, as `zstd --long=27` makes it of anything that is larger. It takes
-/// 128 MiB more than others, and a third of what the unit allows is left beside it.
+/// A frame with the largest accepted window, as `zstd --long=27` makes it of larger input. It takes
+/// 128 MiB more than other frames. A third of the unit's memory stays free.
 #[test]
 fn the_largest_window_fits_into_the_memory_that_the_unit_allows() {
     let Some(zstd) = tool("zstd") else { return };
@@ -117,7 +118,7 @@ fn the_largest_window_fits_into_the_memory_that_the_unit_allows() {
     });
 }
 
-/// A bundle with so many entries beside its own, of one byte each.
+/// Writes a bundle with `entries` additional entries of one byte each.
 fn write_many(path: &Path, name: &str, entries: usize) {
     let mut archive = bundles::layout([image(name)]).build();
     for n in 0..entries {
@@ -133,7 +134,7 @@ fn import_with_many_entries(target: &Target, entries: usize) -> u64 {
     peak_of_importing(target, "many", name, |path| write_many(path, name, entries))
 }
 
-/// Each entry costs 72 bytes: its name, its place, its digest.
+/// Each entry costs 72 bytes: its name, its offset, its digest.
 #[test]
 fn an_entry_of_a_compressed_bundle_costs_less_than_a_hundred_bytes() {
     run_on(Place::Fake, |target| {
@@ -152,19 +153,19 @@ fn as_many_entries_as_a_bundle_may_have_fit_into_96_mebibytes() {
     });
 }
 
-/// How much a hostile bundle asks for.
+/// The demands of a hostile bundle.
 struct Greed {
-    /// Entries of one block each.
+    /// Number of entries of one block each.
     entries: usize,
-    /// Configs of a mebibyte each.
+    /// Number of configs of a mebibyte each.
     documents: usize,
-    /// Layers whose descriptors have ten thousand `urls` each.
+    /// Number of layers whose descriptors have ten thousand `urls` each.
     crowded_layers: usize,
     /// Binary logarithm of the window.
     window_log: u32,
 }
 
-/// Writes a bundle of one file of some MiB that asks for all of that, and is whole.
+/// Writes a whole bundle with these demands. Its file has some MiB.
 fn write_greedy(path: &Path, name: &str, greed: &Greed) {
     let descriptor = |media_type: &str, bytes: &[u8]| {
         json!({
@@ -210,7 +211,7 @@ fn write_greedy(path: &Path, name: &str, greed: &Greed) {
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("plain.tar");
     archive.write_to(&plain);
-    let zstd = tool("zstd").expect("it is there");
+    let zstd = tool("zstd").expect("zstd is available");
     let long = format!("--long={}", greed.window_log);
     run(Command::new(zstd)
         .args(["-q", "-1", &long])
@@ -219,7 +220,7 @@ fn write_greedy(path: &Path, name: &str, greed: &Greed) {
         .arg(path));
 }
 
-/// The unit's other limit, beyond which the kernel ends the daemon (`MemoryMax=`), in bytes.
+/// Returns the memory in bytes above which the kernel kills the daemon (`MemoryMax=`).
 fn memory_max() -> u64 {
     let unit = include_str!("../systemd/airgapd.service");
     let value = unit.lines().find_map(|line| line.strip_prefix("MemoryMax="));
@@ -227,7 +228,8 @@ fn memory_max() -> u64 {
     mebibytes.parse::<u64>().expect("a number") << 20
 }
 
-/// All that the limits allow at a time: entries, documents, what they say, and the window.
+/// The most that the limits allow for one bundle: entries, documents, their content, and the
+/// window.
 const ALL: Greed = Greed {
     entries: 500_000,
     documents: 26,
@@ -235,7 +237,7 @@ const ALL: Greed = Greed {
     window_log: 27,
 };
 
-/// All that they allow beside another bundle.
+/// The most that the limits allow beside another bundle.
 const BESIDE: Greed = Greed {
     entries: 100_000,
     documents: 12,
@@ -272,7 +274,7 @@ fn the_worst_bundle_beside_the_worst_small_one_stays_within_the_units_memory() {
     });
 }
 
-/// The peak is the daemon's, over everything from reading the bundle to the record.
+/// Measures the peak of the daemon, from the reading of the bundle to the record.
 fn two_gibibytes_are_imported_in_64_mebibytes(_: &Target) {
     let target = Target::fake(FakeConfig {
         discard_data_above: Some(1 << 20),
@@ -301,7 +303,8 @@ fn import_two_gibibytes(target: &Target) {
     target.assert_tidy();
 }
 
-/// Once for real; the others differ in nothing that memory depends on.
+/// One run on a real containerd is enough, since the memory depends on nothing that differs between
+/// them.
 #[test]
 fn two_gibibytes_are_imported_in_64_mebibytes_by_a_real_containerd() {
     crate::support::run_on(Place::Real(Generation::V2_1), import_two_gibibytes);

@@ -1,4 +1,4 @@
-//! `airgapd bundle`: bundles that are made of bundles, and compared.
+//! `airgapd bundle`: bundles that are made from bundles, and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +22,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
 const THREE: &str = "registry.test/three:1";
-/// A platform that no machine of ours runs.
+/// A platform that no test machine runs.
 const FOREIGN: &str = "linux/s390x";
 
 fn verb(node: &Node, verb: &str, out: &str, files: &[&str]) -> Answer {
@@ -38,7 +38,7 @@ fn bytes(node: &Node, file: &str) -> Vec<u8> {
     fs::read(node.path(file)).unwrap()
 }
 
-/// The images of a bundle's report: first name and all names.
+/// Returns the names of the images in a bundle's report.
 fn names(report: &Value) -> BTreeSet<String> {
     let images = report["images"].as_array().unwrap().iter();
     images
@@ -76,7 +76,7 @@ fn bundles_of_any_form_become_one_in_whatever_order_they_come(target: &Target) {
         .filter(|name| !name.contains('@'))
         .collect();
     assert_eq!(kept, [ONE, TWO, THREE].map(str::to_owned).into());
-    // Nothing but the bundles is left beside them.
+    // The folder has only the bundles.
     let hidden = fs::read_dir(node.path("")).unwrap().filter(|entry| {
         entry
             .as_ref()
@@ -151,7 +151,7 @@ fn where_bundles_differ_about_a_name_the_last_one_counts_and_that_is_said(target
     );
 }
 
-/// Writes a delta as `bundle-artifacts --base` does.
+/// Writes a delta like `bundle-artifacts --base`.
 fn delta(whole: &Path, base: &Path, out: &Path) {
     let open = |path: &Path| Bundle::open(path, &Limits::default()).unwrap();
     let (whole, base) = (open(whole), open(base));
@@ -306,7 +306,8 @@ fn volumes_are_imported_each_by_itself_and_together_are_the_whole(target: &Targe
 
 on_each_containerd!(volumes_are_imported_each_by_itself_and_together_are_the_whole);
 
-/// The table of `docs/bundles.md`, as far as skopeo is in it. podman loads what one of the two forms gives without a name.
+/// The table of `docs/bundles.md`, as far as it is about skopeo. podman loads every bundle that
+/// skopeo reads without a name in one of the two formats.
 #[test]
 fn skopeo_reads_what_is_written_as_the_documents_say() {
     let Some(skopeo) = tool("skopeo") else { return };
@@ -381,7 +382,7 @@ fn skopeo_reads_what_is_written_as_the_documents_say() {
     }
 }
 
-/// An import makes the name by digest of each tag, whether or not a bundle has it.
+/// An import adds the name by digest of each tag, whether or not the bundle has it.
 #[test]
 fn names_that_follow_from_others_are_no_difference() {
     let node = Node::at(Path::new("/nonexistent"), "none");
@@ -400,7 +401,7 @@ fn names_that_follow_from_others_are_no_difference() {
         let mut file = fs::File::create(node.path(name)).unwrap();
         bundle::write::write(&layout, Compression::None, &mut file, &mut feed).unwrap();
     };
-    // A second tag, so that the name by digest is written as well.
+    // A second tag, so that the name by digest is written too.
     draft.images[0].names.push("registry.test/one:2".to_owned());
     write(&draft, "tags.tar");
     draft.images[0].names.push(by_digest);

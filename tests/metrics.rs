@@ -1,4 +1,5 @@
-//! Metrics: what they say and where they are served; they, the alerts and the dashboard held against Prometheus' own tools.
+//! Metrics: their values and where they are served. Prometheus' own tools check the metrics, the
+//! alerts and the dashboard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +19,7 @@ use crate::support::prometheus::{Prometheus, free_port, get};
 use crate::support::tools::promtool;
 use crate::support::{Node, Target, bundles, on_a_real_containerd, on_the_fake, wait_for, wait_until};
 
-/// The sample of this name that has these labels.
+/// Returns the sample with this name and these labels.
 fn sample(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let fits = |sample: &&prometheus_parse::Sample| {
         sample.metric == name
@@ -50,7 +51,8 @@ fn assert_well(output: &Output) {
     assert!(output.status.success(), "{out}\n{error}");
 }
 
-/// All the metrics that there can be: of bundles that went well and badly, with requirements and without a containerd.
+/// Returns all possible metrics: of good and bad bundles, with requirements, and without a
+/// containerd.
 fn every_metric(target: &Target) -> Vec<String> {
     let node = Node::on(target);
     let list = node.path("list.txt");
@@ -81,12 +83,12 @@ fn metrics_are_what_prometheus_conventions_ask_for(target: &Target) {
             .stderr(Stdio::piped())
             .spawn()
             .expect("promtool starts");
-        let mut input = check.stdin.take().expect("it is piped");
-        input.write_all(metrics.as_bytes()).expect("it reads");
+        let mut input = check.stdin.take().expect("the stream is piped");
+        input.write_all(metrics.as_bytes()).expect("the other side reads");
         drop(input);
-        let output = check.wait_with_output().expect("it ends");
+        let output = check.wait_with_output().expect("the process ends");
         assert_well(&output);
-        // What it would rather have otherwise is no failure to it.
+        // promtool succeeds even if it prints hints, so the output must be empty.
         assert!(output.stderr.is_empty() && output.stdout.is_empty(), "{output:?}");
     }
 }
@@ -116,11 +118,11 @@ fn alerts_come_when_they_should_and_not_otherwise() {
         .filter_map(|line| line.trim().strip_prefix("- alert: "));
     for alert in alerts {
         let is_raised = tested.contains(&format!("alertname: {alert}\n        exp_alerts"));
-        assert!(is_raised, "no test has {alert} raised");
+        assert!(is_raised, "no test raises {alert}");
         let is_silent = healthy.contains(&format!("alertname: {alert}}}"));
-        assert!(is_silent, "no test has {alert} silent on a healthy node");
+        assert!(is_silent, "no test shows {alert} silent on a healthy node");
     }
-    // A rule is not silent for want of what it asks for: the healthy node has each series.
+    // No rule may be silent because its series is missing: the healthy node has each series.
     let expressions = rules
         .split("- alert: ")
         .map(|rule| rule.split("for:").next().unwrap());
@@ -129,7 +131,7 @@ fn alerts_come_when_they_should_and_not_otherwise() {
     assert!(asked.is_subset(&had), "{asked:?} {had:?}");
 }
 
-/// The expressions of a dashboard, with its variables filled in.
+/// Returns the expressions of a dashboard with its variables filled in.
 fn expressions(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels");
     let targets = panels
@@ -141,7 +143,7 @@ fn expressions(dashboard: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Every name of ours in some text.
+/// Returns every metric name of airgapd in a text.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("airgapd_"));
@@ -161,13 +163,13 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are(target: &Target) {
     for metric in &asked {
         assert!(metrics.contains(&format!("# TYPE {metric} ")), "{metric}");
     }
-    // Prometheus understands the expressions, too.
+    // Prometheus accepts the expressions too.
     let Some(promtool) = promtool() else { return };
     let rule = |(at, expr): (usize, &String)| json!({"record": format!("panel:{at}"), "expr": expr});
     let rules: Vec<_> = expressions.iter().enumerate().map(rule).collect();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("dashboard.json");
-    // JSON is YAML.
+    // JSON is valid YAML.
     let groups = json!({"groups": [{"name": "dashboard", "rules": rules}]});
     fs::write(&file, groups.to_string()).unwrap();
     assert_well(
@@ -179,7 +181,7 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are(target: &Target) {
     );
 }
 
-/// docs/metrics.md has every metric and no other.
+/// docs/metrics.md describes every metric and no other.
 #[test]
 fn every_metric_is_described() {
     let read = |path: &str| fs::read_to_string(in_workspace(path)).unwrap();
@@ -251,7 +253,7 @@ fn metrics_say_what_a_fleet_asks(target: &Target) {
         );
     }
     assert!(sample(&scrape, "airgapd_sent_bytes_total", &[]) > Some(0.0));
-    // Every metric says what it is, begins alike, and is named after its unit.
+    // Every metric has a help text, the common prefix, and its unit in the name.
     for sample in &scrape.samples {
         let name = sample.metric.trim_end_matches("_sum").trim_end_matches("_count");
         assert!(name.starts_with("airgapd_"), "{sample:?}");
@@ -274,7 +276,7 @@ fn metrics_are_served_on_loopback_and_nothing_else_is(target: &Target) {
     let port = free_port();
     node.configure_also(&format!("metricsAddress: 127.0.0.1:{port}"));
     let daemon = node.start();
-    let get = |path: &str| get(port, path).expect("it listens");
+    let get = |path: &str| get(port, path).expect("the server listens");
     assert!(get("/metrics").contains("airgapd_build_info"));
     assert!(get("/v1/status").split(' ').nth(1) == Some("404"));
     daemon.finish(target);
@@ -292,13 +294,13 @@ fn what_was_imported_before_a_restart_counts_as_the_last_success(target: &Target
     let node = Node::on(target);
     let last = || {
         let (_, body) = node.ask("/metrics", &[]);
-        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("it is there")
+        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("the metric exists")
     };
     let daemon = node.start();
-    assert!(last().abs() < 1.0, "nothing was ever imported");
+    assert!(last().abs() < 1.0, "no import has succeeded");
     node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
-    assert!(last().abs() < 1.0, "and that is no success");
+    assert!(last().abs() < 1.0, "a failed import is no success");
     node.put("one.tar", ONE);
     node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
     let before = last();
@@ -325,7 +327,7 @@ fn the_verdict_is_in_the_file_within_seconds(target: &Target) {
         has("airgapd_verdict{state=\"failed\"} 1")
     });
     fs::remove_file(node.images().join("bad.tar")).unwrap();
-    wait_until("it is forgotten", || {
+    wait_until("the metric disappears", || {
         node.ask("/metrics", &[]).1.contains("state=\"healthy\"} 1")
     });
     wait_for(soon, "a healthy node again", is_healthy);
@@ -338,15 +340,15 @@ fn a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not(target
     let daemon = node.start();
     let restored = || {
         let (_, body) = node.ask("/metrics", &[]);
-        sample(&parsed(&body), "airgapd_restored_bundles_total", &[]).expect("it is there")
+        sample(&parsed(&body), "airgapd_restored_bundles_total", &[]).expect("the metric exists")
     };
     node.put("one.tar", ONE);
     node.airgapd(["wait"]).exits(0);
     assert!(restored().abs() < 0.1, "nothing was missing");
     for times in [1.0, 2.0] {
-        wait_until("it is quiet", || target.leases().is_empty());
+        wait_until("all leases are returned", || target.leases().is_empty());
         target.remove_record(ONE);
-        daemon.wait_until("it is restored", || restored() >= times);
+        daemon.wait_until("the image is restored", || restored() >= times);
         assert!(target.record(ONE).is_some() && restored() <= times);
     }
     daemon.finish(target);
@@ -363,10 +365,10 @@ fn a_configuration_that_a_reload_refused_is_a_metric(target: &Target) {
     let before = fs::read_to_string(node.path("config.yaml")).unwrap();
     node.configure_also("nonsense: 1");
     daemon.signal(Signal::HUP);
-    daemon.wait_until("it is refused", || taken() == Some(0.0));
+    daemon.wait_until("the reload is refused", || taken() == Some(0.0));
     node.configure(&before);
     daemon.signal(Signal::HUP);
-    daemon.wait_until("it is taken", || taken() == Some(1.0));
+    daemon.wait_until("the reload is accepted", || taken() == Some(1.0));
     daemon.finish(target);
 }
 
@@ -403,7 +405,7 @@ fn metrics_that_do_not_arrive_degrade_the_node_until_they_do(target: &Target) {
         of_address.contains(&format!("127.0.0.1:{port}: Address already in use")),
         "{of_address}"
     );
-    // Nothing keeps images from being imported: the bundle is in place, and the node is not as it should be.
+    // Nothing prevents imports: the bundle is in place, although the node is degraded.
     node.put("one.tar", ONE);
     node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
     node.airgapd(["wait"]).exits(1);
@@ -445,7 +447,7 @@ fn metrics_that_cannot_be_written_any_more_degrade_the_node_within_five_seconds(
     daemon.finish(target);
 }
 
-/// One node that is well, one with a bundle that failed, and one without a containerd.
+/// A healthy node, a node with a failed bundle, and a node without containerd.
 fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Target) {
     let second = target.elsewhere();
     let nodes = [
@@ -464,7 +466,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     let Some(prometheus) = Prometheus::start(&ports, &rules) else {
         return;
     };
-    // Rates are of what has changed since it looks.
+    // Rates cover the changes since the first scrape.
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("one.tar");
     bundles::write(&bundle, [bundles::image(ONE)]);
@@ -543,9 +545,13 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     let contents = rows("Contents, and how many nodes have each", &["content"]);
     let mut nodes_with: Vec<_> = contents.into_values().collect();
     nodes_with.sort_by(f64::total_cmp);
-    assert_eq!(nodes_with, [1.0, 2.0], "two have the same, and one has nothing");
+    assert_eq!(
+        nodes_with,
+        [1.0, 2.0],
+        "two nodes have the same content, and one node has none"
+    );
 
-    // It evaluates the rules, too, and an alert begins where the node failed.
+    // Prometheus evaluates the rules too, and raises the alert of the failed node.
     wait_until("the alert of the node that failed", || {
         let data = prometheus.data("/api/v1/alerts");
         let mut alerts = data["alerts"].as_array().unwrap().iter();
@@ -566,7 +572,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     nowhere.stop();
 }
 
-// The disk of a stand-in is not to be seen.
+// airgapd cannot see the disk of a stand-in.
 on_a_real_containerd!(
     alerts_and_dashboard_ask_for_metrics_that_there_are,
     every_query_of_the_dashboard_is_answered_with_data_of_three_nodes,

@@ -1,4 +1,5 @@
-//! The names that images get in containerd: of which tags and digests they are made, and which a node refuses or leaves out.
+//! The names of images in containerd: the tags and digests that they are made from, and the names
+//! that a node refuses or leaves out.
 
 use bundle::fixtures::{Image, digest_of};
 
@@ -7,7 +8,7 @@ use crate::support::node::outcomes;
 use crate::support::target::BY_HAND;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
-/// Statements 14 to 17 and 19, as a table of what the archive says and which records there are in the end.
+/// Statements 14 to 17 and 19, as a table of the archive's names and the resulting records.
 fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
     let image = |tag: &str| Image::unnamed().platform(native()).layer(tag);
     let root = |image: &Image| bundles::layout([image.clone()]).build().images[0].root.clone();
@@ -51,7 +52,7 @@ fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
     }
 }
 
-/// `digestReferences: all` and `aliases:` together: every name under both prefixes.
+/// `digestReferences: all` together with `aliases:` gives every name under both prefixes.
 fn an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too(target: &Target) {
     let node = Node::on(target);
     node.configure_also("aliases: [registry.test/team=mirror.test/copy]\ndigestReferences: all");
@@ -85,7 +86,7 @@ fn an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too(target: &Tar
     assert_eq!(target.names().len(), 6, "a second time adds nothing");
 }
 
-/// Statements 15 and 19, in the format in which they arise.
+/// Statements 15 and 19, in the format where they occur.
 fn one_invalid_tag_of_a_docker_archive_spares_the_others(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("docker.tar"));
@@ -105,7 +106,7 @@ fn one_invalid_tag_of_a_docker_archive_spares_the_others(target: &Target) {
     assert!(answer.said().contains("UPPER/Case:1"), "{answer:?}");
 }
 
-/// Statement 18, and 20: nothing without a name gets a record, and nothing of it stays.
+/// Statements 18 and 20: an image without a name gets no record, and nothing of it stays.
 fn images_without_a_usable_name_are_reported_and_leave_nothing(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("unnamed.tar"));
@@ -126,7 +127,7 @@ fn images_without_a_usable_name_are_reported_and_leave_nothing(target: &Target) 
     target.collect_garbage();
     assert!(target.digests().is_empty());
 
-    // The ways out.
+    // The remedies.
     node.configure_also("baseName: registry.test/based");
     let named = format!("{root}=registry.test/named:1");
     node.import(["--name", &named, &file]).exits(0);
@@ -140,7 +141,8 @@ fn images_without_a_usable_name_are_reported_and_leave_nothing(target: &Target) 
     );
 }
 
-/// A name that is somebody else's and means another image: what happens is configured, and said.
+/// A name of another importer that points to another image. The configuration decides what happens,
+/// and the command reports it.
 fn a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured(target: &Target) {
     for (wish, code, ours) in [("replace", 0, true), ("keep", 1, false), ("refuse", 1, false)] {
         let target = target.elsewhere();
@@ -160,7 +162,7 @@ fn a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured(target: &Ta
             ours,
             "{wish}: {answer:?}"
         );
-        let is_told = answer.said().contains("which is not ours (onConflict decides)");
+        let is_told = answer.said().contains("another program uses the name for");
         assert!(is_told || wish != "refuse", "{wish}: {answer:?}");
         assert_eq!(found.labels.contains_key(BY_HAND), ours, "{wish}: {answer:?}");
     }
@@ -218,7 +220,8 @@ fn an_image_with_an_allowed_and_a_forbidden_name_gets_the_allowed_one_and_a_warn
     );
 }
 
-/// What the daemon is not to import nobody imports, from wherever; what the others need is there all the same.
+/// An image that the daemon must not import is not imported by any command. Content that other
+/// images need is still imported.
 fn what_is_excluded_is_not_imported_by_hand_either(target: &Target) {
     let node = Node::on(target);
     node.configure_also("exclude: [registry.test/two*]");

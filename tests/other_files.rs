@@ -1,4 +1,4 @@
-//! Files beside the bundles that are none: which are left alone, which count as bundles, and who is told what.
+//! Files beside the bundles: which are ignored, which count as bundles, and where this is reported.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -13,7 +13,7 @@ use crate::support::{Node, Target, on_the_fake};
 const A: &str = "registry.test/a:1";
 const B: &str = "registry.test/b:1";
 
-/// What lies beside bundles, as releases and people leave it.
+/// Files that releases and people leave beside bundles.
 const STRAYS: [(&str, &str); 14] = [
     ("README.md", "# Images\n\nCopy them.\n"),
     ("LICENSE.txt", "free\n"),
@@ -72,10 +72,13 @@ fn texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of(targ
     let by_hand = node
         .airgapd(["import", &text(&node.images().join("README.md"))])
         .exits(5);
-    assert!(by_hand.said().contains("this is no tar archive"), "{by_hand:?}");
+    assert!(
+        by_hand.said().contains("this is not a tar archive"),
+        "{by_hand:?}"
+    );
     daemon.finish(target);
 
-    // The same without a daemon.
+    // The same result without a daemon.
     let status = node.airgapd(["status", "-o", "json"]).exits(1).json();
     assert_eq!(names(&status["ignored"]), wanted);
 }
@@ -138,7 +141,7 @@ fn what_is_in_no_list_and_what_is_called_as_a_bundle_is_an_upload(target: &Targe
     daemon.finish(target);
 }
 
-/// A folder into which somebody unpacked something else.
+/// A folder into which an operator unpacked something else by mistake.
 fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
     const FILES: usize = 20_000;
     let node = Node::on(target);
@@ -177,7 +180,7 @@ fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
         "{} lines",
         daemon.log().lines().count()
     );
-    // More events at once than the kernel's queue holds.
+    // These are more events at once than the kernel's queue holds.
     for number in 0..FILES {
         fs::remove_file(node.images().join(match number % 4 {
             0 => format!("{number}.md"),
@@ -185,16 +188,17 @@ fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
             2 => format!(".{number}"),
             _ => format!("{number}"),
         }))
-        .expect("it is there");
+        .expect("the file exists");
     }
     bundles::write(&node.images().join("b.tar"), [image(B)]);
     daemon.wait_until("the other image", || target.record(B).is_some());
-    let peak = peak_memory(daemon.pid()).expect("it runs");
+    let peak = peak_memory(daemon.pid()).expect("the process runs");
     assert!(peak < 64 << 20, "{peak} bytes");
     daemon.finish(target);
 }
 
-/// Each is refused with a reason of its own, none is opened in a way that blocks, and a bundle beside them lands.
+/// Each file is refused with its own reason. None is opened in a way that blocks. A bundle beside
+/// them is imported.
 fn odd_things_in_the_folder_are_refused_each_with_its_reason(target: &Target) {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let node = Node::on(target);
@@ -246,10 +250,7 @@ fn odd_things_in_the_folder_are_refused_each_with_its_reason(target: &Target) {
     let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
     let log = daemon.finish(target);
     for line in shadow.lines().filter(|line| line.len() > 20) {
-        assert!(
-            !log.contains(line),
-            "the content of /etc/shadow is nobody's business"
-        );
+        assert!(!log.contains(line), "the content of /etc/shadow is not shown");
     }
 }
 

@@ -1,5 +1,6 @@
-//! Beside another importer that takes bundles from the same folder into the same containerd, as k0s and k3s do: nothing is
-//! sent twice, what it half did is repaired, its labels stay, and ours come back.
+//! Another importer takes bundles from the same folder into the same containerd, like k0s and k3s.
+//! Nothing is sent twice, its incomplete work is completed, its labels stay, and airgapd's labels
+//! are restored.
 
 use std::fs;
 use std::ops::ControlFlow::{Break, Continue};
@@ -24,10 +25,10 @@ fn other(target: &Target) -> GoImporter {
     target.block_on(GoImporter::connect(target.socket(), target.namespace()))
 }
 
-/// k0s's pass over one bundle.
+/// Imports one bundle like k0s.
 fn k0s_imports(target: &Target, bundle: &Path) {
     let imported = target.block_on(other(target).import_as_k0s(bundle, async |_| Continue(())));
-    imported.expect("the archive is to its liking");
+    imported.expect("k0s accepts the archive");
 }
 
 fn k0s_unpins(target: &Target) {
@@ -37,10 +38,11 @@ fn k0s_unpins(target: &Target) {
 
 fn k3s_imports(target: &Target, bundle: &Path) {
     let imported = target.block_on(other(target).import_as_k3s(bundle, async |_| Continue(())));
-    imported.expect("the archive is to its liking");
+    imported.expect("k3s accepts the archive");
 }
 
-/// A bundle in the images folder with one image whose layer is worth counting, and in no namespace yet.
+/// Puts a bundle into the images folder with one image. Its layer is large enough to count, and no
+/// namespace has it yet.
 fn put_bundle(node: &Node, file: &str, name: &str) -> (PathBuf, Archive) {
     let path = node.images().join(file);
     let mut layer = unique().into_bytes();
@@ -63,7 +65,8 @@ fn has(target: &Target, name: &str, key: &str) -> bool {
         .is_some_and(|record| record.labels.contains_key(key))
 }
 
-/// Every record of the bundle's image is vouched for by one bundle and pinned, by whomever.
+/// Returns true if every record of the bundle's image has one bundle's label and a pin of any
+/// importer.
 fn is_settled(target: &Target, name: &str, archive: &Archive) -> bool {
     let records = bundles::records_of(name, &archive.images[0]);
     records
@@ -71,7 +74,7 @@ fn is_settled(target: &Target, name: &str, archive: &Archive) -> bool {
         .all(|record| sources(target, record) == 1 && has(target, record, PINNED))
 }
 
-/// What the daemon has sent, as the stand-in has counted it.
+/// Checks the number of bytes that the stand-in received from the daemon.
 fn assert_sent(target: &Target, bytes: u64) {
     if let Some(fake) = target.as_fake() {
         assert_eq!(fake.received_bytes(), bytes, "{:?}", fake.received());
@@ -91,7 +94,9 @@ fn what_k0s_has_imported_is_checked_and_completed_without_sending_a_byte(target:
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
     k0s_imports(target, &path);
     let daemon = node.start();
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
     assert!(
         has(target, ONE, K0S_SOURCES) && !has(target, ONE, OUR_PIN),
         "the pin is k0s's"
@@ -110,8 +115,8 @@ fn what_k0s_imports_afterwards_and_again_costs_us_nothing(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     let ours = target.labels(ONE);
     for _ in 0..2 {
         k0s_imports(target, &path);
@@ -129,8 +134,8 @@ fn what_k0s_imports_afterwards_and_again_costs_us_nothing(target: &Target) {
     assert!(!log.contains("restoring"), "{log}");
 }
 
-/// Lets an importer work in a thread of its own; it stops in front of the first layer's second piece until `go`. Gives what
-/// was done meanwhile, and what the importer came to.
+/// Runs an importer in its own thread. It stops before the second piece of the first layer until
+/// `go`. Returns the results of the work in between and of the importer.
 fn k0s_at_work<T>(
     target: &Target,
     bundle: &Path,
@@ -160,7 +165,7 @@ fn k0s_at_work<T>(
         });
         let result = meanwhile(&go);
         go.store(true, Ordering::SeqCst);
-        (result, importer.join().expect("it ends"))
+        (result, importer.join().expect("the thread ends"))
     })
 }
 
@@ -170,11 +175,13 @@ fn a_bundle_that_k0s_is_at_is_left_to_it_first(target: &Target) {
     let (daemon, imported) = k0s_at_work(target, &path, |_| {
         let daemon = node.start();
         daemon.wait_for_log("imports this folder, too");
-        assert!(target.record(ONE).is_none(), "nobody has written the record yet");
+        assert!(target.record(ONE).is_none(), "the record is not written yet");
         daemon
     });
-    imported.expect("nobody gets in its way");
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
+    imported.expect("nothing hinders the importer");
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
     let log = daemon.finish(target);
     assert!(log.contains("0 B sent"), "{log}");
     assert_sent(target, 0);
@@ -188,16 +195,19 @@ fn a_layer_that_k0s_is_sending_is_waited_for_and_not_sent(target: &Target) {
         let mut importing = node.command(["import", "-o", "json"]);
         importing.arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut importing = importing.spawn().expect("the program runs");
-        // One that sends the layer after all is done with it in no time.
+        // An importer that sends the layer itself would finish at once.
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut is_over = false;
         while !is_over && Instant::now() < deadline {
-            is_over = importing.try_wait().expect("it is our child").is_some();
+            is_over = importing
+                .try_wait()
+                .expect("waiting for the child works")
+                .is_some();
             thread::sleep(Duration::from_millis(10));
         }
         go.store(true, Ordering::SeqCst);
-        let answer = Answer::from(importing.wait_with_output().expect("it ends"));
-        assert!(!is_over, "it has not waited for k0s: {answer:?}");
+        let answer = Answer::from(importing.wait_with_output().expect("the process ends"));
+        assert!(!is_over, "airgapd did not wait for k0s: {answer:?}");
         answer
     });
     let blobs = answer.exits(0).bundle()["blobs"].clone();
@@ -205,7 +215,8 @@ fn a_layer_that_k0s_is_sending_is_waited_for_and_not_sent(target: &Target) {
     assert!(sent < 200_000, "the layer was sent once more: {blobs}");
     assert!(size_of_layers(&archive) > 200_000);
     if imported.is_err() {
-        // Its record appeared between its look and its creation of it; at its next look it finds it.
+        // The record appeared after k0s had checked for it and before k0s created it. At its next
+        // check k0s finds it.
         k0s_imports(target, &path);
     }
     wait_until("both are done", || target.leases().is_empty());
@@ -223,7 +234,8 @@ fn what_k0s_left_behind_when_it_died_is_not_waited_for_for_long(target: &Target)
     };
     let died = target.block_on(other(target).import_as_k0s(&path, dies));
     assert!(matches!(died, Err(ImportFailed::Died)));
-    // What it is waited by while it lives: the name of its ingest, the size, and when it was last written to.
+    // airgapd recognises a living importer by three facts: the name of its ingest, the size, and
+    // the time of the last write.
     let layer = &archive.images[0].manifests[0]
         .layers
         .last()
@@ -240,7 +252,7 @@ fn what_k0s_left_behind_when_it_died_is_not_waited_for_for_long(target: &Target)
     let idle = jiff::Timestamp::now().duration_since(theirs.updated_at.expect("a time"));
     assert!(idle.unsigned_abs() < Duration::from_secs(60), "{theirs:?}");
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
     assert!(target.is_pinned(ONE));
     target
         .block_on(other(target).clear_up())
@@ -262,16 +274,16 @@ fn an_image_that_k0s_recorded_without_its_layer_is_repaired(target: &Target) {
     assert!(target.record(ONE).is_some() && !target.digests().contains(layer.as_ref()));
     let daemon = node.start();
     daemon.wait_for_log("is not in the bundle");
-    assert_eq!(sources(target, ONE), 0, "we do not vouch for it");
-    fs::rename(&whole, &half).expect("the same file system");
-    daemon.wait_until("it is whole", || is_settled(target, ONE, &archive));
+    assert_eq!(sources(target, ONE), 0, "airgapd does not vouch for the image");
+    fs::rename(&whole, &half).expect("both paths are on one file system");
+    daemon.wait_until("the image is whole", || is_settled(target, ONE, &archive));
     let log = daemon.finish(target);
     assert!(log.contains("repaired"), "{log}");
     assert!(target.digests().contains(layer.as_ref()));
     assert_sent(target, length);
 }
 
-/// k0s writes the whole record without its pin when the only bundle that it knows of is gone.
+/// k0s writes the whole record without its pin when the only bundle that it knows is gone.
 fn a_pin_that_k0s_takes_away_comes_back_while_another_bundle_vouches(target: &Target) {
     let node = Node::on(target);
     node.configure_also("coexistence: exclusive");
@@ -280,24 +292,24 @@ fn a_pin_that_k0s_takes_away_comes_back_while_another_bundle_vouches(target: &Ta
     fs::copy(&first, node.images().join("b.tar")).expect("a copy");
     let daemon = node.start();
     daemon.wait_until("both vouch", || sources(target, ONE) == 2);
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
-    fs::remove_file(&first).expect("it is there");
-    daemon.wait_until("one vouches", || sources(target, ONE) == 1);
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
+    fs::remove_file(&first).expect("the file exists");
+    daemon.wait_until("one bundle vouches", || sources(target, ONE) == 1);
     k0s_unpins(target);
-    daemon.wait_until("it is pinned again", || target.is_pinned(ONE));
-    assert!(!has(target, ONE, K0S_SOURCES), "that is k0s's to decide");
+    daemon.wait_until("the image is pinned again", || target.is_pinned(ONE));
+    assert!(!has(target, ONE, K0S_SOURCES), "k0s decides about its label");
     assert!(is_settled(target, ONE, &archive));
     daemon.finish(target);
 }
 
-/// Between its look and its update k0s overlooks what we write, and takes it away.
+/// Between its check and its update, k0s does not see airgapd's labels and overwrites them.
 fn labels_that_k0s_wipes_come_back_with_their_meaning(target: &Target) {
     let node = Node::on(target);
     node.configure_also("coexistence: exclusive");
     let (stray, archive) = (node.path("stray.tar"), image(ONE));
     let archive = bundles::write(&stray, [archive]);
     k0s_imports(target, &stray);
-    fs::rename(&stray, node.images().join("a.tar")).expect("the same file system");
+    fs::rename(&stray, node.images().join("a.tar")).expect("both paths are on one file system");
     let mut started = None;
     let after_our_import = async |_| {
         let daemon = started.get_or_insert_with(|| node.start_unready());
@@ -309,7 +321,7 @@ fn labels_that_k0s_wipes_come_back_with_their_meaning(target: &Target) {
     let unpinned = target.block_on(other(target).unpin_as_k0s(after_our_import));
     unpinned.expect("containerd answers");
     let daemon = started.expect("k0s had something to unpin");
-    daemon.wait_until("they are back", || {
+    daemon.wait_until("the labels are back", || {
         is_settled(target, ONE, &archive) && target.is_pinned(ONE)
     });
     assert!(!has(target, ONE, K0S_SOURCES));
@@ -320,34 +332,36 @@ fn when_our_bundle_leaves_the_pin_is_left_to_k0s(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
     assert!(target.is_pinned(ONE));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     k0s_imports(target, &path);
-    fs::remove_file(&path).expect("it is there");
+    fs::remove_file(&path).expect("the file exists");
     daemon.wait_until("our label goes", || sources(target, ONE) == 0);
     assert!(has(target, ONE, PINNED) && has(target, ONE, K0S_SOURCES) && !has(target, ONE, OUR_PIN));
     k0s_unpins(target);
     assert!(!has(target, ONE, PINNED));
     let (_, marker) = bundles::marker(node.images().join("z.tar"));
     daemon.wait_until("the daemon has got so far", || sources(target, &marker) == 1);
-    assert!(!has(target, ONE, PINNED), "nobody wants it pinned any more");
+    assert!(!has(target, ONE, PINNED), "no importer pins the image any more");
     daemon.finish(target);
 }
 
-/// k3s takes its pins away at each start, and makes the records by digest anew.
+/// k3s removes its pins at each start, and makes new records by digest.
 fn what_k3s_takes_away_at_its_start_comes_back(target: &Target) {
     let node = Node::on(target);
     node.configure_also("coexistence: exclusive");
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
     k3s_imports(target, &path);
     let daemon = node.start();
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target
         .block_on(other(target).clear_as_k3s())
         .expect("containerd answers");
-    daemon.wait_until("it is pinned meanwhile", || target.is_pinned(ONE));
+    daemon.wait_until("the image is pinned in the meantime", || target.is_pinned(ONE));
     k3s_imports(target, &path);
     daemon.wait_until("everything is back", || {
         let records = bundles::records_of(ONE, &archive.images[0]);
@@ -379,7 +393,7 @@ fn an_importer_that_does_not_come_is_not_waited_for_for_ever(target: &Target) {
     let packed = bundles::layout([image(TWO)]).build();
     let daemon = node.start();
     daemon.wait_for_log("imports this folder, too");
-    // What the other cannot read is not left to it.
+    // airgapd imports a file that the other importer cannot read.
     let gzip = packed.to_compressed(bundle::Compression::Gzip);
     fs::write(node.images().join(format!("{}.tar.gz", unique())), gzip).expect("a file");
     daemon.wait_until("the compressed bundle is imported", || sources(target, TWO) == 1);

@@ -1,4 +1,4 @@
-//! airgapd's own image: the bundle that is handed out, imported by airgapd, and containers of it.
+//! airgapd's own image: airgapd imports the released bundle, and containers of the image run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +9,12 @@ use workshop::own_image::{self, PROGRAM, Variant};
 use crate::support::bundles::native;
 use crate::support::{Node, Own, on_its_own_containerd};
 
-/// The program of this test and the libraries it is linked to. What is handed out is linked statically, and alone.
+/// Returns the program of this test and the libraries that it is linked to. The released program is
+/// linked statically and needs none.
 pub fn files(node: &Node) -> Vec<(String, PathBuf)> {
     let program = Path::new(env!("CARGO_BIN_EXE_airgapd"));
     let stripped = node.path("airgapd");
-    // Symbols are four fifths of it.
+    // Symbols are four fifths of the program.
     let strip = Command::new("strip")
         .arg(program)
         .arg("-o")

@@ -1,4 +1,5 @@
-//! Who may write where bundles lie: nothing is taken from a folder that everybody can write.
+//! The permissions of the images folder: airgapd takes nothing from a folder that every user can
+//! write.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,13 +13,13 @@ fn a_folder_that_everybody_can_write_is_refused(target: &Target) {
     bundles::write(&node.images().join("bundle.tar"), [image("registry.test/a:1")]);
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
     let daemon = node.start();
-    daemon.wait_for_log("everybody can write");
+    daemon.wait_for_log("every user can write");
     assert!(target.names().is_empty());
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
     wait_until("the image, once the folder is in order", || {
         target.record("registry.test/a:1").is_some()
     });
-    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+    daemon.wait_until("the lease is returned", || target.leases().is_empty());
     daemon.stop();
 }
 
@@ -30,7 +31,7 @@ fn nothing_is_taken_from_below_a_folder_that_everybody_can_write(target: &Target
     let (file, name) = marker(node.path("careful.tar"));
     node.drop_in(&file);
     let daemon = node.start();
-    daemon.wait_for_log("which is above it: everybody can write it");
+    daemon.wait_for_log("which is above it: every user can write it");
     assert!(target.record(&name).is_none());
     mode(0o755);
     daemon.wait_until("the image", || target.record(&name).is_some());
@@ -48,7 +49,7 @@ fn a_sub_folder_that_everybody_can_write_is_left_alone(target: &Target) {
     let (bundle, name) = marker(node.path("marker.tar"));
     node.drop_in(&bundle);
     daemon.wait_until("a bundle beside it", || target.record(&name).is_some());
-    daemon.wait_for_log("everybody can write");
+    daemon.wait_for_log("every user can write");
     assert!(target.record("registry.test/open:1").is_none());
     daemon.finish(target);
 }

@@ -1,4 +1,5 @@
-//! How far a long command has come: on a terminal, in a log, with `-q`, and for those who ask the daemon.
+//! The progress of a long command: on a terminal, in a log, with `-q`, and for clients of the
+//! daemon.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,10 +15,10 @@ use crate::support::{Node, Target, on_the_fake, unique};
 const MIB: u64 = 1 << 20;
 
 fn fake(target: &Target) -> &Fake {
-    target.as_fake().expect("these scenarios are for the stand-in")
+    target.as_fake().expect("these scenarios run on the stand-in")
 }
 
-/// A bundle of three images, of which one has a layer of some pieces.
+/// Writes a bundle of three images. A layer of one image has several pieces.
 fn write_bundle(node: &Node) -> String {
     let image = |name: &str| Image::new(name).platform(native()).layer(unique());
     let path = node.path("bundle.tar");
@@ -29,7 +30,7 @@ fn write_bundle(node: &Node) -> String {
     text(&path)
 }
 
-/// What a command shows on a terminal of no particular size.
+/// Returns the output of a command on a terminal without a known size.
 fn on_a_terminal(node: &Node, arguments: &str, environment: &[(&str, &str)]) -> String {
     let line = format!(
         "'{}' {arguments} --config '{}'",
@@ -37,7 +38,7 @@ fn on_a_terminal(node: &Node, arguments: &str, environment: &[(&str, &str)]) -> 
         text(&node.path("config.yaml"))
     );
     let mut script = Command::new("script");
-    // What the program is not to see, script must not hand on.
+    // script must not pass on variables that the program should not see.
     for (variable, _) in node::program().get_envs().filter(|(_, value)| value.is_none()) {
         script.env_remove(variable);
     }
@@ -52,7 +53,7 @@ fn on_a_terminal(node: &Node, arguments: &str, environment: &[(&str, &str)]) -> 
     String::from_utf8(output.stdout).expect("the program prints text")
 }
 
-/// What was shown in place of one another on one line.
+/// Returns the texts that replaced each other on one line.
 fn frames(screen: &str) -> Vec<&str> {
     let frames = screen.split("\r\u{1b}[K");
     frames.filter(|frame| frame.contains(" %  ")).collect()
@@ -94,7 +95,7 @@ fn nothing_is_shown_with_q_and_on_a_terminal_that_cannot_take_it_back(target: &T
         let arguments = format!("{arguments} '{bundle}'");
         let screen = on_a_terminal(&node, &arguments, environment.as_slice());
         match environment {
-            None => assert_eq!(screen, "", "it went well"),
+            None => assert_eq!(screen, "", "the command succeeded"),
             Some(_) => assert!(
                 screen.contains("bundle.tar: oci-layout, imported in"),
                 "{screen:?}"
@@ -125,7 +126,7 @@ fn colours_are_for_terminals_and_not_for_those_who_say_so(target: &Target) {
     assert!(!elsewhere.said().contains('\u{1b}'), "{elsewhere:?}");
 }
 
-/// In a log it is told every ten seconds. These take more than ten and less than twenty.
+/// A log gets a line every ten seconds. These commands take between ten and twenty.
 fn a_log_is_told_now_and_then_and_with_q_nothing(target: &Target) {
     let node = Node::on(target);
     fake(target).inject(Fault::SlowCommit {
@@ -142,7 +143,7 @@ fn a_log_is_told_now_and_then_and_with_q_nothing(target: &Target) {
         let quiet = scope.spawn(|| import("quiet", &["-q"]));
         let told = import("told", &[]);
         assert_eq!(told.stderr.matches("0 of 1 image").count(), 1, "{told:?}");
-        let quiet = quiet.join().expect("it ends");
+        let quiet = quiet.join().expect("the thread ends");
         assert_eq!(quiet.stderr, "", "{quiet:?}");
     });
 }
@@ -155,7 +156,7 @@ fn the_daemon_tells_rate_and_rest_of_an_import_that_runs(target: &Target) {
         rpc: "Content.Write",
         by: Duration::from_millis(100),
     });
-    std::fs::rename(bundle, node.images().join("bundle.tar")).expect("it is one file system");
+    std::fs::rename(bundle, node.images().join("bundle.tar")).expect("both paths are on one file system");
     let progress = || -> Value {
         let document = node.airgapd(["status", "-o", "json"]).json();
         document["bundles"][0]["progress"].clone()

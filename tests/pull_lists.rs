@@ -1,4 +1,4 @@
-//! Lists of references (`*.txt`, as k3s knows them), pulled through CRI where that is asked for.
+//! Lists of references (`*.txt`, as in k3s), which are pulled through CRI if `pullLists` is on.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use oci_spec::image::Digest;
 use crate::support::bundles::{self, image, marker};
 use crate::support::{Node, Target, on_the_fake};
 
-/// Puts an image into the registry that the stand-in's CRI pulls from.
+/// Puts an image into the registry of the stand-in's CRI.
 fn offer(target: &Target, name: &str, image: Image) {
     let fake = target.as_fake().expect("only the stand-in has a registry");
     let archive = bundles::layout([image]).build();
@@ -18,7 +18,7 @@ fn offer(target: &Target, name: &str, image: Image) {
     let parts = [&built.manifests[0].config]
         .into_iter()
         .chain(&built.manifests[0].layers);
-    // Held as what a pull leaves is held.
+    // The labels keep the content like the labels of a pull.
     let mut labels = vec![("containerd.io/gc.root".to_owned(), "a pull".to_owned())];
     for (number, digest) in parts.enumerate() {
         fake.put_blob("k8s.io", &bytes(digest), &[]);
@@ -57,7 +57,8 @@ fn a_list_is_ignored_with_the_reason_unless_it_is_asked_for(target: &Target) {
     daemon.finish(target);
 }
 
-/// What can be had is pulled and pinned; the rest is named, and tried again.
+/// The available images are pulled and pinned. The log names the others, and the daemon retries
+/// them.
 fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
     let target = &target.in_kubernetes();
     let node = Node::on(target);
@@ -68,7 +69,7 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
     fs::write(node.images().join("images.txt"), list).unwrap();
     let daemon = node.start();
     daemon.wait_until("the image", || target.record(first).is_some());
-    for part in [late, "it does not have that", "Not A Name"] {
+    for part in [late, "it does not have this", "Not A Name"] {
         daemon.wait_for_log(part);
     }
     daemon.wait_until("its pin", || target.is_pinned(first));
@@ -78,7 +79,7 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
         target.record(late).is_some() && target.is_pinned(late)
     });
     target.remove_record(first);
-    daemon.wait_until("it comes back", || {
+    daemon.wait_until("the image comes back", || {
         target.record(first).is_some() && target.is_pinned(first)
     });
     let by_digest = target
@@ -86,11 +87,11 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
         .into_iter()
         .find(|name| name.starts_with("registry.test/listed@"))
         .unwrap();
-    daemon.wait_until("so does its digest", || target.is_pinned(&by_digest));
+    daemon.wait_until("the record by digest is pinned", || target.is_pinned(&by_digest));
     daemon.finish(target);
 }
 
-/// A name is never a reason to take a bundle for something else.
+/// A name is never a reason to mistake a bundle for something else.
 fn a_bundle_may_be_called_txt(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("bundle.txt"), [image("registry.test/txt:1")]);

@@ -1,4 +1,4 @@
-//! `airgapd release`: takes back what is ours and nothing else.
+//! `airgapd release`: removes airgapd's own pins and labels, and no others.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 const BY_FOLDER: &str = "registry.test/by-folder:1";
 const IN_HAND: &str = "registry.test/by-hand:1";
 
-/// A node with an image from its folder and one imported by hand.
+/// Returns a node with an image from its folder and an image that was imported by hand.
 fn node_with_both(target: &Target) -> Node {
     let node = Node::on(target);
     bundles::write(&node.images().join("folder.tar"), [image(BY_FOLDER)]);
@@ -79,7 +79,7 @@ fn a_name_or_a_bundle_takes_back_just_that(target: &Target) {
     node.airgapd(["release"]).exits(2);
 }
 
-/// A pin found without our mark is somebody else's, before and after.
+/// A pin without airgapd's mark belongs to another program, before and after.
 fn a_pin_that_was_there_before_ours_stays(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -122,8 +122,8 @@ fn a_release_touches_no_record_of_others(target: &Target) {
     );
 }
 
-/// Runs the script that both packages run before the program goes, with this node's program and a systemctl that only
-/// writes down how it was called.
+/// Runs the script that both packages run before they remove the program. It uses this node's
+/// program, and a systemctl that only records its calls.
 fn removal(node: &Node, word: &str) -> Answer {
     let bin = node.path("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -150,11 +150,11 @@ fn removal(node: &Node, word: &str) -> Answer {
     Answer::from(output)
 }
 
-/// A removal takes the program away that could take pins back.
+/// The removal deletes the program that could remove the pins.
 fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_nor_waits_long(
     target: &Target,
 ) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let node = node_with_both(target);
     let before = target.records();
     let ours = target
@@ -172,14 +172,15 @@ fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_no
     for word in ["upgrade", "1"] {
         assert_eq!(removal(&node, word).exits(0).said().trim(), "", "{word}");
     }
-    // dpkg's own lines end the daemon. rpm has none, and a systemd that refuses fails no removal.
+    // dpkg's own lines end the daemon. rpm has no such lines. A systemd that refuses does not make
+    // the removal fail.
     let calls = || fs::read_to_string(node.path("systemctl")).unwrap_or_default();
     assert_eq!(calls(), "");
     let erased = removal(&node, "0").exits(0);
     assert!(erased.stderr.contains(&counted), "{erased:?}");
     assert_eq!(calls(), "disable --now airgapd.service\n");
 
-    // A containerd that does not answer holds nothing up.
+    // A containerd that does not answer delays nothing.
     fake.inject(Fault::Delay {
         rpc: "Images.List",
         by: Duration::from_secs(60),

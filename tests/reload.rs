@@ -1,4 +1,5 @@
-//! SIGHUP: excluded images and a rate limit change while the daemon works; other keys wait for a restart.
+//! SIGHUP: the daemon applies excluded images and a rate limit while it works. Other keys need a
+//! restart.
 
 use std::fs;
 use std::time::Duration;
@@ -18,7 +19,7 @@ fn is_pinned(target: &Target, name: &str) -> bool {
     record.is_some_and(|record| record.labels.contains_key(PINNED))
 }
 
-/// Puts something else in the place of a part of the configuration, and tells the daemon.
+/// Replaces a part of the configuration and sends the signal.
 fn change(node: &Node, daemon: &Daemon, from: &str, to: &str) {
     let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
     assert!(before.contains(from), "{before}");
@@ -33,20 +34,20 @@ fn what_is_excluded_is_neither_imported_nor_restored_and_what_is_there_stays(tar
     let daemon = node.start();
     daemon.wait_until("the other one is imported", || is_pinned(target, ONE));
     daemon.wait_for_log("`exclude` names it");
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     assert!(!target.names().iter().any(|name| name.contains("two")));
 
     change(&node, &daemon, "registry.test/two*", "registry.test/one:*");
     daemon.wait_for_log("exclude changed");
-    daemon.wait_until("what is not excluded any more is imported", || {
+    daemon.wait_until("the image that is no longer excluded is imported", || {
         is_pinned(target, TWO)
     });
     assert!(is_pinned(target, ONE), "an excluded image loses nothing");
     target.remove_record(ONE);
     target.remove_record(TWO);
-    daemon.wait_until("the one is restored", || is_pinned(target, TWO));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
-    assert!(target.record(ONE).is_none(), "the other is not");
+    daemon.wait_until("the second image is restored", || is_pinned(target, TWO));
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
+    assert!(target.record(ONE).is_none(), "the first image is not restored");
     daemon.finish(target);
 }
 
@@ -61,12 +62,15 @@ fn a_storm_of_signals_in_mid_import_is_survived_and_hardly_told_of(target: &Targ
         daemon.signal(Signal::PIPE);
     }
     daemon.wait_for_log("the configuration was read again");
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("the image", || target.record(ONE).is_some());
-    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    daemon.wait_until("its lease is returned", || target.leases().is_empty());
     assert!(daemon.log().lines().count() < 100, "{}", daemon.log());
 
-    // Reloads that come with a stop neither undo nor hold it up.
+    // Reloads that arrive with a stop neither undo nor delay it.
     let mut daemon = daemon;
     for signal in [Signal::HUP, Signal::TERM, Signal::HUP, Signal::INT] {
         daemon.signal(signal);
@@ -92,12 +96,14 @@ fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
         .expect("there is one");
     assert!(
         line.contains("resync") && line.contains("exlude"),
-        "all in one line: {line}"
+        "all mistakes are in one line: {line}"
     );
     assert!(!line.contains("\\n"), "{line}");
     let (_, status) = node.ask("/v1/status", &[]);
     let status: serde_json::Value = serde_json::from_str(&status).expect("a document");
-    let problem = status["configuration_problem"].as_str().expect("it stands there");
+    let problem = status["configuration_problem"]
+        .as_str()
+        .expect("the status has the problem");
     assert!(problem.contains("resync") && problem.contains("; "), "{problem}");
     assert!(!problem.contains('\n'), "{problem}");
     daemon.wait_until("systemd hears that it is over", || {
@@ -106,7 +112,7 @@ fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
         last > told.find("RELOADING=1") && told.contains("MONOTONIC_USEC=")
     });
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
-    daemon.wait_until("it goes on", || is_pinned(target, ONE));
+    daemon.wait_until("the daemon continues", || is_pinned(target, ONE));
     daemon.finish(target);
 }
 
@@ -143,16 +149,17 @@ fn a_removed_key_is_one_warning_and_no_mistake(target: &Target) {
         "resync: 6m",
     );
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
-    daemon.wait_until("it imports", || is_pinned(target, ONE));
+    daemon.wait_until("the daemon imports", || is_pinned(target, ONE));
     daemon.finish(target);
 }
 
-/// 100 s of it would be left.
+/// Without the new limit, the import would take 100 s more.
 fn a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs(target: &Target) {
     let node = Node::on(target);
     node.configure_also("rateLimit: 1MiB");
     bundles::write(&node.path("large.tar"), [bundles::large(ONE, 100 << 20)]);
-    fs::rename(node.path("large.tar"), node.images().join("large.tar")).expect("it is one file system");
+    fs::rename(node.path("large.tar"), node.images().join("large.tar"))
+        .expect("both paths are on one file system");
     let daemon = node.start();
     daemon.wait_until("the status says what holds it back", || {
         let status = node.airgapd(["status", "-o", "json"]).json();

@@ -1,4 +1,5 @@
-//! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes by mistake.
+//! Bundles that leave the folder: airgapd's labels and pins are removed, records never, and nothing
+//! is removed by mistake.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +18,7 @@ const SLOW: &str = "registry.test/slow:1";
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
 
-/// How many bundles vouch for a record; none where there is no record.
+/// Returns the number of bundles that vouch for a record, or zero without a record.
 fn sources(target: &Target, name: &str) -> usize {
     let labels = target
         .record(name)
@@ -46,13 +47,15 @@ fn a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records(target: 
         is_ours(target, ONE) && sources(target, TWO) == 2
     });
     fs::remove_file(node.images().join("a.tar")).unwrap();
-    daemon.wait_until("its own image is let go", || is_let_go(target, ONE));
-    daemon.wait_until("the shared one is kept by the other", || {
+    daemon.wait_until("its own image is released", || is_let_go(target, ONE));
+    daemon.wait_until("the other bundle keeps the shared image", || {
         sources(target, TWO) == 1
     });
     assert!(target.is_pinned(TWO));
     fs::remove_file(node.images().join("b.tar")).unwrap();
-    daemon.wait_until("the last one lets go, too", || is_let_go(target, TWO));
+    daemon.wait_until("the last bundle releases its records too", || {
+        is_let_go(target, TWO)
+    });
     daemon.finish(target);
 }
 
@@ -60,11 +63,11 @@ fn what_was_removed_while_nobody_watched_is_withdrawn_at_the_next_start(target: 
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     daemon.finish(target);
     fs::remove_file(node.images().join("a.tar")).unwrap();
     let daemon = node.start();
-    daemon.wait_until("it is let go", || is_let_go(target, ONE));
+    daemon.wait_until("the record is released", || is_let_go(target, ONE));
     daemon.finish(target);
 }
 
@@ -78,7 +81,7 @@ fn a_bundle_replaced_by_one_without_an_image_lets_that_image_go(target: &Target)
     let next = node.path("next.tar");
     bundles::write(&next, [image(TWO)]);
     fs::rename(&next, node.images().join("a.tar")).unwrap();
-    daemon.wait_until("what it lacks is let go", || is_let_go(target, ONE));
+    daemon.wait_until("the missing image is released", || is_let_go(target, ONE));
     assert!(is_ours(target, TWO));
     daemon.finish(target);
 }
@@ -88,7 +91,7 @@ fn a_bundle_replaced_by_a_broken_one_unpins_nothing(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     let mut broken = bundles::layout([image(TWO)]).build();
     let layer = broken.images[0].manifests[0].layers[0].clone();
     broken.remove_blob(&layer);
@@ -105,7 +108,7 @@ fn a_name_returns_to_the_older_bundle_when_the_newer_one_leaves(target: &Target)
     let node = Node::on(target);
     let daemon = node.start();
     let older = bundles::write(&node.images().join("old.tar"), [image(ONE)]);
-    daemon.wait_until("the older is imported", || is_ours(target, ONE));
+    daemon.wait_until("the older bundle is imported", || is_ours(target, ONE));
     let other = image(ONE).layer(b"something else on top");
     let newer = bundles::write(&node.images().join("new.tar"), [other]);
     let points_at = |digest: &Digest| {
@@ -113,15 +116,15 @@ fn a_name_returns_to_the_older_bundle_when_the_newer_one_leaves(target: &Target)
             .record(ONE)
             .is_some_and(|record| record.target.digest() == digest)
     };
-    daemon.wait_until("the newer takes the name over", || {
+    daemon.wait_until("the newer bundle has taken the name", || {
         points_at(&newer.images[0].root)
     });
     daemon.wait_until("only the newer vouches for it", || sources(target, ONE) == 1);
     fs::remove_file(node.images().join("new.tar")).unwrap();
-    daemon.wait_until("the name is the older one's again", || {
+    daemon.wait_until("the older bundle has the name again", || {
         points_at(&older.images[0].root)
     });
-    daemon.wait_until("and only the older one's", || {
+    daemon.wait_until("only the older bundle vouches", || {
         sources(target, ONE) == 1 && target.is_pinned(ONE)
     });
     let log = daemon.finish(target);
@@ -148,15 +151,15 @@ fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target
     daemon.wait_until("under its other name, too", || {
         target.record(&by_digest).is_none()
     });
-    daemon.wait_until("what somebody else has marked is let go", || {
+    daemon.wait_until("a record with another program's mark is released", || {
         is_let_go(target, NOTED)
     });
-    daemon.wait_until("the shared one is kept by the other", || {
+    daemon.wait_until("the other bundle keeps the shared image", || {
         sources(target, TWO) == 1
     });
     assert!(target.is_pinned(TWO));
     let layer = archive.images[0].manifests[0].layers[0].to_string();
-    // Where the file went while its job still ran, the lease of that job goes last.
+    // After the file has left during its job, the lease of that job is removed last.
     daemon.wait_until("its space is free again", || {
         target.collect_garbage();
         !target.digests().contains(&layer)
@@ -173,10 +176,13 @@ fn a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind(target: &
     bundles::write(&place, [image(SLOW)]);
     daemon.wait_for_line("a.tar", "importing");
     daemon.wait_until("something is held", || !target.leases().is_empty());
-    fs::remove_file(&place).expect("it can be removed");
+    fs::remove_file(&place).expect("the file can be removed");
     daemon.wait_for_log("it was replaced or removed");
-    target.as_fake().expect("it is the stand-in").clear_faults();
-    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
+    daemon.wait_until("its lease is returned", || target.leases().is_empty());
     assert!(target.record(SLOW).is_none());
     let log = daemon.stop();
     assert!(!log.contains("ERROR"), "{log}");
@@ -214,14 +220,14 @@ fn removing_most_bundles_or_the_last_is_a_wish_whether_the_daemon_runs_or_not(ta
         names[3..].iter().all(|name| is_let_go(target, name))
     });
     let log = daemon.finish(target);
-    assert!(!log.contains("no pin goes"), "{log}");
+    assert!(!log.contains("pins of their images stay"), "{log}");
 }
 
 pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     fs::rename(node.images(), node.path("aside")).unwrap();
     daemon.wait_for_log("cannot open the images folder");
     fs::create_dir(node.images()).unwrap();
@@ -229,7 +235,7 @@ pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says
     assert!(is_ours(target, ONE));
     node.airgapd(["release", "--vanished"]).exits(0);
     assert!(is_let_go(target, ONE));
-    daemon.wait_for_log("accounted for");
+    daemon.wait_for_log("no bundle is missing any more");
     daemon.finish(target);
     assert!(is_let_go(target, ONE));
 }
@@ -239,7 +245,7 @@ fn the_grace_keeps_the_pin_for_a_while(target: &Target) {
     node.configure_also("unpinGrace: 1h\n");
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     fs::remove_file(node.images().join("a.tar")).unwrap();
     daemon.wait_for_log("the bundle is gone");
     daemon.finish(target);
@@ -256,7 +262,7 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     node.configure_also("onRemoval: keep\n");
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     fs::remove_file(node.images().join("a.tar")).unwrap();
     wait_until("its word is withdrawn", || sources(target, ONE) == 0);
     assert!(target.is_pinned(ONE));
@@ -265,9 +271,9 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     daemon.finish(target);
 }
 
-/// Puts a container there as CRI makes them, of an image that CRI has taken in.
+/// Creates a container like CRI, from an image that CRI knows.
 fn run_container(target: &Target, id: &str, image_id: &str) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let labels = [
         ("io.kubernetes.pod.namespace", "default"),
         ("io.kubernetes.pod.name", id),
@@ -291,13 +297,15 @@ fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_un
         node.configure_also(&format!("onRemoval: {on_removal}\n"));
         let archive = bundles::write(&node.images().join("a.tar"), [image(ONE)]);
         let daemon = node.start();
-        daemon.wait_until("it is imported", || is_ours(&target, ONE));
+        daemon.wait_until("the image is imported", || is_ours(&target, ONE));
         let id = archive.images[0].manifests[0].config.to_string();
         daemon.wait_until("CRI has taken it in", || target.record(&id).is_some());
         run_container(&target, &format!("web-{on_removal}"), &id);
         fs::remove_file(node.images().join("a.tar")).unwrap();
         daemon.wait_for_log("containers were made from it");
-        daemon.wait_until("it is let go, and there", || is_let_go(&target, ONE));
+        daemon.wait_until("the record is released and still exists", || {
+            is_let_go(&target, ONE)
+        });
         let log = daemon.finish(&target);
         let pod = format!("default/web-{on_removal} (app)");
         assert!(log.contains(&pod), "{log}");
@@ -305,25 +313,25 @@ fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_un
     }
 }
 
-/// The comparison at the end of the job takes back what is left.
+/// The comparison at the end of the job removes the remaining labels.
 fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(target: &Target) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     bundles::write(&node.path("b.tar"), [image(ONE)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     fake.inject(Fault::Delay {
         rpc: "Content.Write",
         by: Duration::from_secs(3),
     });
     node.drop_in(&node.path("b.tar"));
-    daemon.wait_until("the other is under way", || !target.ingests().is_empty());
+    daemon.wait_until("the other import is running", || !target.ingests().is_empty());
     let before = fake.calls("Images.List");
     fs::remove_file(node.images().join("a.tar")).unwrap();
     daemon.wait_for_log("the bundle is gone");
     daemon.wait_for_log("image retargeted");
-    // One comparison makes one or two lists, and there is time for a dozen comparisons.
+    // A comparison makes one or two lists, and there is time for a dozen comparisons.
     let lists = fake.calls("Images.List") - before;
     assert!((1..10).contains(&lists), "{lists} lists");
     daemon.wait_until("the other alone vouches", || sources(target, ONE) == 1);
@@ -331,7 +339,8 @@ fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(t
     daemon.finish(target);
 }
 
-/// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in several parts.
+/// CRI's own records, named after the image's id, would keep the blobs. With this many images,
+/// records are deleted in several batches.
 fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -354,12 +363,12 @@ fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     daemon.finish(&target);
 }
 
-/// Its checksum file could not even have a name.
+/// The name of its checksum file would be too long.
 fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     bundles::write(&node.images().join("n".repeat(255)), [image(ONE)]);
-    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.wait_until("the image is imported", || is_ours(target, ONE));
     daemon.finish(target);
 }
 

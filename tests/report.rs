@@ -1,4 +1,5 @@
-//! `airgapd report`: which images this node has of which files, since when, and whose the files are.
+//! `airgapd report`: the images of this node, the files that they come from, the times, and the
+//! owners of the files.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,7 +24,7 @@ fn named<'a>(document: &'a Value, name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("{name} is not in {document:#}"))
 }
 
-/// `a.tar` and `b.tar` share an image; `b.tar` has another one under the name of an image of `a.tar`.
+/// `a.tar` and `b.tar` share an image. `b.tar` has another image under a name of `a.tar`.
 fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouches(target: &Target) {
     let node = Node::on(target);
     let shared = image(SHARED);
@@ -79,7 +80,7 @@ fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouch
     });
     assert_eq!(*named(&live, NAME), expected);
 
-    // Without the daemon it is the same, and another mode makes another file of it.
+    // The report is the same without the daemon. Another mode makes it another file.
     fs::set_permissions(node.images().join("a.tar"), fs::Permissions::from_mode(0o640)).unwrap();
     let still = report(&node, 0);
     assert_eq!(still["images"], live["images"]);
@@ -101,7 +102,7 @@ fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouch
     ] {
         assert!(shown.contains(part), "{part}\n{shown}");
     }
-    // A name by digest is shown where the image has no other.
+    // A name by digest is shown if the image has no other name.
     assert!(!shown.contains("image registry.test/shared@sha256"), "{shown}");
     assert!(
         shown.contains(&format!("image registry.test/app@{}", root(&first, 1))),
@@ -109,7 +110,8 @@ fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouch
     );
 }
 
-/// The first import is that of the content: the daemon looks at a touched file again, and at a replaced one anew.
+/// The first import belongs to the content. The daemon checks a touched file again, and imports a
+/// replaced file as a new one.
 fn the_first_import_stays_with_the_content_of_a_file(target: &Target) {
     let node = Node::on(target);
     let place = node.images().join("a.tar");

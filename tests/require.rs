@@ -1,4 +1,4 @@
-//! `require`: what the node will be asked for, which the daemon goes on looking for.
+//! `require`: the images that the node will need. The daemon keeps checking for them.
 
 use std::fs;
 
@@ -11,13 +11,13 @@ const ONE: &str = "registry.test/required/one:1";
 const TWO: &str = "registry.test/required/two:1";
 const BY_HAND: &str = "registry.test/required/by-hand:1";
 
-/// Has the node require a list of images and those of a manifest.
+/// Makes the node require the images of a list and of a manifest.
 fn require(node: &Node, listed: &[&str], of_a_pod: &str) {
     let (list, manifests) = (node.path("list.txt"), node.path("manifests"));
-    fs::write(&list, listed.join("\n")).expect("it can be written");
+    fs::write(&list, listed.join("\n")).expect("the file can be written");
     fs::create_dir(&manifests).expect("a folder");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"image": of_a_pod}]}});
-    fs::write(manifests.join("pod.json"), pod.to_string()).expect("it can be written");
+    fs::write(manifests.join("pod.json"), pod.to_string()).expect("the file can be written");
     let (list, manifests) = (text(&list), text(&manifests));
     node.configure_also(&format!(
         "resync: 1s\nrequire:\n  images: [{list}]\n  manifests: [{manifests}]"
@@ -68,24 +68,25 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     node.airgapd(["status"]).exits(0);
     daemon.wait_for_log("all 3 required images are there");
 
-    // Nobody vouches for this one, so it does not come back; the daemon hears of it by itself.
+    // No bundle vouches for this image, so it is not restored. The daemon notices the removal by
+    // itself.
     target.remove_record(BY_HAND);
-    daemon.wait_until("it is missed", || missing(&node) == [BY_HAND]);
+    daemon.wait_until("the daemon misses the image", || missing(&node) == [BY_HAND]);
     daemon.wait_for_log(&format!("1 of 3 required images is missing: {BY_HAND}"));
     node.import([&by_hand]).exits(0);
-    daemon.wait_until("it is there again", || missing(&node).is_empty());
-    // It is compared and looked at every second; a change is told once all the same.
+    daemon.wait_until("the image is back", || missing(&node).is_empty());
+    // The daemon compares and checks every second, but logs a change only once.
     daemon.wait_until("there were more comparisons", || {
         daemon.count("all 3 required images are there") == 2
     });
     let checked_at = || required(&node)["checked_at"].as_str().map(str::to_owned);
     let before = checked_at();
-    daemon.wait_until("it was looked at once more", || checked_at() != before);
+    daemon.wait_until("another check has ended", || checked_at() != before);
     let log = daemon.finish(target);
     assert_eq!(log.matches("required images").count(), 4, "{log}");
 }
 
-/// Without a daemon the answer is made on the spot.
+/// Without a daemon, the command itself finds the answer.
 fn what_is_required_is_known_without_a_daemon(target: &Target) {
     let node = Node::on(target);
     require(&node, &[ONE], TWO);
@@ -116,23 +117,23 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     daemon.finish(target);
 
     require(&node, &[ONE], ONE);
-    fs::write(node.path("manifests/pod.json"), "{").expect("it can be written");
+    fs::write(node.path("manifests/pod.json"), "{").expect("the file can be written");
     let daemon = node.start();
     let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(1);
     assert!(answer.stderr.contains("pod.json"), "{answer:?}");
-    daemon.wait_for_log("whether the required images are there is not known");
+    daemon.wait_for_log("cannot check the required images");
     let metrics = || fs::read_to_string(node.path("run/airgapd.prom")).unwrap_or_default();
     daemon.wait_until("the metrics are there", || {
         metrics().contains("airgapd_required_up 0")
     });
     assert!(!metrics().contains("airgapd_required_missing"), "{}", metrics());
-    // Whoever asks has it looked at again, so that a correction counts at once.
-    fs::remove_file(node.path("manifests/pod.json")).expect("it is there");
+    // A request of a client starts a new check, so that a correction counts at once.
+    fs::remove_file(node.path("manifests/pod.json")).expect("the file exists");
     node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(4);
     daemon.finish(target);
 }
 
-/// What the cluster of a k0s configuration needs is only known with its release.
+/// The images of a k0s configuration depend on the release of k0s.
 fn a_configuration_of_k0s_wants_its_release(target: &Target) {
     let node = Node::on(target);
     let k0s = node.path("k0s.yaml");
@@ -140,7 +141,7 @@ fn a_configuration_of_k0s_wants_its_release(target: &Target) {
         &k0s,
         "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\n",
     )
-    .expect("it can be written");
+    .expect("the file can be written");
     let k0s = text(&k0s);
     node.configure_also(&format!("require: {{k0sConfig: {k0s}}}"));
     assert!(

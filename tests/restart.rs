@@ -1,4 +1,4 @@
-//! What a new start of the daemon finds, reads, restores and leaves alone.
+//! A restart of the daemon: what it finds, reads, restores and leaves alone.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use rustix::fs::inotify;
 use crate::support::bundles::{self, PLATFORMS, closure, image, multi_platform, native, records_of};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
-/// Sees whether a file is opened or read.
+/// Notices if a file is opened or read.
 struct Reads(std::os::fd::OwnedFd);
 
 impl Reads {
@@ -27,7 +27,7 @@ impl Reads {
     }
 }
 
-/// What a power cut leaves: containerd lists blobs whose files have lost their end.
+/// After a power cut, containerd lists blobs whose files have lost their end.
 fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brought_back(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -48,8 +48,8 @@ fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brough
     ledger["context"]["boot"] = "an earlier one".into();
     fs::write(node.ledger(), ledger.to_string()).unwrap();
     let daemon = node.start();
-    daemon.wait_for_log("1 is lost");
-    daemon.wait_until("it is whole again", || {
+    daemon.wait_for_log("present, 1 lost");
+    daemon.wait_until("the blob is whole again", || {
         fake.blob_bytes(target.namespace(), &layer).as_ref() == Some(&whole)
     });
     daemon.finish(target);
@@ -57,7 +57,7 @@ fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brough
     assert!(!ledger.contains("an earlier one"), "this boot is known now");
 }
 
-/// A file that was bad is bad still: it is told of and not read again, until the rules change.
+/// A bad file stays bad. The daemon reports it and does not read it again until the rules change.
 fn a_bad_file_is_told_of_at_the_next_start_and_not_opened(target: &Target) {
     let node = Node::on(target);
     let bad = node.images().join("bad.tar");
@@ -82,12 +82,12 @@ fn a_bad_file_is_told_of_at_the_next_start_and_not_opened(target: &Target) {
 
     node.configure_also("platforms: [linux/amd64, linux/arm64]");
     let daemon = node.start();
-    daemon.wait_until("it is looked at under the new rules", || reads.any());
+    daemon.wait_until("the file is read under the new rules", || reads.any());
     daemon.wait_until("and still refused", || daemon.count("ERROR") >= 3);
     daemon.finish(target);
 }
 
-/// Statement 57: seen with inotify on the file, and in containerd's events.
+/// Statement 57. inotify on the file and containerd's events prove it.
 fn an_unchanged_bundle_is_not_opened_and_nothing_is_written(target: &Target) {
     let node = Node::on(target);
     let names = ["registry.test/a:1", "registry.test/b:1"];
@@ -125,7 +125,7 @@ fn an_unchanged_bundle_is_not_opened_and_nothing_is_written(target: &Target) {
     daemon.stop();
 }
 
-/// Statement 52, over a restart: what is gone is restored, and nothing else is touched or sent.
+/// Statement 52, over a restart: missing content is restored, and nothing else is touched or sent.
 fn an_image_removed_meanwhile_is_brought_back_and_only_that(target: &Target) {
     let node = Node::on(target);
     let (kept, lost) = ("registry.test/kept:1", "registry.test/lost:1");
@@ -172,7 +172,8 @@ fn an_image_removed_meanwhile_is_brought_back_and_only_that(target: &Target) {
     daemon.stop();
 }
 
-/// Statement 43: a crash between the first byte and the record leaves nothing that the next start does not clear up.
+/// Statement 43: after a crash between the first byte and the record, the next start cleans
+/// everything up.
 fn a_daemon_killed_half_way_is_finished_by_the_next(target: &Target) {
     let node = Node::on(target);
     let name = "registry.test/crash:1";
@@ -189,7 +190,7 @@ fn a_daemon_killed_half_way_is_finished_by_the_next(target: &Target) {
     }
     let daemon = node.start();
     node.drop_in(&node.path("bundle.tar"));
-    // A fast disk may be done with it first; then this is a restart like others.
+    // A fast disk may finish the import first. Then this is an ordinary restart.
     daemon.wait_until("the import is under way", || {
         !target.ingests().is_empty() || !target.leases().is_empty() || target.record(name).is_some()
     });

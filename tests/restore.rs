@@ -1,4 +1,4 @@
-//! While a bundle lies in the folder its images are desired state: what somebody removes comes back.
+//! While a bundle is in the folder, its images are the desired state: a removed image is restored.
 
 use import::labels::{BUNDLE_PREFIX, EXPIRES};
 
@@ -15,7 +15,7 @@ fn is_pinned(target: &Target, name: &str) -> bool {
         .is_some_and(|record| record.labels.contains_key(PINNED))
 }
 
-/// Statement 52, and what a user of ctr does.
+/// Statement 52, for the commands of a `ctr` user.
 fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
@@ -23,7 +23,7 @@ fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(targe
     daemon.wait_until("both are imported", || {
         is_pinned(target, ONE) && is_pinned(target, TWO)
     });
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
 
     target.remove_record(ONE);
     daemon.wait_until("the record is back", || target.record(ONE).is_some());
@@ -40,7 +40,8 @@ fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(targe
     assert!(log.contains("restoring it"), "{log}");
 }
 
-/// The label has containerd 2.0 and later delete the record, pinned or not, which is the opposite of what a bundle promises.
+/// With this label containerd 2.0 and later delete the record, pinned or not. That contradicts the
+/// promise of a bundle.
 fn an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches(target: &Target) {
     const LATER: &str = "2100-01-01T00:00:00Z";
     let node = Node::on(target);
@@ -93,10 +94,10 @@ fn an_image_that_somebody_removes_comes_back(target: &Target) {
         target.record(name).is_some() && target.leases().is_empty()
     });
     target.remove_record(name);
-    daemon.wait_until("it is back", || target.record(name).is_some());
+    daemon.wait_until("the record is back", || target.record(name).is_some());
     assert!(target.is_pinned(name));
     target.set_labels(name, &[(PINNED, None)]);
-    daemon.wait_until("so is its pin", || target.is_pinned(name));
+    daemon.wait_until("the pin is back", || target.is_pinned(name));
     daemon.finish(target);
 }
 
@@ -111,22 +112,22 @@ fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target:
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
     for _ in 0..5 {
-        daemon.wait_until("it is there", || is_pinned(target, ONE));
+        daemon.wait_until("the image is in place", || is_pinned(target, ONE));
         target.remove_record(ONE);
     }
-    daemon.wait_until("it is there", || is_pinned(target, ONE));
+    daemon.wait_until("the image is in place", || is_pinned(target, ONE));
     target.remove_record(ONE);
     daemon.wait_for_log("is missing in containerd once more: another program seems to remove it on purpose");
     assert!(target.record(ONE).is_none());
 
-    // Until the bundle is replaced: then the images are wanted again.
+    // A replaced bundle means that the images are wanted again.
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     for _ in 0..2 {
-        daemon.wait_until("it is there", || is_pinned(target, ONE));
-        daemon.wait_until("it is quiet", || target.leases().is_empty());
+        daemon.wait_until("the image is in place", || is_pinned(target, ONE));
+        daemon.wait_until("all leases are returned", || target.leases().is_empty());
         target.remove_record(ONE);
     }
-    daemon.wait_until("it is there", || is_pinned(target, ONE));
+    daemon.wait_until("the image is in place", || is_pinned(target, ONE));
     daemon.finish(target);
 }
 
@@ -137,7 +138,7 @@ fn a_record_that_somebody_else_moved_is_left_alone_and_told_once(target: &Target
     daemon.wait_until("both are imported", || {
         is_pinned(target, ONE) && is_pinned(target, TWO)
     });
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     let elsewhere = target.expect_record(TWO).target;
     let labels = target.labels(ONE);
     let labels: Vec<(&str, &str)> = labels
@@ -151,11 +152,11 @@ fn a_record_that_somebody_else_moved_is_left_alone_and_told_once(target: &Target
 
     target.remove_record(TWO);
     daemon.wait_until("the other one is restored", || is_pinned(target, TWO));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     assert_eq!(
         target.expect_record(ONE).target.digest(),
         elsewhere.digest(),
-        "and nothing else of its bundle is touched"
+        "nothing else of its bundle is touched"
     );
     daemon.finish(target);
 }

@@ -1,4 +1,5 @@
-//! Symptoms of docs/runbook.md that no other test quotes: each is brought about, and is told of in the words of the runbook.
+//! Symptoms of docs/runbook.md that no other test quotes. Each test causes one, and checks that the
+//! program reports it in the words of the runbook.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -32,7 +33,7 @@ fn an_upload_that_came_to_a_halt_says_why(target: &Target) {
             "nothing has happened for a while: a program still has it open for writing",
         ),
     ] {
-        // An upload has come to a halt after half a minute.
+        // The daemon reports a stalled upload after half a minute.
         wait_for(Duration::from_secs(60), words, || {
             daemon
                 .log()
@@ -43,7 +44,7 @@ fn an_upload_that_came_to_a_halt_says_why(target: &Target) {
     let text = node.airgapd(["status"]).exits(1).stdout;
     assert!(text.contains("waiting for the end of an upload"), "{text}");
     drop(open);
-    daemon.wait_until("the one that was closed", || target.record(ONE).is_some());
+    daemon.wait_until("the closed file is imported", || target.record(ONE).is_some());
     daemon.stop();
 }
 
@@ -71,7 +72,9 @@ fn what_follows_an_archive_is_told_of_and_does_no_harm(target: &Target) {
     drop(file);
     let answer = node.import([&node.path("long.tar")]).exits(0);
     assert!(
-        answer.said().contains("bytes follow the end of the archive"),
+        answer
+            .said()
+            .contains("ignored 4096 bytes after the end of the archive"),
         "{answer:?}"
     );
 }
@@ -173,7 +176,7 @@ fn a_state_that_is_broken_or_of_a_newer_version_is_told_of(target: &Target) {
         fs::write(node.ledger(), text).unwrap();
         let daemon = node.start();
         daemon.wait_for_log(words);
-        // The daemon works all the same.
+        // The daemon works nevertheless.
         node.drop_marker(target, &daemon);
         daemon.finish(target);
     }
@@ -212,7 +215,7 @@ fn a_containerd_of_docker_is_told_of(_: &Target) {
     daemon.stop();
 }
 
-/// A machine without journald, whatever this one has.
+/// The test simulates a machine without journald.
 fn without_a_journal_the_lines_go_to_standard_error(target: &Target) {
     if !lab::is_root() {
         return;

@@ -1,4 +1,4 @@
-//! `airgapd status`: how bundles and images stand, with the daemon and without.
+//! `airgapd status`: the state of bundles and images, with and without the daemon.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -38,7 +38,7 @@ fn status_is_answered_while_a_comparison_waits_for_containerd(target: &Target) {
     daemon.finish(target);
 }
 
-/// To read tens of thousands of records takes seconds. The daemon has compared them.
+/// A look at tens of thousands of records takes seconds. The daemon has compared them.
 fn status_takes_the_word_of_a_daemon_that_has_every_image_in_place(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);
@@ -126,7 +126,7 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
         .stderr(Stdio::null())
         .spawn()
         .expect("the program starts");
-    let mut lines = BufReader::new(watching.stdout.take().expect("it is piped")).lines();
+    let mut lines = BufReader::new(watching.stdout.take().expect("the stream is piped")).lines();
     let mut next = || -> Value {
         let line = lines.find(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
         serde_json::from_str(&line.expect("a line").expect("text")).expect("JSON")
@@ -134,12 +134,12 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
     assert_eq!(next()["bundles"], json!([]));
     node.put("one.tar", ONE);
     while next()["bundles"].as_array().is_none_or(Vec::is_empty) {}
-    watching.kill().expect("it runs");
-    watching.wait().expect("it is our child");
+    watching.kill().expect("the process runs");
+    watching.wait().expect("waiting for the child works");
     daemon.finish(target);
 }
 
-/// Nobody reads on: it is noticed although nothing changes that could be written.
+/// The reader has closed the pipe. The command notices it although there is no change to print.
 fn watching_ends_with_whoever_reads_it(target: &Target) {
     let node = Node::on(target);
     let mut watching = node
@@ -149,18 +149,18 @@ fn watching_ends_with_whoever_reads_it(target: &Target) {
         .spawn()
         .expect("the program starts");
     let mut line = String::new();
-    let mut out = BufReader::new(watching.stdout.take().expect("it is piped"));
+    let mut out = BufReader::new(watching.stdout.take().expect("the stream is piped"));
     out.read_line(&mut line).expect("text");
     drop(out);
     let mut ended = None;
-    wait_until("it ends", || {
-        ended = watching.try_wait().expect("it is our child");
+    wait_until("the command ends", || {
+        ended = watching.try_wait().expect("waiting for the child works");
         ended.is_some()
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(1), "no daemon runs");
 }
 
-/// What went wrong last, when it is tried again, and what is not for this node.
+/// The last failure, the time of the next try, and images that are not for this node.
 fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     let node = Node::on(target);
     let fake = target.as_fake().expect("this is for the stand-in");
@@ -172,7 +172,7 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     let daemon = node.start();
     node.put("one.tar", ONE);
     let status = || node.airgapd(["status", "-o", "json"]).json();
-    daemon.wait_until("it is tried again", || {
+    daemon.wait_until("the daemon retries", || {
         status()["bundles"][0]["state"] == "retrying"
     });
     let document = status();
@@ -204,7 +204,7 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     daemon.finish(target);
 }
 
-/// A node of a bundle that is bad and many that are in place.
+/// Returns a node with one bad bundle and many bundles in place.
 fn node_of_many(target: &Target) -> (Node, Daemon) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -216,7 +216,7 @@ fn node_of_many(target: &Target) -> (Node, Daemon) {
     (node, daemon)
 }
 
-/// On a terminal that shows colours, whatever ours does.
+/// Runs a command on a terminal that shows colours, with any terminal outside.
 fn on_terminal(mut command: Command, columns: u16, lines: u16, environment: &[(&str, &str)]) -> OnTerminal {
     command
         .env("TERM", "xterm")
@@ -225,13 +225,13 @@ fn on_terminal(mut command: Command, columns: u16, lines: u16, environment: &[(&
     OnTerminal::start(command, columns, lines)
 }
 
-/// The text without colours.
+/// Returns the text without colours.
 fn plain(text: &str) -> String {
     let colour = regex::Regex::new("\u{1b}\\[[0-9]*m").expect("a pattern");
     colour.replace_all(text, "").into_owned()
 }
 
-/// What was shown in place of one another, each as lines.
+/// Returns the screens that replaced each other, each as lines.
 fn screens(shown: &str) -> Vec<Vec<String>> {
     let screens = shown.split("\u{1b}[H").skip(1);
     let whole = screens.filter_map(|screen| screen.split_once("\u{1b}[J"));
@@ -291,7 +291,7 @@ fn watching_fills_the_screen_with_what_matters_and_gives_it_back(target: &Target
     );
     assert_eq!(shown.matches(TAKE_SCREEN).count(), 1);
 
-    // A terminal that cannot give back what was on it, and one that nobody watches.
+    // A terminal that cannot restore its former content, and a terminal without a reader.
     let dumb = on_terminal(node.command(["status", "--watch"]), 80, 20, &[("TERM", "dumb")]);
     dumb.wait_until("it is shown", |shown| shown.contains("zz-bad.tar"));
     assert!(!dumb.shown().contains('\u{1b}'), "{:?}", dumb.shown());
@@ -312,7 +312,7 @@ fn a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted(target: 
     for columns in [40, 80, 160] {
         let shown = plain(&show(columns, &[]));
         let is_too_wide = |line: &&str| line.chars().count() >= usize::from(columns);
-        // The columns of the table alone need more than the narrowest one has.
+        // The columns of the table alone are wider than the narrowest terminal.
         let found = shown
             .lines()
             .skip_while(|line| !line.starts_with("STATE"))
@@ -330,7 +330,7 @@ fn a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted(target: 
         .max();
     assert!(
         longest > Some(100),
-        "the socket and the reasons are longer than that"
+        "the socket and the reasons are longer than the line"
     );
     for variable in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         let shown = show(80, &[variable]);
@@ -348,7 +348,7 @@ fn a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted(target: 
     daemon.finish(target);
 }
 
-/// The layer of `both` is in two bundles; `alone` is in one.
+/// The layer of `both` is in two bundles, and that of `alone` is in one.
 fn the_disk_use_of_a_bundle_is_what_its_removal_frees(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -396,7 +396,7 @@ fn the_disk_use_of_a_bundle_is_what_its_removal_frees(target: &Target) {
     daemon.finish(target);
 }
 
-/// As `airgapd` says it, for less than a megabyte.
+/// Returns a size below a megabyte in the form that `airgapd` prints.
 fn basics_bytes(count: u64) -> String {
     match count {
         ..1000 => format!("{count} B"),

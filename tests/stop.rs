@@ -1,4 +1,5 @@
-//! How the daemon ends: on the first and the second signal, with an import under way, within the grace.
+//! The end of the daemon: on the first and the second signal, during an import, within the grace
+//! period.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -47,15 +48,21 @@ fn a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on(target: &
     let told = Instant::now();
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
-    assert!(told.elapsed() >= Duration::from_secs(1), "it did not wait");
     assert!(
-        daemon.log().contains("goes on at the next start"),
+        told.elapsed() >= Duration::from_secs(1),
+        "the daemon did not wait"
+    );
+    assert!(
+        daemon.log().contains("continues at the next start"),
         "{}",
         daemon.log()
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     let daemon = node.start();
-    daemon.wait_until("it is imported", || target.record(SLOW).is_some());
+    daemon.wait_until("the image is imported", || target.record(SLOW).is_some());
     daemon.finish(target);
 }
 
@@ -70,16 +77,20 @@ fn a_second_signal_ends_it_at_once(target: &Target) {
     daemon.wait_for_log("stopping: waiting");
     daemon.signal(Signal::INT);
     assert!(daemon.wait().success());
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     node.start().finish(target);
 }
 
-/// 100 s of it are left.
+/// At this rate the import would take 100 s more.
 fn an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal(target: &Target) {
     let node = Node::on(target);
     node.configure_also("grace: 0s\nrateLimit: 1MiB");
     bundles::write(&node.path("large.tar"), [bundles::large(SLOW, 100 << 20)]);
-    fs::rename(node.path("large.tar"), node.images().join("large.tar")).expect("it is one file system");
+    fs::rename(node.path("large.tar"), node.images().join("large.tar"))
+        .expect("both paths are on one file system");
     let mut daemon = node.start();
     daemon.wait_until("bytes are under way", || !target.ingests().is_empty());
     daemon.signal(Signal::TERM);
@@ -89,12 +100,12 @@ fn an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal(target: &Ta
     daemon.wait_until("bytes are under way again", || {
         daemon.notified().contains("1 importing (at most")
     });
-    fs::remove_file(node.images().join("large.tar")).expect("it is there");
+    fs::remove_file(node.images().join("large.tar")).expect("the file exists");
     daemon.finish(target);
     assert!(target.record(SLOW).is_none());
 }
 
-/// A stop in mid import ends soon, and the next start has the rest.
+/// A stop during an import ends soon, and the next start does the rest.
 fn a_stop_in_mid_import_is_clean_and_the_next_start_finishes(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);

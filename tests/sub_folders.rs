@@ -1,4 +1,4 @@
-//! Bundles in sub-folders of the folder (`recursive`).
+//! Bundles in sub-folders of the images folder (`recursive`).
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::support::bundles::{self, image, marker};
 use crate::support::target::BUNDLE;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
-/// k3s searches sub-folders; the name of such a bundle is its path in the folder.
+/// k3s searches sub-folders. The name of such a bundle is its path in the folder.
 fn bundles_in_sub_folders_are_imported_when_asked(target: &Target) {
     let node = Node::on(target);
     node.configure_also("recursive: true");
@@ -26,7 +26,7 @@ fn bundles_in_sub_folders_are_imported_when_asked(target: &Target) {
         Some("site/a/deep.tar")
     );
 
-    // The new folder is watched too by now.
+    // By now the daemon watches the new folder too.
     bundles::write(&deep.join("next.tar"), [image("registry.test/next:1")]);
     daemon.wait_until("a second one", || target.record("registry.test/next:1").is_some());
     fs::create_dir(node.images().join("site/.hidden")).unwrap();

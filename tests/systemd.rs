@@ -1,4 +1,4 @@
-//! What systemd hears of the daemon: that it is ready, alive and stopping, whatever containerd does.
+//! The messages to systemd: the daemon is ready, alive or stopping, no matter what containerd does.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,16 @@ use crate::support::{Node, Target, on_the_fake};
 
 const KNOWN: &str = "registry.test/known:1";
 
-/// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop need not wait for that.
+/// The loop itself sends the sign of life (`WATCHDOG_USEC`) while it waits. A stop need not wait
+/// for containerd.
 fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick(
     target: &Target,
 ) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(KNOWN)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("the image is imported", || target.record(KNOWN).is_some());
     daemon.finish(target);
     fake.inject(Fault::Delay {
         rpc: "Images.List",
@@ -32,17 +33,17 @@ fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a
     daemon.wait_until("the comparison waits", || fake.calls("Images.List") > asked);
     let alive = |daemon: &Daemon| daemon.notified().matches("WATCHDOG=1").count();
     let (before, since) = (alive(&daemon), Instant::now());
-    daemon.wait_until("it says several times that it is alive", || {
+    daemon.wait_until("several signs of life have arrived", || {
         alive(&daemon) >= before + 5
     });
     assert!(
         since.elapsed() >= Duration::from_millis(600),
-        "that was too often"
+        "the signs of life are too frequent"
     );
     assert_eq!(
         fake.calls("Images.List"),
         asked + 1,
-        "it still waits for the first"
+        "the daemon still waits for the first answer"
     );
 
     let told = Instant::now();
@@ -54,7 +55,7 @@ fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a
     fake.clear_faults();
 }
 
-/// Nothing waits for containerd that systemd waits for.
+/// systemd waits for this message, so the daemon must not wait for containerd first.
 fn the_daemon_is_ready_before_containerd_is_there(target: &Target) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("late.sock");

@@ -1,4 +1,4 @@
-//! Archives as real tools write them, and digests as containerd makes them.
+//! Archives that real tools write, and the digests that containerd gives them.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::support::bundles::{self, docker, image, native, needed_here, records_
 use crate::support::tools::{run, tool};
 use crate::support::{Node, Place, Target, on_each_containerd, on_each_real_containerd, unique};
 
-/// A Docker archive with two plain layers, one of them used twice.
+/// Returns a Docker archive with two plain layers, one of them used twice.
 fn docker_image(name: &str) -> Image {
     Image::new(name)
         .platform(native())
@@ -18,7 +18,7 @@ fn docker_image(name: &str) -> Image {
         .layer(unique())
 }
 
-/// `ctr images import` in its own process; since 2.0 only with `--local` the client does the work.
+/// Runs `ctr images import`. Since 2.0 the client itself imports only with `--local`.
 fn ctr_import(target: &Target, archive: &Path) {
     let mut arguments = vec!["images", "import", "--no-unpack"];
     if !matches!(target.place(), Place::Real(Generation::V1_6 | Generation::V1_7)) {
@@ -44,7 +44,8 @@ fn a_docker_archive_gets_the_digest_that_containerd_gives_it(target: &Target) {
     );
 }
 
-/// Statements 1 and 2, with what Docker 25 and newer save: names and digests are those of the layout.
+/// Statements 1 and 2, for an archive of Docker 25 and newer: names and digests are those of the
+/// layout.
 fn a_hybrid_archive_is_taken_by_its_layout_side(target: &Target) {
     let node = Node::on(target);
     let file = node.path("hybrid.tar");
@@ -62,7 +63,7 @@ fn a_hybrid_archive_is_taken_by_its_layout_side(target: &Target) {
     );
 }
 
-/// Statement 9: containerd would put the compressed copy into the manifest, and give another digest.
+/// Statement 9: containerd would put the compressed copy into the manifest and get another digest.
 fn a_compressed_copy_in_the_store_changes_no_digest(target: &Target) {
     let node = Node::on(target);
     let file = node.path("docker.tar");
@@ -80,7 +81,7 @@ fn a_compressed_copy_in_the_store_changes_no_digest(target: &Target) {
     target.let_go(&copy);
 }
 
-/// What containerd exports, of every version, is a bundle.
+/// An export of any version of containerd is a bundle.
 fn what_ctr_exports_is_imported(target: &Target) {
     let (node, source) = (Node::on(target), target.elsewhere());
     let name = "registry.test/exported:1";
@@ -124,7 +125,8 @@ fn what_skopeo_writes_is_imported() {
     });
 }
 
-/// umoci makes layout folders with plain tags; packed into a tar they are bundles, with a base name for the tags.
+/// umoci makes layout folders with plain tags. In a tar they are bundles, with a base name for the
+/// tags.
 #[test]
 fn a_layout_that_umoci_made_is_imported_with_a_base_name() {
     crate::support::run_on(Place::Fake, |target| {

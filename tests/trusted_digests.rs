@@ -1,4 +1,4 @@
-//! `trustedDigests`: only bundles whose digest is in a file of that folder are imported.
+//! `trustedDigests`: airgapd imports only bundles whose digest is in a file of that folder.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -36,7 +36,7 @@ fn only_trusted_digests_are_imported_and_the_one_to_add_is_named(target: &Target
     assert!(target.record(&name).is_none());
 
     fs::write(trusted.join("more"), format!("{digest}  judged.tar\n")).unwrap();
-    // The folder of images is listed again at the latest after half a minute, and at once when something happens in it.
+    // The daemon lists the images folder every half minute, and at once after an event in it.
     fs::write(node.images().join(".touch"), "").unwrap();
     daemon.wait_until("the image", || target.record(&name).is_some());
     daemon.finish(target);

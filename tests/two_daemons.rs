@@ -1,4 +1,4 @@
-//! Two daemons at once: on one state folder, and on one folder of bundles with one containerd.
+//! Two daemons at once: on one state folder, and on one images folder with one containerd.
 
 use std::fs;
 use std::time::Duration;
@@ -17,8 +17,8 @@ fn a_second_daemon_is_refused_and_told_of_the_first(target: &Target) {
     node.start().stop();
 }
 
-/// Two daemons on one folder and one namespace are a mistake. They share the leases of their bundles, each may take what
-/// the other holds, and both end with everything in place.
+/// Two daemons on one folder and one namespace are a mistake of the operator. They share the leases
+/// of their bundles, and each may remove the other's. Both still end with everything in place.
 fn two_daemons_with_states_of_their_own_end_with_everything_in_place(target: &Target) {
     let (first, second) = (Node::on(target), Node::on(target));
     second.configure(
@@ -40,8 +40,8 @@ fn two_daemons_with_states_of_their_own_end_with_everything_in_place(target: &Ta
     for name in &names {
         assert!(target.is_pinned(name), "{name}");
     }
-    // A bundle that leaves is let go by both, and nothing comes back.
-    fs::remove_file(first.images().join("0.tar")).expect("it is there");
+    // Both daemons release a bundle that leaves, and nothing is restored.
+    fs::remove_file(first.images().join("0.tar")).expect("the file exists");
     wait_for(Duration::from_secs(30), "the pin goes", || {
         !target.is_pinned(&names[0])
     });

@@ -1,4 +1,5 @@
-//! `unpack`: layers become snapshots before the first container wants them, and what cannot be unpacked is told.
+//! `unpack`: layers become snapshots before the first container needs them, and failures are
+//! reported.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,14 +20,14 @@ fn layer() -> Layer {
     Layer::files([LayerFile::new("file", unique())])
 }
 
-/// An image of three layers that can be unpacked, for this machine and another one.
+/// Returns an image of three layers that can be unpacked, for this machine and another one.
 fn good(name: &str) -> Image {
     let image = Image::new(name).platform(native());
     let image = (0..3).fold(image, |image, _| image.with_layer(layer()));
     image.platform("linux/s390x").with_layer(layer())
 }
 
-/// An image with a layer that has the right digest and is no tar.
+/// Returns an image with a layer that has the right digest and is no tar.
 fn bad() -> Image {
     let no_tar = unique().repeat(64);
     Image::new(BAD)
@@ -40,7 +41,7 @@ fn write(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
 
 fn drop_in(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
     let archive = write(node, images);
-    fs::rename(node.path("b.tar"), node.images().join("b.tar")).expect("it is one file system");
+    fs::rename(node.path("b.tar"), node.images().join("b.tar")).expect("both paths are on one file system");
     archive
 }
 
@@ -49,7 +50,7 @@ fn import(node: &Node, when: &str) -> Vec<String> {
     vec![bundles::text(&file), "--unpack".to_owned(), when.to_owned()]
 }
 
-/// What is to keep the snapshots of an image: the label of its config.
+/// Returns the label of a config that keeps the snapshots of its image.
 fn kept_by(target: &Target, archive: &Archive, at: usize) -> Option<String> {
     let config = archive.images[at].manifests[0].config.to_string();
     let labels = target.blobs().remove(&config)?;
@@ -83,14 +84,14 @@ fn an_import_unpacks_what_this_node_runs_and_nothing_twice(target: &Target) {
     assert_eq!(
         target.snapshots().len(),
         3,
-        "the records keep them, and no more is there"
+        "the records keep exactly these snapshots"
     );
     let again = node.import(import(&node, "background")).exits(0).bundle();
     assert_eq!(
         (&again["outcome"], &again["unpacked"]),
         (&json!("unchanged"), &Value::Null)
     );
-    // With the image go its snapshots.
+    // The snapshots disappear with the image.
     for name in records_of(GOOD, &archive.images[0]) {
         target.remove_record(&name);
     }
@@ -137,7 +138,7 @@ fn the_daemon_unpacks_when_all_names_are_there(target: &Target) {
         (&json!(0), &Value::Null)
     );
     assert_eq!(status["failed"][0]["name"], BAD, "{status:#}");
-    assert_eq!(target.names().len(), 6, "it has its records all the same");
+    assert_eq!(target.names().len(), 6, "the image has its records nevertheless");
     assert!(kept_by(target, &archive, 1).is_some() && kept_by(target, &archive, 2).is_some());
     let (_, metrics) = node.ask("/metrics", &[]);
     assert!(metrics.contains("airgapd_unpack_failed_images 1"), "{metrics}");
@@ -172,7 +173,7 @@ fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
     let node = Node::on(&own.target);
     node.configure_also("unpack: before-record");
     let daemon = node.start();
-    let program = fs::read(busybox().expect("busybox")).expect("it can be read");
+    let program = fs::read(busybox().expect("busybox")).expect("the file can be read");
     let files = [
         LayerFile::folder("bin"),
         LayerFile::executable("bin/busybox", program),
@@ -185,10 +186,10 @@ fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
     drop_in(&node, [image]);
     daemon.wait_until("the record", || own.target.record(GOOD).is_some());
     let snapshots = own.target.snapshots();
-    assert_eq!(snapshots.len(), 1, "it was unpacked before");
+    assert_eq!(snapshots.len(), 1, "the image is already unpacked");
     daemon.kill();
-    own.containerd.kill().expect("it can be killed");
-    own.containerd.restart().expect("it starts again");
+    own.containerd.kill().expect("containerd can be killed");
+    own.containerd.restart().expect("containerd starts again");
     own.target.collect_garbage();
     assert_eq!(own.target.snapshots(), snapshots);
     let said = own.containerd.run(GOOD, &["/bin/busybox", "cat", "/word"]);

@@ -1,7 +1,9 @@
-//! Every way of placing a file gives one import of its final content, and none of an unfinished one.
+//! Every way to place a file gives one import of its final content, and no import of an unfinished
+//! file.
 //!
-//! The programs that are on every machine are run; of the others (scp, sftp, rsync, curl, the uploaders of k0s) the
-//! system calls are made as strace shows them. `cargo xtask uploads` prints what comes of it as a table.
+//! The test runs the programs that every machine has. For others (scp, sftp, rsync, curl, the
+//! uploaders of k0s) it makes the system calls that strace shows. `cargo xtask uploads` prints the
+//! results as a table.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -21,25 +23,25 @@ use crate::support::bundles::{self, image};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, on_the_fake, run_on, wait_until};
 
-/// One way of placing a file.
+/// A way to place a file.
 struct Way {
     name: &'static str,
-    /// An older bundle lies under the name already.
+    /// True if an older bundle has the name already.
     over: bool,
     place: fn(&Spot) -> Placed,
 }
 
 type Placed = std::io::Result<()>;
 
-/// Where a file is placed, and what.
+/// The file to place and the paths.
 struct Spot {
-    /// Its final name.
+    /// Final path of the file.
     to: PathBuf,
-    /// A part of all names that this way uses in the folder.
+    /// Part of all names that this way uses in the folder.
     mark: String,
     /// The bundle, in another folder of the same file system.
     from: PathBuf,
-    /// The bundle on another file system, where there is one.
+    /// The bundle on another file system, if there is one.
     from_afar: PathBuf,
     bytes: Vec<u8>,
 }
@@ -235,7 +237,7 @@ fn run<const N: usize>(program: &str, arguments: [&(impl AsRef<OsStr> + ?Sized);
     succeed(Command::new(program).args(arguments))
 }
 
-/// Runs a line of shell, the bundle being `$1` and its place `$2`.
+/// Runs a line of shell. The bundle is `$1` and its place is `$2`.
 fn shell(line: &str, at: &Spot) -> Placed {
     succeed(
         Command::new("sh")
@@ -264,7 +266,7 @@ fn create(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
-/// Writes in three pieces, and takes that long for it.
+/// Writes three pieces within `time`.
 fn slowly(path: &Path, bytes: &[u8], time: Duration) -> Placed {
     let mut file = create(path)?;
     for piece in bytes.chunks(bytes.len() / 3 + 1) {
@@ -277,9 +279,15 @@ fn slowly(path: &Path, bytes: &[u8], time: Duration) -> Placed {
 fn untar(at: &Spot) -> Placed {
     let archive = at.from.with_extension("outer");
     let (folder, name) = (at.from.parent(), at.from.file_name());
-    let (folder, name) = (folder.expect("it has a folder"), name.expect("it has a name"));
-    let into = at.to.parent().expect("it has a folder");
-    let renamed = format!("s,.*,{},", at.to.file_name().expect("it has a name").display());
+    let (folder, name) = (
+        folder.expect("the path has a folder"),
+        name.expect("the path has a name"),
+    );
+    let into = at.to.parent().expect("the path has a folder");
+    let renamed = format!(
+        "s,.*,{},",
+        at.to.file_name().expect("the path has a name").display()
+    );
     succeed(
         Command::new("tar")
             .arg("-cf")
@@ -294,7 +302,7 @@ fn untar(at: &Spot) -> Placed {
 }
 
 fn nameless(at: &Spot) -> Placed {
-    let folder = at.to.parent().expect("it has a folder");
+    let folder = at.to.parent().expect("the path has a folder");
     let flags = OFlags::TMPFILE | OFlags::WRONLY;
     let mut file = File::from(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(&at.bytes)?;
@@ -351,7 +359,7 @@ fn rsync(at: &Spot) -> Placed {
 fn rsync_temporary(at: &Spot) -> PathBuf {
     at.to.with_file_name(format!(
         ".{}.Xy1z2A",
-        at.to.file_name().expect("it has a name").display()
+        at.to.file_name().expect("the path has a name").display()
     ))
 }
 
@@ -369,7 +377,7 @@ fn write_as_rsync(to: &Path, bytes: &[u8]) -> Placed {
     fs::set_permissions(to, Permissions::from_mode(0o644))
 }
 
-/// By path, as rsync and touch do it.
+/// Sets the time by path, like rsync and touch.
 fn set_modified(path: &Path) -> Placed {
     let then = Timespec {
         tv_sec: 1_600_000_000,
@@ -396,7 +404,7 @@ fn rsync_in_place(at: &Spot) -> Placed {
     set_modified(&at.to)
 }
 
-/// Interrupted, rsync gives what it has the final name.
+/// An interrupted rsync gives its partial file the final name.
 fn rsync_partial(at: &Spot) -> Placed {
     let temporary = rsync_temporary(at);
     write_as_rsync(&temporary, half(&at.bytes).0)?;
@@ -410,14 +418,15 @@ fn rsync_delayed(at: &Spot) -> Placed {
     write_as_rsync(&temporary, &at.bytes)?;
     let hold = at.to.with_file_name(format!(".~tmp~{}", at.mark));
     fs::create_dir(&hold)?;
-    let held = hold.join(at.to.file_name().expect("it has a name"));
+    let held = hold.join(at.to.file_name().expect("the path has a name"));
     fs::rename(temporary, &held)?;
     thread::sleep(ms(300));
     fs::rename(held, &at.to)?;
     fs::remove_dir(hold)
 }
 
-/// Everything under the final name, which is closed after writing four times; the time is put back at the end.
+/// Writes everything under the final name and closes it four times. At the end it sets the time
+/// back.
 fn k0sctl_in_place(at: &Spot, stall: Duration) -> Placed {
     shell("install -m 0644 /dev/null \"$2\"; truncate -s 0 \"$2\"", at)?;
     let mut file = OpenOptions::new().write(true).open(&at.to)?;
@@ -429,7 +438,7 @@ fn k0sctl_in_place(at: &Spot, stall: Duration) -> Placed {
     )
 }
 
-/// A hidden name, a checksum, the final name, and then times and owner.
+/// Uses a hidden name, a checksum and the final name, and then sets times and owner.
 fn k0sctl_by_name(at: &Spot, stall: Duration) -> Placed {
     let temporary = at.to.with_file_name(format!(".upload-{}", at.mark));
     let mut file = create(&temporary)?;
@@ -453,14 +462,14 @@ fn write_with_stall(file: &mut File, bytes: &[u8], stall: Duration) -> Placed {
 }
 
 fn autopilot(at: &Spot) -> Placed {
-    let name = at.to.file_name().expect("it has a name").display();
+    let name = at.to.file_name().expect("the path has a name").display();
     let temporary = at.to.with_file_name(format!(".{name}.1234.tmp"));
     slowly(&temporary, &at.bytes, ms(200))?;
     File::open(&temporary)?.sync_all()?;
     fs::rename(temporary, &at.to)
 }
 
-/// The old bundle has the same size, so that nothing but the times tells.
+/// The old bundle has the same size, so that only the times differ.
 fn rewrite(at: &Spot) -> Placed {
     let mut file = OpenOptions::new().write(true).open(&at.to)?;
     file.write_all(&at.bytes)?;
@@ -504,7 +513,7 @@ fn linked_while_written(at: &Spot) -> Placed {
     file.write_all(second)
 }
 
-/// The first one closes what it has while the second still writes.
+/// The first writer closes the file while the second still writes.
 fn two_writers(at: &Spot) -> Placed {
     let mut first = create(&at.to)?;
     let second = OpenOptions::new().write(true).open(&at.to)?;
@@ -515,7 +524,7 @@ fn two_writers(at: &Spot) -> Placed {
     second.write_all_at(&at.bytes[1024..1536], 1024)
 }
 
-/// What a way of placing came to.
+/// The result of a way.
 struct Outcome {
     name: &'static str,
     events: String,
@@ -524,7 +533,7 @@ struct Outcome {
     wait: Duration,
 }
 
-/// The folder, a daemon on it, and everything that placing takes.
+/// The images folder, a daemon on it, and the sources of the files.
 struct Yard<'t> {
     target: &'t Target,
     node: Node,
@@ -561,14 +570,14 @@ impl<'t> Yard<'t> {
         if way.over {
             let older = self.node.path(&format!("{mark}-older.tar"));
             bundles::write(&older, [image(&name)]);
-            fs::rename(older, &to).expect("it can be moved");
+            fs::rename(older, &to).expect("the file can be moved");
             wait_until("the older one", || self.target.record(&name).is_some());
             wait_until("its end", || self.imports(&file) == 1);
         }
         let from = self.node.path(&format!("{mark}-from.tar"));
         let archive = bundles::write(&from, [image(&name)]);
         let from_afar = self.afar.path().join(&file);
-        fs::copy(&from, &from_afar).expect("it can be copied");
+        fs::copy(&from, &from_afar).expect("the file can be copied");
         let spot = Spot {
             bytes: archive.to_bytes(),
             from,
@@ -610,7 +619,7 @@ impl<'t> Yard<'t> {
             .count()
     }
 
-    /// Lets the daemon come to the end of whatever it still does: everything is listed and looked at once more.
+    /// Waits until the daemon has finished: it has listed and checked everything once more.
     fn settle(&self) {
         let (bundle, name) = bundles::marker(self.node.path("marker.tar"));
         self.node.drop_in(&bundle);
@@ -620,7 +629,7 @@ impl<'t> Yard<'t> {
     }
 }
 
-/// What the kernel tells of a folder: as the daemon asks for it, and writes besides.
+/// The kernel's events about a folder: those that the daemon asks for, and writes.
 struct Events {
     seen: Arc<Mutex<Vec<(String, &'static str)>>>,
 }
@@ -638,7 +647,7 @@ impl Events {
         inotify::add_watch(&inotify, folder, wanted).expect("the folder can be watched");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
-        // It ends with the folder, which is removed with the node.
+        // The thread ends with the folder, which is removed with the node.
         thread::spawn(move || {
             let mut buffer = [std::mem::MaybeUninit::uninit(); 16 << 10];
             let mut reader = inotify::Reader::new(inotify, &mut buffer);
@@ -647,7 +656,7 @@ impl Events {
                     break;
                 }
                 let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
-                let mut log = log.lock().expect("nobody panics with it");
+                let mut log = log.lock().expect("no holder panics");
                 log.push((name.unwrap_or_default(), letter(event.events())));
             }
         });
@@ -657,13 +666,14 @@ impl Events {
     fn forget(&self, mark: &str) {
         self.seen
             .lock()
-            .expect("nobody panics with it")
+            .expect("no holder panics")
             .retain(|(name, _)| !name.contains(mark));
     }
 
-    /// The events of all names with that mark, repetitions taken together, other names than the final one in brackets.
+    /// Returns the events of all names with that mark. Repeated events are merged, and other names
+    /// than the final one are in brackets.
     fn of_mark(&self, mark: &str) -> String {
-        let seen = self.seen.lock().expect("nobody panics with it");
+        let seen = self.seen.lock().expect("no holder panics");
         let mut told: Vec<String> = Vec::new();
         for (name, event) in seen.iter().filter(|(name, _)| name.contains(mark)) {
             let event = match *name == format!("{mark}.tar") {
@@ -692,7 +702,7 @@ fn letter(event: ReadFlags) -> &'static str {
     found.map_or("?", |(_, letter)| letter)
 }
 
-/// All of them at the same time, so that none may delay another; the stalled ones take 15 s.
+/// All ways run at once, so that none delays another. The stalled ones take 15 s.
 fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Target) {
     let yard = Yard::on(target);
     let outcomes: Vec<Outcome> = thread::scope(|scope| {
@@ -703,7 +713,7 @@ fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Ta
             .collect();
         placing
             .into_iter()
-            .map(|each| each.join().expect("it was placed"))
+            .map(|each| each.join().expect("the file was placed"))
             .collect()
     });
     yard.settle();
@@ -721,7 +731,7 @@ fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Ta
     yard.daemon.finish(target);
 }
 
-/// What lies there, or is being written, when the daemon starts.
+/// Files that exist, or are being written, when the daemon starts.
 fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: &Target) {
     let node = Node::on(target);
     let name = |what: &str| format!("registry.test/{what}:1");
@@ -737,7 +747,7 @@ fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: 
     wait_until("the whole one", || target.record(&name("whole")).is_some());
     let (bundle, marker) = bundles::marker(node.path("marker.tar"));
     node.drop_in(&bundle);
-    wait_until("one that comes later", || target.record(&marker).is_some());
+    wait_until("a later bundle", || target.record(&marker).is_some());
     for what in ["written", "cut", "empty"] {
         assert!(target.record(&name(what)).is_none(), "{what} is not finished");
     }
@@ -771,15 +781,15 @@ fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: 
 on_the_fake!(what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished);
 on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 
-/// `cargo xtask uploads`: one after the other, on a real containerd, as a table.
+/// `cargo xtask uploads`: runs the ways one after the other on a real containerd, and prints a
+/// table.
 #[test]
-#[ignore = "it prints a table for the documentation; `cargo xtask uploads` runs it"]
+#[ignore = "prints a table for the documentation: `cargo xtask uploads` runs it"]
 fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
         let mut rows = vec![
-            "| how it is placed | events | imports | failed tries | from the last byte to the record |"
-                .to_owned(),
+            "| method | events | imports | failed tries | from the last byte to the record |".to_owned(),
             "|---|---|---|---|---|".to_owned(),
         ];
         for (number, way) in WAYS.iter().enumerate() {
@@ -800,7 +810,7 @@ fn prints_the_table() {
     });
 }
 
-#[allow(clippy::print_stdout, reason = "the table is what it is for")]
+#[allow(clippy::print_stdout, reason = "this test prints the table")]
 fn print_table(rows: &[String]) {
     println!("\n{}", rows.join("\n"));
 }

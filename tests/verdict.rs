@@ -1,4 +1,5 @@
-//! One verdict: `status`, `doctor`, `wait`, the metrics, systemd's status line and the log say the same in each state of the node.
+//! One verdict: `status`, `doctor`, `wait`, the metrics, systemd's status line and the log agree in
+//! each state of the node.
 
 use std::fs;
 use std::time::Duration;
@@ -12,18 +13,19 @@ use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
 
 const ONE: &str = "registry.test/one:1";
-/// A verdict changes within 5 s of its cause; a machine that runs many tests at once gets more.
+/// A verdict changes within 5 s of its cause. A machine that runs many tests at once gets more
+/// time.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The verdict of a state, and how the commands end in it.
+/// The verdict of a state, and the exit codes of the commands.
 struct Said {
     health: &'static str,
-    /// In a few words, for people.
+    /// A short form for people.
     short: &'static str,
-    /// What the first reason is about, and a part of its text; none where the node is healthy.
+    /// Subject of the first reason and a part of its text, or `None` for a healthy node.
     because: Option<(&'static str, &'static str)>,
     status: i32,
-    /// Of a `wait` that waits for a second.
+    /// Exit code of a `wait` with a timeout of a second.
     wait: i32,
 }
 
@@ -35,7 +37,7 @@ const HEALTHY: Said = Said {
     wait: 0,
 };
 
-/// Something is wrong, and `wait` ends with it.
+/// A node with a fault. `wait` ends with it.
 const fn wrong(health: &'static str, subject: &'static str, text: &'static str) -> Said {
     Said {
         health,
@@ -46,7 +48,7 @@ const fn wrong(health: &'static str, subject: &'static str, text: &'static str) 
     }
 }
 
-/// Something is waited for.
+/// A node that waits.
 const fn waiting(short: &'static str, subject: &'static str, text: &'static str) -> Said {
     Said {
         health: "waiting",
@@ -57,7 +59,7 @@ const fn waiting(short: &'static str, subject: &'static str, text: &'static str)
     }
 }
 
-/// Holds every output against the verdict.
+/// Compares every output with the verdict.
 #[track_caller]
 fn all_say(node: &Node, daemon: &Daemon, said: &Said) {
     let mut document = Value::Null;
@@ -128,7 +130,7 @@ fn every_output_shows_the_verdict_on_bundles(target: &Target) {
 
     node.put_broken("bad.tar");
     all_say(&node, &daemon, &wrong("failed", "bundle", "not an image bundle"));
-    // A bundle that was asked for by name is judged by itself.
+    // A bundle that a command names is judged alone.
     node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
     fs::remove_file(node.images().join("bad.tar")).unwrap();
     all_say(&node, &daemon, &HEALTHY);
@@ -174,7 +176,8 @@ fn a_record_that_another_program_moved_degrades_the_node(target: &Target) {
     daemon.finish(target);
 }
 
-/// A part of it is in place and looked after; what is missing of it is told of for as long as the file is there.
+/// A part of the bundle is in place and restored. The missing part is reported as long as the file
+/// exists.
 fn a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too(target: &Target) {
     let node = Node::on(target);
     let mut archive = bundles::layout([image("registry.test/bad:1"), image(ONE)]).build();
@@ -194,7 +197,7 @@ fn a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too(target: &Target
     }
 }
 
-/// The bundle that brings a required image is under way: that is no failure.
+/// A running import may bring a required image, so this is no failure.
 fn required_images_are_looked_for_while_a_bundle_is_under_way(target: &Target) {
     let fake = target.as_fake().expect("this is for the stand-in");
     let node = Node::on(target);
@@ -242,9 +245,9 @@ fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
     all_say(&node, &daemon, &gone);
     fs::create_dir(node.images()).unwrap();
     node.put("two.tar", "registry.test/two:1");
-    let lost = wrong("degraded", "folder", "another folder than before, and 1 of");
+    let lost = wrong("degraded", "folder", "another folder than before: 1 of");
     all_say(&node, &daemon, &lost);
-    // What is there is counted.
+    // Bundles that are in place count.
     node.airgapd(["wait", "--bundle", "two.tar"]).exits(0);
     assert!(
         node.airgapd(["wait"])
@@ -252,7 +255,7 @@ fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
             .stderr
             .contains("airgapd release --vanished")
     );
-    // The daemon has heard of it when the command ends.
+    // The daemon knows about it when the command ends.
     node.airgapd(["release", "--vanished"]).exits(0);
     node.airgapd(["wait", "--timeout", "0s"]).exits(0);
     all_say(&node, &daemon, &HEALTHY);
@@ -265,7 +268,7 @@ fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
     node.configure_also("checksums: require");
     let daemon = node.start();
     node.put("one.tar", ONE);
-    let checksum = waiting("waiting for a checksum", "bundle", "there is no one.tar.sha256");
+    let checksum = waiting("waiting for a checksum", "bundle", "one.tar.sha256 is missing");
     all_say(&node, &daemon, &checksum);
 
     fake.inject(Fault::SlowCommit {
@@ -299,16 +302,16 @@ fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
     node.airgapd(["wait"]).exits(0);
     all_say(&node, &daemon, &HEALTHY);
 
-    // A configuration that is refused does not hold, and the one before does.
+    // A refused configuration has no effect, and the previous one stays.
     let text = fs::read_to_string(node.path("config.yaml")).unwrap();
     node.configure(&format!("{text}\nnonsense: 1\n"));
     daemon.signal(Signal::HUP);
-    daemon.wait_for_log("the configuration is not taken");
+    daemon.wait_for_log("the new configuration was rejected");
     node.configure(&text);
     let refused = wrong(
         "degraded",
         "configuration",
-        "the configuration on disk is not the one that runs",
+        "the daemon does not use the configuration on disk",
     );
     all_say(&node, &daemon, &refused);
     daemon.signal(Signal::HUP);

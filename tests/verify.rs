@@ -1,4 +1,4 @@
-//! `airgapd verify`: what a node will be asked for, held against what it has.
+//! `airgapd verify`: compares the images that a node will need with those that it has.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,10 +14,10 @@ use crate::support::{
 };
 use lab::{Generation, Options};
 
-/// A platform that no machine of ours runs.
+/// A platform that no test machine runs.
 const FOREIGN: &str = "linux/s390x";
 
-/// A repository that nobody else has images in.
+/// Returns a repository that no other test uses.
 fn repository() -> String {
     format!("registry.test/verify-{}", unique())
 }
@@ -44,7 +44,7 @@ fn import(node: &Node, file: &str, images: impl IntoIterator<Item = Image>) -> A
     archive
 }
 
-/// Puts an image there whose layer is missing, as importers do that do not look.
+/// Creates an image without its layer, like an importer that checks nothing.
 fn put_broken(target: &Target, name: &str) -> [oci_spec::image::Digest; 2] {
     let archive = bundles::layout([image(name)]).build();
     let built = &archive.images[0].manifests[0];
@@ -60,7 +60,24 @@ fn put_broken(target: &Target, name: &str) -> [oci_spec::image::Digest; 2] {
     [config, digest]
 }
 
-/// Thirty references of every kind; five of them have five different reasons to fail.
+/// Images on the command line are sources like those of a list.
+fn images_on_the_command_line_are_verified(target: &Target) {
+    let target = &target.in_kubernetes();
+    let node = Node::on(target);
+    let at = repository();
+    let (present, absent) = (format!("{at}/present:1"), format!("{at}/absent:1"));
+    import(&node, "all.tar", [image(&present)]);
+    verify(&node, &[&present, "--sandbox-image", &present]).exits(0);
+    let document = verify(&node, &[&present, &absent]).exits(4).json();
+    assert_eq!(of(&document, &present)["status"], "present", "{document:#}");
+    let missing = of(&document, &absent);
+    assert_eq!(missing["status"], "absent", "{document:#}");
+    assert_eq!(missing["sources"][0]["kind"], "list", "{document:#}");
+    let said = node.airgapd(["verify", &absent]).exits(4);
+    assert!(said.said().contains("the command line"), "{}", said.said());
+}
+
+/// Thirty references of every kind. Five of them fail for five different reasons.
 fn of_thirty_references_the_five_that_fail_are_named_with_what_to_do(target: &Target) {
     let target = &target.in_kubernetes();
     let node = Node::on(target);
@@ -83,7 +100,8 @@ fn of_thirty_references_the_five_that_fail_are_named_with_what_to_do(target: &Ta
     );
     let digest = |number: usize| archive.images[number].root.to_string();
     let id = archive.images[0].manifests[0].config.to_string();
-    // The five: only in a bundle that lies there; another tag; another platform; the other digest; a missing layer.
+    // The five: only in a bundle of the folder, another tag, another platform, another digest, a
+    // missing layer.
     fs::copy(
         bundles_file(&node, "waiting.tar", &name("waiting")),
         node.images().join("waiting.tar"),
@@ -173,7 +191,8 @@ fn bundles_file(node: &Node, file: &str, name: &str) -> std::path::PathBuf {
     path
 }
 
-/// For people: one line for each that is there, five blocks, and nothing wider than a screen.
+/// The output for people has a line for each present image, five blocks, and no line wider than a
+/// screen.
 fn says_it_on_a_screen(node: &Node, arguments: &[&str], missing: &[String]) {
     let answer = node.airgapd(["verify"].iter().chain(arguments)).exits(4);
     assert!(
@@ -198,7 +217,8 @@ fn says_it_on_a_screen(node: &Node, arguments: &[&str], missing: &[String]) {
     assert!(answer.stdout.contains("5 are missing"), "{}", answer.stdout);
 }
 
-/// Every workload kind, every kind of container, lists, JSON, several documents; by tag, digest, both, and id.
+/// Writes manifests with every workload kind, every kind of container, lists, JSON and several
+/// documents. References are by tag, by digest, by both, and by id.
 fn write_manifests(
     folder: &std::path::Path,
     at: &str,
@@ -311,7 +331,7 @@ fn write_manifests(
     .unwrap();
 }
 
-/// containerd up to 1.7 tells what it starts pods with; later ones do when there are pods.
+/// containerd up to 1.7 reports its sandbox image. Later versions report it when pods exist.
 fn the_sandbox_image_is_asked_for_where_containerd_tells_it(target: &Target) {
     let target = &target.in_kubernetes();
     let node = Node::on(target);
@@ -342,7 +362,8 @@ fn the_sandbox_image_is_asked_for_where_containerd_tells_it(target: &Target) {
     }
 }
 
-/// Registries under another name, no bundle with anything like it, bad references, ids, and bundles that lie there.
+/// Registries under another name, bundles without a similar image, bad references, ids, and bundles
+/// in the folder.
 fn every_miss_says_what_comes_closest(target: &Target) {
     let node = Node::on(target);
     let at = repository();
@@ -357,7 +378,7 @@ fn every_miss_says_what_comes_closest(target: &Target) {
     let by_digest = format!("mirror.test:5000/{path}/app@{root}");
     let other_build = format!("{at}/app@sha256:{zeros}");
     let near_tag = format!("{at}/app:2-alpine3");
-    // The bundle lies there, too: what containerd has is closer.
+    // The bundle is in the folder too, but an image in containerd is closer.
     fs::copy(node.path("app.tar"), node.images().join("app.tar")).unwrap();
     let nothing = format!("nowhere.test/{}:1", unique());
     let references = [
@@ -390,7 +411,12 @@ fn every_miss_says_what_comes_closest(target: &Target) {
         (&other_build, "absent", json!("digest"), "another build"),
         (&near_tag, "absent", json!("tag"), &*other),
         (&nothing, "absent", Value::Null, "add it to a bundle"),
-        ("Not A Name", "invalid_reference", Value::Null, "correct it"),
+        (
+            "Not A Name",
+            "invalid_reference",
+            Value::Null,
+            "correct the reference",
+        ),
     ] {
         let image = of(&document, reference);
         assert_eq!(image["status"], status, "{image:#}");
@@ -483,7 +509,7 @@ fn who_may_pull_is_named_where_nobody_shall(target: &Target) {
     );
     verify(&node, &["--manifests", &pulling]).exits(0);
 
-    // k0s's own pods, by its configuration.
+    // k0s's own pods, from its configuration.
     let config = node.path("k0s.yaml");
     fs::write(&config, "kind: ClusterConfig\nspec: {}\n").unwrap();
     let arguments = [
@@ -503,8 +529,8 @@ fn who_may_pull_is_named_where_nobody_shall(target: &Target) {
     assert_eq!(verify(&node, &arguments).exits(4).json()["pulls"], json!([]));
 }
 
-/// kubelet reads every file of its folder, whatever it is called, apart from hidden ones and folders; lists and manifests
-/// may come on standard input.
+/// kubelet reads every file of its folder except hidden files and folders. Lists and manifests may
+/// come from standard input.
 fn static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped(target: &Target) {
     let node = Node::on(target);
     let at = repository();
@@ -552,14 +578,15 @@ fn static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped(target: &T
     piped("--manifests", &pod("absent")).exits(4);
 }
 
-/// containerd goes on listing a layer that somebody has wiped; whether an image is whole is seen in its store.
+/// containerd still lists a layer whose file was deleted. Only its store shows that the image is
+/// incomplete.
 fn a_layer_that_is_listed_and_wiped_is_missed(own: &mut Own) {
     let target = &own.target;
     let node = Node::on(target);
     let name = format!("{}/app:1", repository());
     let archive = import(&node, "app.tar", [image(&name)]);
     let one = list(&node, &[&name]);
-    // A list is all that is asked about, so that the sandbox's image does not matter.
+    // Only a list is verified, so the sandbox image does not matter.
     let status = || {
         let document = verify(&node, &["--images", &one]).json();
         of(&document, &name).clone()
@@ -611,7 +638,7 @@ fn what_cannot_be_verified_is_said(target: &Target) {
         "{document:#}"
     );
 
-    // Nothing to verify is no success, and neither is what could not be read.
+    // Nothing to verify is no success, and neither is an unreadable file.
     fs::create_dir(node.path("empty")).unwrap();
     verify(&node, &["--manifests", &text(&node.path("empty"))]).exits(2);
     verify(&node, &[]).exits(2);
@@ -626,7 +653,7 @@ fn what_cannot_be_verified_is_said(target: &Target) {
     verify(&nowhere, &["--images", &one]).exits(3);
 }
 
-/// What a kubelet writes when it pulls an image, in the folder that it keeps for that.
+/// Writes the record that a kubelet writes when it pulls an image, in kubelet's own folder.
 fn put_kubelet_record(root: &std::path::Path, folder: &str, key: &str, record: &Value) -> String {
     let folder = root.join("image_manager").join(folder);
     fs::create_dir_all(&folder).unwrap();
@@ -643,7 +670,7 @@ fn pulled(id: &str, mapping: &Value) -> Value {
     })
 }
 
-/// `cargo xtask kubernetes` shows that a kubelet does what is said here.
+/// `cargo xtask kubernetes` shows that a real kubelet behaves like this.
 fn images_that_kubelet_refuses_for_its_records_are_named_with_the_record(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -679,7 +706,7 @@ fn images_that_kubelet_refuses_for_its_records_are_named_with_the_record(target:
         "{document:#}"
     );
     assert_eq!(refused[0]["sources"][0]["kind"], "list");
-    // Whether a pod brings the secret is not known.
+    // `verify` cannot know if a pod brings the secret.
     let warnings = of(&document, &names[2])["warnings"].to_string();
     assert!(
         warnings.contains("secret shop/pull") && warnings.contains(&files[2]),
@@ -729,6 +756,7 @@ fn a_root_folder_of_kubelet_that_is_none_is_said(target: &Target) {
 }
 
 on_each_containerd!(
+    images_on_the_command_line_are_verified,
     of_thirty_references_the_five_that_fail_are_named_with_what_to_do,
     the_sandbox_image_is_asked_for_where_containerd_tells_it,
 );
@@ -742,11 +770,11 @@ on_the_fake!(
     what_cannot_be_verified_is_said,
 );
 
-/// awslabs/amazon-eks-ami#1360: nodes that throw layers away after unpacking are no broken nodes.
+/// awslabs/amazon-eks-ami#1360: nodes that discard layers after unpacking are not broken.
 fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
     let (target, node) = (&own.target, Node::on(&own.target));
     let name = format!("{}:1", repository());
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let lower = Layer::files([
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -765,7 +793,8 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
         target.ctr(&["content", "rm", layer.as_ref()]);
     }
     let asked = list(&node, &[&name]);
-    // CRI of 1.6 and 1.7 tells of its sandbox image, which is missing here; so the status of ours is what counts.
+    // CRI of 1.6 and 1.7 also reports its sandbox image, which is missing here. So the test checks
+    // the status of its own image.
     let looked = || verify(&node, &["--images", &asked]).json();
     let found = looked();
     let answer = of(&found, &name);
@@ -777,19 +806,19 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
         "{found:#}"
     );
     let said = own.containerd.run(&name, &["/bin/sh", "-c", "echo hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
     let refused = node
         .airgapd(["export", &name, "-o", &text(&node.path("out.tar"))])
         .exits(1);
     assert!(refused.stderr.contains("discard_unpacked_layers"), "{refused:?}");
 
-    // Without one of its snapshots it is what it was taken for before: broken.
+    // Without one of its snapshots, the image is broken, as before it was unpacked.
     let config = archive.images[0].manifests[0].config.to_string();
     let labels = target.blobs().remove(&config).expect("the config is there");
     let (label, top) = labels
         .iter()
         .find(|(key, _)| key.starts_with("containerd.io/gc.ref.snapshot."))
-        .expect("it keeps the snapshots");
+        .expect("the label keeps the snapshots");
     let snapshotter = label.trim_start_matches("containerd.io/gc.ref.snapshot.");
     wait_until("the container has let go of the snapshot", || {
         !target.ctr(&["containers", "list", "--quiet"]).contains("airgapd")
@@ -804,7 +833,7 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
             .all(|layer| answer["problems"].to_string().contains(layer.as_ref()))
     );
 
-    // A bundle that has it sends its layers again.
+    // A bundle with the image sends its layers again.
     node.import([file.as_str()]).exits(0);
     let found = looked();
     assert!(

@@ -1,4 +1,5 @@
-//! `airgapd wait`: until everything in the folder is in place, and the exit codes of what is not.
+//! `airgapd wait`: waits until everything in the folder is in place, and reports failures by its
+//! exit code.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -49,7 +50,7 @@ fn failed_late_and_absent_are_told_apart(target: &Target) {
     fs::remove_file(node.images().join("bad.tar")).unwrap();
     node.airgapd(["wait"]).exits(0);
 
-    // An upload that goes on, or does not, is waited for.
+    // The command waits for an upload, whether it continues or not.
     let mut upload = File::create(node.images().join("slow.tar")).unwrap();
     upload.write_all(&[7; 1000]).unwrap();
     let answer = node.airgapd(["wait", "--timeout", "1s", "-o", "json"]).exits(6);
@@ -99,8 +100,8 @@ fn content_is_waited_for_by_its_digest_whatever_its_name(target: &Target) {
     let both = ["wait", "--digest", &new, "--digest", &content, "-o", "json"];
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| node.airgapd(both).exits(0).json());
-        fs::rename(&file, node.images().join("one.tar")).expect("it is one file system");
-        let document = waiting.join().expect("it ends");
+        fs::rename(&file, node.images().join("one.tar")).expect("both paths are on one file system");
+        let document = waiting.join().expect("the thread ends");
         assert_eq!(document["outcome"], "converged");
         assert_eq!(
             bundle(&document, "one.tar")["catalog"],
@@ -114,7 +115,8 @@ fn content_is_waited_for_by_its_digest_whatever_its_name(target: &Target) {
     wait(&["--bundle", "one.tar", "--digest", &new], 0);
     wait(&["--bundle", "other.tar", "--digest", &new], 1);
 
-    // A bad file elsewhere keeps nothing waiting that is there, and ends nothing that may come.
+    // A bad file does not delay a wait for content that is in place. It does not end a wait for
+    // content that may come.
     node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
     wait(&["--digest", &new], 0);
@@ -158,7 +160,9 @@ fn a_containerd_that_stops_is_what_is_waited_for(own: &mut Own) {
     node.airgapd(["wait"]).exits(0);
     own.containerd.stop().unwrap();
     let status = || node.airgapd(["status", "-o", "json"]).json();
-    daemon.wait_until("it is noticed", || status()["verdict"]["health"] == "waiting");
+    daemon.wait_until("the daemon has noticed", || {
+        status()["verdict"]["health"] == "waiting"
+    });
     let answer = node.airgapd(["wait", "--timeout", "0s"]).exits(3);
     assert!(answer.stderr.contains("waiting for containerd: "), "{answer:?}");
     own.containerd.restart().unwrap();

@@ -1,4 +1,4 @@
-//! Where the kernel tells too little of the folder: nothing is missed, and what is the matter is said.
+//! The kernel reports too few events of the folder. No file is missed, and the cause is logged.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -12,15 +12,16 @@ use crate::support::mount::Mount;
 use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_the_fake, wait_for};
 
-/// Well before the folder is listed for no reason.
+/// This is well before a listing without an event.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Starts the daemon as root of a user namespace of its own, where limits hold for it alone (namespaces(7),
-/// `/proc/sys/user`). `None` where such namespaces are not allowed.
+/// Starts the daemon as root of its own user namespace, where limits apply only to the daemon
+/// (namespaces(7), `/proc/sys/user`). `None` if such namespaces are not allowed.
 fn limited(node: &Node, limit: &str, value: u32) -> Option<Daemon> {
     let unshare = || {
         let mut command = Command::new("unshare");
-        // Mounts of others are hints, too.
+        // Mounts of other tests would cause extra checks, so the daemon has its own mount
+        // namespace.
         command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
         command
             .arg(format!("echo {value} > /proc/sys/user/{limit} && exec \"$@\""))
@@ -46,7 +47,7 @@ fn limited(node: &Node, limit: &str, value: u32) -> Option<Daemon> {
     Some(Daemon::start(command, &node.path("notify.sock")))
 }
 
-/// Drops a bundle and waits for its image.
+/// Copies a bundle and waits for its image.
 fn is_imported(node: &Node, target: &Target, file: &str) {
     let (bundle, name) = marker(node.path(file));
     node.drop_in(&bundle);
@@ -63,24 +64,24 @@ fn without_a_watch_the_folder_is_looked_at_every_few_seconds(target: &Target) {
         daemon.wait_for_log("cannot watch the images folder");
         daemon.wait_for_log(&limit.replace("inotify", "user"));
         is_imported(&node, target, "first.tar");
-        // It was seen at a look around, and the next is some seconds away.
+        // A regular check found the bundle, and the next check is some seconds away.
         let seen = Instant::now();
         is_imported(&node, target, "second.tar");
         assert!(
             seen.elapsed() > Duration::from_secs(2),
-            "it does nothing but look around"
+            "the daemon only checks at intervals"
         );
         assert_eq!(
             daemon.count("cannot watch"),
             1,
-            "it is said once:\n{}",
+            "the log has it once:\n{}",
             daemon.log()
         );
         daemon.finish(target);
     }
 }
 
-/// The kernel's queue holds 16384 events (inotify(7), max_queued_events); the rest is lost.
+/// The kernel's queue holds 16384 events and loses the rest (inotify(7), max_queued_events).
 fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -89,7 +90,7 @@ fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
     kill_process(pid, Signal::STOP).unwrap();
     let file = node.images().join(".flood");
     let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-    // Each comes, is closed and goes: three events.
+    // Each file is created, closed and removed: three events.
     for _ in 0..queue.trim().parse::<u32>().unwrap().min(50_000) / 3 + 1000 {
         drop(File::create(&file).unwrap());
         fs::remove_file(&file).unwrap();
@@ -104,7 +105,8 @@ fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
     daemon.finish(target);
 }
 
-/// Whatever is done to the folder itself: what then lies under its path is imported, soon, and nothing loops meanwhile.
+/// The folder itself is replaced, linked or mounted over. Files that are then under its path are
+/// imported soon, and nothing loops in the meantime.
 fn whatever_the_path_leads_to_is_the_folder(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -143,7 +145,7 @@ fn what_is_mounted_over_the_folder_is_the_folder_and_no_pin_goes(target: &Target
     if !lab::is_root() {
         return;
     }
-    // inotify says nothing of it.
+    // inotify reports nothing about a mount.
     let mounted = Mount::over(&node.images(), &["-t", "tmpfs", "-o", "mode=0755", "tmpfs"]);
     is_imported(&node, target, "above.tar");
     daemon.wait_for_log("another folder than before");

@@ -1,11 +1,12 @@
-//! Declares the server side of containerd's services over the message types that `containerd-client` and `k8s-cri` already
-//! generate, so that no `.proto` file is kept here. Methods that are not declared answer `UNIMPLEMENTED`.
+//! Declares the server side of containerd's services over the message types that
+//! `containerd-client` and `k8s-cri` already generate. So this crate contains no `.proto` file.
+//! Methods that are not declared answer `UNIMPLEMENTED`.
 
 use std::fmt::Write as _;
 
 use tonic_build::manual::{Builder, Method, Service};
 
-/// Which side of a method is a stream.
+/// The sides of a method that are streams.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Unary,
@@ -14,7 +15,7 @@ enum Kind {
 }
 use Kind::{BothStreams, ServerStream, Unary};
 
-/// Rust name, wire name, request type, response type, kind.
+/// Rust name, wire name, request type, response type and kind of a method.
 type Row = (&'static str, &'static str, &'static str, &'static str, Kind);
 
 const CONTENT: &[Row] = &[
@@ -279,7 +280,7 @@ fn method((name, route, input, output, kind): &Row) -> Method {
     }
 }
 
-/// Every RPC as `Service.Method`, so that a misspelt name in a test is found when it is used.
+/// Returns every RPC as `Service.Method`, so that using a misspelt name in a test fails.
 fn rpc_names() -> String {
     let names = SERVICES
         .iter()

@@ -1,5 +1,6 @@
-//! Tar archives whose headers have right checksums, plain, compressed, cut, and as frames with a table: a fuzzer finds
-//! neither a checksum nor the end of a frame by chance. What must hold is the same as for any bytes.
+//! Tar archives whose headers have right checksums: plain, compressed, cut, and as frames with a
+//! seek table. A fuzzer finds neither a checksum nor the end of a frame by chance. The checks are
+//! the same as for any bytes.
 
 #![no_main]
 
@@ -39,7 +40,7 @@ const CODECS: [Compression; 5] = [
 
 const BLOCK: usize = 512;
 
-/// Gives every block a right checksum that stands where a header would.
+/// Gives every block a right checksum at the place of a header's checksum.
 fn with_checksums(mut tar: Vec<u8>) -> Vec<u8> {
     let mut at = 0;
     while let Some(block) = tar.get_mut(at..at + BLOCK) {
@@ -65,13 +66,14 @@ fn compressed(codec: Compression, bytes: &[u8]) -> Vec<u8> {
     packed
 }
 
-/// The first part of the bytes, of 256.
+/// Returns the first `part` of 256 parts of the bytes.
 fn cut(mut bytes: Vec<u8>, part: u8) -> Vec<u8> {
     bytes.truncate(bytes.len() * usize::from(part) / 256);
     bytes
 }
 
-/// Frames of a few blocks each and a table of them, of which one row lies where the parameter says so.
+/// Returns frames of a few blocks each and their seek table. The parameter makes one row of the
+/// table wrong.
 fn framed(tar: &[u8], parameter: u8, form: u8) -> Vec<u8> {
     let blocks = usize::from(parameter % 16) + 1;
     let (mut file, mut table) = (Vec::new(), Vec::new());

@@ -1,5 +1,6 @@
-//! Any documents of an otherwise good archive: `index.json` and `manifest.json`, and manifests, configs and indexes that
-//! refer to each other by their right digests, which a fuzzer does not find by chance.
+//! Any documents in a good archive: `index.json`, `manifest.json`, and manifests, configs and
+//! indexes. They refer to each other by their right digests, which a fuzzer does not find by
+//! chance.
 
 #![no_main]
 
@@ -38,7 +39,8 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Adds each text up to a zero byte as a blob under its digest, and under a name by which `manifest.json` can ask for it.
+/// Adds each text up to a zero byte as a blob under its digest. It also gets a name that
+/// `manifest.json` can use.
 fn add_blobs(archive: &mut Archive, blobs: &[u8]) -> Vec<(String, usize)> {
     let mut known = Vec::new();
     for blob in blobs.split_inclusive(|byte| *byte == 0).take(26) {

@@ -1,4 +1,5 @@
-//! Any text as a platform: what parses is normalised once and for all, and is accepted by its own list.
+//! Any text as a platform. A parsed platform does not change when it is normalised twice, and its
+//! own list accepts it.
 
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! Any bytes as a bundle, plain or compressed: opening gives a catalog or an error, and every blob it offers can be
-//! read to its end or says why not. Nothing is accepted under a digest that its bytes do not have.
+//! Any bytes as a bundle, plain or compressed. Opening returns a catalog or an error. Every blob of
+//! the catalog can be read to its end or returns an error. No blob is accepted under a digest that
+//! does not match its bytes.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Any text as an image reference: what parses prints to something that parses to the same.
+//! Any text as an image reference. A parsed reference prints a text that parses to the same
+//! reference.
 
 #![no_main]
 

@@ -1,6 +1,7 @@
-//! Any text where the program reads one that another wrote: requirements, the records of a kubelet, what a registry
-//! answers 401 with, the daemon's own ledger. Each reader gives an answer in little time and memory, says nothing that
-//! drives a terminal, and a ledger that is read is written down and read back the same.
+//! Any text for the readers of foreign text: requirements, the records of a kubelet, a registry's
+//! answer 401, the daemon's own ledger. Each reader answers in little time and memory, and its
+//! answer does not control a terminal. A ledger that is read, written and read again stays the
+//! same.
 
 #![no_main]
 
@@ -94,6 +95,6 @@ fn read_ledger(bytes: &[u8]) {
         return;
     };
     let written = serde_json::to_vec(&ledger).expect("a ledger is plain data");
-    let read: Ledger = serde_json::from_slice(&written).expect("what was written is read");
+    let read: Ledger = serde_json::from_slice(&written).expect("a written ledger can be read");
     assert_eq!(read, ledger, "a ledger is not read back as it is written");
 }

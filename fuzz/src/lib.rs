@@ -1,5 +1,5 @@
-//! What the fuzz targets have in common: a bundle out of bytes, and what must hold for every bundle that opens, and for
-//! what is said of one that does not.
+//! The common parts of the fuzz targets: a bundle from bytes, and the properties of every bundle
+//! that opens and of every error.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -26,14 +26,19 @@ pub fn open(bytes: &[u8]) -> Result<Bundle, Error> {
     opened
 }
 
-/// Nothing that is said of a bundle drives a terminal or forges a line.
+/// Checks that a text about a bundle neither controls a terminal nor forges a line.
 pub fn assert_printable(text: &str) {
     assert!(text.chars().all(is_visible), "{text:?} would be printed");
 }
 
-/// Writes out what a document of a fuzzer abbreviates: `$a` is the digest of the first document before it and `#a` its
-/// length in bytes, `$b` that of the second; what stands between the bytes 1, n and 2 stands there n * n times with
-/// commas between, and `%` in it is the number of each. The result has a few hundred KiB at most.
+/// Expands the abbreviations in a fuzzer's document:
+///
+/// * `$a` is the digest of the first document before it, and `$b` that of the second.
+/// * `#a` is the length of the first document in bytes.
+/// * A text between the bytes 1, n and 2 is repeated n * n times with commas between. `%` in it is
+///   the number of each.
+///
+/// The result has a few hundred KiB at most.
 pub fn expand(text: &[u8], known: &[(String, usize)]) -> Vec<u8> {
     const MOST: usize = 128 << 10;
     let mut expanded = Vec::new();
@@ -87,7 +92,7 @@ fn repeat(expanded: &mut Vec<u8>, body: &[u8], times: usize, most: usize) {
     }
 }
 
-/// Small enough that everything can be read, and that limits are reached.
+/// Limits that are small enough to read everything, and to reach the limits.
 fn limits() -> Limits {
     Limits {
         entries: 10_000,
@@ -97,7 +102,8 @@ fn limits() -> Limits {
     }
 }
 
-/// Whatever a catalog calls present can be read to its size, by itself and in the order of the archive.
+/// Checks that every blob that a catalog calls present can be read to its size. It is read alone
+/// and in the order of the archive.
 pub fn check(bundle: &Bundle) {
     check_selection(bundle.catalog());
     let digests = present(bundle.catalog());
@@ -119,7 +125,8 @@ pub fn check(bundle: &Bundle) {
     }
 }
 
-/// What is selected is printable, is in the bundle, and has names that are references.
+/// Checks that the selected content is printable, is in the bundle, and has valid references as
+/// names.
 fn check_selection(catalog: &Catalog) {
     let amd64: Platform = "linux/amd64".parse().expect("a platform");
     let rules = [Rules::V0_2, Rules::Rc3];

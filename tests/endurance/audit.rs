@@ -1,4 +1,4 @@
-//! What containerd has, looked at from outside: its lists against the files on its disk.
+//! Audits containerd from outside: compares its lists with the files on its disk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -9,15 +9,15 @@ use serde_json::Value;
 
 use crate::support::bundles::native;
 
-/// The content store of one containerd. A blob is hashed when it is met for the first time; later only its size is
-/// looked at, which is what makes hundreds of audits possible.
+/// The content store of one containerd. The first audit of a blob hashes it, and later audits only
+/// check its size. That makes hundreds of audits possible.
 pub struct Audit {
     blobs: PathBuf,
     hashed: HashSet<String>,
 }
 
 impl Audit {
-    /// Of the containerd with that root folder.
+    /// Returns an audit of the containerd with this root folder.
     pub fn of(root: &Path) -> Audit {
         Audit {
             blobs: root.join("io.containerd.content.v1.content/blobs"),
@@ -25,12 +25,13 @@ impl Audit {
         }
     }
 
-    /// How many blobs were hashed.
+    /// Returns the number of hashed blobs.
     pub fn hashed(&self) -> usize {
         self.hashed.len()
     }
 
-    /// A record implies whole blobs: gives what is wrong with the closures of the records, on this machine's platform.
+    /// Checks that a record implies whole blobs. Returns the faults in the closures of the records,
+    /// on this machine's platform.
     pub fn broken(&mut self, records: &[ImageRecord], listed: &[BlobInfo]) -> Vec<String> {
         let listed: BTreeMap<_, _> = listed
             .iter()
@@ -95,15 +96,15 @@ impl Audit {
     }
 }
 
-/// A blob that something refers to.
+/// A blob that a record or document refers to.
 struct Part {
     digest: String,
     size: u64,
-    /// An index or a manifest, which refers to others.
+    /// True for an index or a manifest, which refers to other blobs.
     is_document: bool,
 }
 
-/// What a node needs below an index or a manifest.
+/// Returns the parts below an index or a manifest that a node needs.
 fn below(document: &[u8]) -> Result<Vec<Part>, String> {
     let document: Value = serde_json::from_slice(document).map_err(|error| error.to_string())?;
     let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();

@@ -1,8 +1,13 @@
-//! The daemon and a real containerd are killed at random instants while bundles come, change and go.
+//! Kills the daemon and a real containerd at random times while bundles are added, changed and
+//! removed.
 //!
-//! After each kill, and again once everything has come to rest: a record implies whole blobs, the images of the bundles
-//! that are there are in place and pinned, those of the others are not ours any more, nobody else's labels, pins, leases
-//! and ingests have changed, no lease or ingest of ours is left, and the ledger can be read.
+//! The checks follow each kill, and again when everything has come to rest:
+//!
+//! * A record implies whole blobs.
+//! * The images of present bundles are in place and pinned. Images of other bundles have no labels
+//!   of airgapd.
+//! * Labels, pins, leases and ingests of other programs are unchanged.
+//! * airgapd has left no lease or ingest, and the ledger can be read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,18 +32,18 @@ use crate::support::node::{Daemon, Node};
 use crate::support::target::{BUNDLE, KUBERNETES, OUR_PIN, PINNED};
 use crate::support::wait_until;
 
-/// How long everything may take to come to rest after a kill, on a machine that does other things too.
+/// Longest time until everything comes to rest after a kill, on a busy machine.
 const REST_WITHIN: Duration = Duration::from_secs(60);
-/// How many bundles lie in the folder at most.
+/// Most bundles in the folder.
 const MOST_BUNDLES: usize = 8;
-/// An image that somebody else has pinned, and that bundles hold as well.
+/// An image that another program has pinned, and that bundles have as well.
 const SHARED: &str = "registry.test/shared:1";
-/// Whose label others put on our records.
-const NOTE: &str = "note.test/by-somebody";
+/// The label that another program puts on airgapd's records.
+const NOTE: &str = "note.test/by-another-program";
 const LEASE_OF_OTHERS: &str = "lease-of-others";
 const INGEST_OF_OTHERS: &str = "ingest-of-others";
 
-/// Whom a kill hits.
+/// The target of a kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Daemon,
@@ -46,13 +51,13 @@ enum Victim {
     Both,
 }
 
-/// A bundle that lies in the folder: the records that it stands for, and where they point.
+/// A bundle in the folder: its records, and the targets of the records.
 #[derive(Clone, Debug, Default)]
 struct Shelved {
     targets: BTreeMap<String, String>,
 }
 
-/// Something that happens in the images folder.
+/// A change in the images folder.
 enum Act {
     Copy {
         to: PathBuf,
@@ -117,7 +122,7 @@ impl Act {
     }
 }
 
-/// What a run comes to.
+/// The results of a run.
 #[derive(Default)]
 struct Figures {
     rounds: usize,
@@ -132,7 +137,7 @@ struct Figures {
 }
 
 struct Chaos {
-    // Dropped in this order: the daemon before what it talks to.
+    // Dropped in this order: the daemon before the containerd that it uses.
     daemon: Option<Daemon>,
     node: Node,
     client: Client,
@@ -144,9 +149,9 @@ struct Chaos {
     shared: Image,
     shelf: BTreeMap<String, Shelved>,
     unfinished: Option<(String, Vec<u8>, Shelved)>,
-    /// Records of others as they were before we came.
+    /// Records of other programs before the run.
     others: BTreeMap<String, ImageRecord>,
-    /// Our records that others have put a label on.
+    /// Records of airgapd on which another program has put a label.
     notes: BTreeMap<String, String>,
     serial: usize,
     figures: Figures,
@@ -183,7 +188,7 @@ impl Chaos {
         chaos
     }
 
-    /// Somebody else has images, a pin, a lease and a write under way.
+    /// Creates images, a pin, a lease and a running write of another program.
     fn move_others_in(&mut self) {
         let archive = self.node.path("others.tar");
         let own = ["other.test/a:1", "other.test/b:1"];
@@ -227,17 +232,17 @@ impl Chaos {
         let mut ctr = self.containerd.ctr_in(KUBERNETES);
         ctr.args(["content", "ingest", "--expected-size", "1000", INGEST_OF_OTHERS]);
         let mut child = ctr.stdin(Stdio::piped()).spawn().expect("ctr starts");
-        let mut input = child.stdin.take().expect("it is piped");
+        let mut input = child.stdin.take().expect("the stream is piped");
         input.write_all(&[0; 100]).expect("ctr reads");
-        wait_until("somebody writes", || {
+        wait_until("the write of the other program has started", || {
             let ingests = self
                 .runtime
                 .block_on(self.client.ingests())
                 .expect("containerd answers");
             ingests.iter().any(|ingest| ingest.reference == INGEST_OF_OTHERS)
         });
-        child.kill().expect("it runs");
-        child.wait().expect("it is our child");
+        child.kill().expect("the process runs");
+        child.wait().expect("waiting for the child works");
     }
 
     fn images(&self) -> Vec<ImageRecord> {
@@ -246,7 +251,8 @@ impl Chaos {
             .expect("containerd answers")
     }
 
-    /// One round: things happen in the folder, somebody is killed meanwhile and comes back, everything comes to rest.
+    /// Plays one round: files change, a process is killed and restarted, and everything comes to
+    /// rest.
     fn round(&mut self) -> Result<(), String> {
         let acts = self.draw();
         let victim = match self.dice.within(0..10) {
@@ -255,7 +261,7 @@ impl Chaos {
             _ => Victim::Both,
         };
         let begun = self.daemon.as_ref().map_or(0, |daemon| daemon.count("importing"));
-        // Two in three when an import has begun, the others whenever it comes.
+        // Two of three kills hit an import that has started. The others come at a random time.
         let (at_import, instant) = (!self.dice.one_in(3), self.dice.milliseconds(0..250));
         thread::scope(|scope| {
             let placing = scope.spawn(|| acts.into_iter().try_for_each(Act::perform));
@@ -319,7 +325,7 @@ impl Chaos {
         }
     }
 
-    /// A lease of ours means that an import was under way.
+    /// A lease of airgapd means that an import was running.
     fn count_mid_import(&mut self) {
         let leases = self.runtime.block_on(self.client.leases());
         if leases.is_ok_and(|leases| leases.iter().any(|lease| lease.id.starts_with("airgapd-"))) {
@@ -327,7 +333,7 @@ impl Chaos {
         }
     }
 
-    // What happens in the folder.
+    // Changes in the folder.
 
     fn draw(&mut self) -> Vec<Act> {
         let mut acts = Vec::new();
@@ -351,7 +357,8 @@ impl Chaos {
             };
             acts.push(act);
             if acts.iter().any(|act| matches!(act, Act::Remove(_))) {
-                // One at a time: bundles that leave in numbers are a fault of the folder's.
+                // One removal at a time: the daemon suspects the folder when many bundles disappear
+                // together.
                 break;
             }
         }
@@ -410,7 +417,8 @@ impl Chaos {
         }
     }
 
-    /// A bundle of some MB: images of its own, new each time, and now and then the one that others have pinned.
+    /// Returns a bundle of some MB with new images, and sometimes with the image that another
+    /// program has pinned.
     fn bundle(&mut self, file: &str) -> (Vec<u8>, Shelved) {
         let own = self.dice.within(1..4);
         let mut names: Vec<String> = (0..own)
@@ -444,7 +452,8 @@ impl Chaos {
         image
     }
 
-    /// Others label our records, remove one that a bundle holds, and collect those that nobody pins any more.
+    /// Plays another program. It labels airgapd's records, removes a record of a bundle, and
+    /// collects unpinned records.
     fn act_as_others(&mut self) {
         let ours: Vec<String> = self
             .shelf
@@ -478,7 +487,7 @@ impl Chaos {
                 self.delete(&record.name);
             }
         }
-        // CRI's own records, which it keeps by image id.
+        // CRI's own records, which have image ids as names.
         for record in images.iter().filter(|record| record.name.starts_with("sha256:")) {
             let is_used =
                 |other: &&&ImageRecord| other.target.digest() == record.target.digest() && pinned(other);
@@ -498,7 +507,7 @@ impl Chaos {
         self.notes.remove(name);
     }
 
-    // What must hold.
+    // The invariants.
 
     fn come_to_rest(&self) -> Result<(), String> {
         let deadline = Instant::now() + REST_WITHIN;
@@ -541,7 +550,8 @@ impl Chaos {
         images.iter().try_for_each(|record| self.is_let_go(record))
     }
 
-    /// A record carries the labels of bundles that are there and of no others, and our pin only with one of them.
+    /// Checks that a record has the labels of present bundles only, and airgapd's pin only with
+    /// such a label.
     fn is_let_go(&self, record: &ImageRecord) -> Result<(), String> {
         let name = &record.name;
         let sources: Vec<&String> = record
@@ -561,10 +571,10 @@ impl Chaos {
         }
         let is_ours = record.labels.contains_key(OUR_PIN);
         if is_ours && sources.is_empty() {
-            return Err(format!("{name} still has our pin"));
+            return Err(format!("{name} still has airgapd's pin"));
         }
         if is_ours && self.others.contains_key(name) {
-            return Err(format!("{name} was pinned by somebody else and is called ours"));
+            return Err(format!("{name} has another program's pin with airgapd's mark"));
         }
         Ok(())
     }
@@ -573,7 +583,7 @@ impl Chaos {
         self.audit()?;
         let images = self.images();
         if let Some((file, _, bundle)) = &self.unfinished {
-            // The shared image may be there for the sake of other bundles.
+            // Other bundles may have the shared image.
             let is_its_own = |name: &str| bundle.targets.contains_key(name) && !name.contains("/shared");
             if let Some(record) = images.iter().find(|record| is_its_own(&record.name)) {
                 return Err(format!("{} of the unfinished {file} has a record", record.name));
@@ -582,7 +592,7 @@ impl Chaos {
         self.look_at_the_ledger()
     }
 
-    /// What must hold at any instant at which containerd runs.
+    /// Checks the invariants that hold whenever containerd runs.
     fn audit(&mut self) -> Result<(), String> {
         let lists = async {
             let client = &self.client;
@@ -617,7 +627,7 @@ impl Chaos {
             }
             let ours = |key: &&String| key.starts_with("io.airgapd.");
             if *name != SHARED && now.labels.keys().any(|key| ours(&key)) {
-                return Err(format!("{name} of others has our labels"));
+                return Err(format!("{name} of others has labels of airgapd"));
             }
             let lost = before
                 .labels
@@ -630,7 +640,7 @@ impl Chaos {
         for (name, note) in &self.notes {
             let labels = find(name).map(|record| &record.labels);
             if labels.is_some_and(|labels| labels.get(NOTE) != Some(note)) {
-                return Err(format!("{name} lost the label that somebody else gave it"));
+                return Err(format!("{name} lost the label of another program"));
             }
         }
         Ok(())
@@ -686,7 +696,7 @@ fn targets(names: &[String], archive: &Archive) -> BTreeMap<String, String> {
     names.iter().zip(&archive.images).flat_map(records).collect()
 }
 
-/// Plays rounds until one goes wrong.
+/// Plays rounds until one fails.
 fn play(containerd: Containerd, rounds: usize, seed: u64) -> Result<Figures, String> {
     let generation = containerd.generation();
     let mut chaos = Chaos::new(containerd, seed);
@@ -720,7 +730,7 @@ fn listing(folder: &Path) -> String {
 }
 
 impl Figures {
-    /// Takes over what the log of a daemon says: errors, and bytes of finished imports.
+    /// Counts the errors and the bytes of finished imports in the log of a daemon.
     fn note(&mut self, log: &str) {
         self.errors += log.lines().filter(|line| line.contains("ERROR")).count();
         let bytes = |line: &str| {
@@ -777,9 +787,9 @@ fn crashes_at_random_instants_lose_nothing_on_containerd_2_3() {
     survive(Generation::V2_3, 6, 2);
 }
 
-/// `cargo xtask chaos`.
+/// Runs for `cargo xtask chaos`.
 #[test]
-#[ignore = "takes as long as asked for; `cargo xtask chaos` runs it"]
+#[ignore = "takes long: `cargo xtask chaos` runs it"]
 fn as_many_crashes_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {

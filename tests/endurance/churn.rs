@@ -1,4 +1,5 @@
-//! A day's coming and going in a minute: open files, memory and threads of the daemon do not grow with it.
+//! Plays the changes of a day in a minute. The open files, memory and threads of the daemon must
+//! not grow.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,16 +15,16 @@ use crate::support::node::{Daemon, Node};
 use crate::support::target::PINNED;
 use crate::support::{Target, wait_for};
 
-/// How many things happen in one cycle; at one in half a minute, 144 cycles are a day.
+/// Number of changes in a cycle. With a change every half minute, 144 cycles are a day.
 const ACTS: usize = 20;
-/// How many bundles lie in the folder at most.
+/// Most bundles in the folder.
 const MOST_BUNDLES: usize = 30;
-/// How much larger the daemon may be at the end than when it had warmed up, in bytes: what allocators keep in reserve.
+/// Allowed growth of the daemon after its warm-up, in bytes. Allocators keep this much in reserve.
 const SLACK: u64 = 6 << 20;
-/// For a cycle to come to rest on a busy machine.
+/// Longest time until a cycle comes to rest, on a busy machine.
 const REST_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a process holds (proc_pid_status(5)).
+/// The resources of a process (proc_pid_status(5)).
 #[derive(Clone, Copy, Debug)]
 struct Holdings {
     files: u64,
@@ -33,17 +34,19 @@ struct Holdings {
 
 impl Holdings {
     fn of(pid: u32) -> Holdings {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
         let number = |key: &str| {
             let line = status
                 .lines()
                 .find_map(|line| line.strip_prefix(key))
-                .expect("the kernel says so");
+                .expect("the kernel reports it");
             let number = line.trim_start_matches(':').trim().trim_end_matches(" kB");
             number.parse::<u64>().expect("a number")
         };
         Holdings {
-            files: fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count() as u64,
+            files: fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("the process runs")
+                .count() as u64,
             threads: number("Threads"),
             memory: number("VmRSS") * 1024,
         }
@@ -56,7 +59,7 @@ struct Churn<'t> {
     node: Node,
     daemon: Daemon,
     dice: Dice,
-    /// Which digest the image of each bundle has, by file name; the image is named after the file.
+    /// The digest of each bundle's image, by file name. The image is named after the file.
     there: BTreeMap<String, String>,
     serial: usize,
 }
@@ -73,11 +76,12 @@ impl Churn<'_> {
             let files: Vec<String> = self.there.keys().cloned().collect();
             let one = self.dice.pick(&files).cloned();
             match (self.dice.within(0..10), one) {
-                // Three at once and more than half of them would be a fault of the folder's.
+                // If three bundles, and more than half of all, left at once, the daemon would
+                // suspect the folder.
                 (0..=3, Some(file)) if removed < 2 && files.len() > 6 => {
                     removed += 1;
                     self.there.remove(&file);
-                    fs::remove_file(self.node.images().join(&file)).expect("it is there");
+                    fs::remove_file(self.node.images().join(&file)).expect("the file exists");
                 }
                 (4..=5, Some(file)) => self.place(&file),
                 (6..=7, Some(file)) => deleted.push(file),
@@ -93,7 +97,8 @@ impl Churn<'_> {
         deleted.retain(|file| self.there.contains_key(file));
         deleted.dedup();
         for file in deleted.iter().take(2) {
-            // A new file each time: who removes an image again and again is taken at his word.
+            // A new file each time. The daemon restores the same image more and more slowly if
+            // another program keeps removing it.
             self.place(file);
             self.rest();
             self.target.remove_record(&name_of(file));
@@ -104,24 +109,28 @@ impl Churn<'_> {
 
     fn place(&mut self, file: &str) {
         let built = bundles::write(&self.node.path(file), [image(&name_of(file))]);
-        fs::rename(self.node.path(file), self.node.images().join(file)).expect("it can be moved");
+        fs::rename(self.node.path(file), self.node.images().join(file)).expect("the file can be moved");
         self.there
             .insert(file.to_owned(), built.images[0].root.to_string());
     }
 
     fn rest(&self) {
-        wait_for(REST_WITHIN, "everything is in place and nothing is held", || {
-            let images = self.fake.images(self.target.namespace());
-            let in_place = self.there.iter().all(|(file, digest)| {
-                images.get(&name_of(file)).is_some_and(|record| {
-                    record.target.digest == *digest && record.labels.contains_key(PINNED)
-                })
-            });
-            in_place && self.fake.leases(self.target.namespace()).is_empty()
-        });
+        wait_for(
+            REST_WITHIN,
+            "everything is in place, and no lease or ingest is left",
+            || {
+                let images = self.fake.images(self.target.namespace());
+                let in_place = self.there.iter().all(|(file, digest)| {
+                    images.get(&name_of(file)).is_some_and(|record| {
+                        record.target.digest == *digest && record.labels.contains_key(PINNED)
+                    })
+                });
+                in_place && self.fake.leases(self.target.namespace()).is_empty()
+            },
+        );
     }
 
-    /// Removes what nobody pins any more, as kubelet does.
+    /// Removes unpinned records, like kubelet.
     fn collect(&self) {
         let images = self.fake.images(self.target.namespace());
         for name in images
@@ -134,7 +143,7 @@ impl Churn<'_> {
     }
 }
 
-/// Plays cycles, and compares what the daemon holds after a fifth of them with what it holds at the end.
+/// Plays cycles, and compares the daemon's resources after a fifth of them with those at the end.
 fn outlast(cycles: usize, seed: u64) {
     let target = Target::fake(FakeConfig::default());
     let node = Node::on(&target);
@@ -142,7 +151,7 @@ fn outlast(cycles: usize, seed: u64) {
     let mut churn = Churn {
         daemon: node.start(),
         node,
-        fake: target.as_fake().expect("it is one"),
+        fake: target.as_fake().expect("the target is the stand-in"),
         target: &target,
         dice: Dice::new(seed),
         there: BTreeMap::new(),
@@ -160,7 +169,7 @@ fn outlast(cycles: usize, seed: u64) {
         churn.cycle();
         last = Holdings::of(pid);
         if cycle < warm_up {
-            // The most of each: the pool of threads breathes.
+            // The largest value of each counts, since the thread pool grows and shrinks.
             warm.files = warm.files.max(last.files);
             warm.threads = warm.threads.max(last.threads);
             warm.memory = warm.memory.max(last.memory);
@@ -187,7 +196,7 @@ fn outlast(cycles: usize, seed: u64) {
         last.memory <= warm.memory + SLACK,
         "memory: {warm:?} then {last:?}"
     );
-    // The pool gives its threads back when nothing is to be done.
+    // The pool releases its threads when there is no work.
     thread::yield_now();
     daemon.finish(&target);
     target.assert_tidy();
@@ -198,9 +207,9 @@ fn an_hour_of_coming_and_going_leaves_nothing_behind_in_the_daemon() {
     outlast(8, 8);
 }
 
-/// `cargo xtask churn`.
+/// Runs for `cargo xtask churn`.
 #[test]
-#[ignore = "takes as long as asked for; `cargo xtask churn` runs it"]
+#[ignore = "takes long: `cargo xtask churn` runs it"]
 fn as_much_churn_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(144);
     outlast(rounds, seed);

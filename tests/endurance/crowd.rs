@@ -1,8 +1,8 @@
-//! A namespace with very many image records of others: what the daemon does there, how long it takes, what it costs
-//! containerd, and how much memory it takes.
+//! A namespace with very many image records of other importers: the daemon's work, its duration,
+//! its cost for containerd, and its memory.
 //!
-//! `cargo xtask crowd` has 200,000 of them on real containerds, whose databases are in memory then: what a disk takes to sync
-//! each record is not what is measured.
+//! `cargo xtask crowd` creates 200,000 of them on real containerds. Their databases are in memory,
+//! because the time to sync each record to a disk is not of interest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,16 +21,16 @@ use crate::support::target::{PINNED, run_on_own};
 use crate::support::{Own, Target, on_the_fake, wait_for};
 
 const OURS: &str = "registry.test/ours:1";
-/// What the daemon may use, in bytes.
+/// Most memory of the daemon, in bytes.
 const MEMORY: u64 = 64 << 20;
-/// For anything but filling the namespace, on a machine that does other things too.
+/// Longest time for each step except filling the namespace, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Records of others as nodes have them: half by digest, each of an image of its own, and half by tag, of one image. Their
-/// labels have so many bytes.
+/// Returns records of other importers as nodes have them. Half are by digest, each of a different
+/// image. Half are by tag, all of one image. Their labels have `labels` bytes.
 fn records(count: usize, labels: usize) -> impl Iterator<Item = NewImage> {
     let digest = |number: usize| {
-        // The first digits are spread evenly, as those of hashes are.
+        // The first digits are spread evenly, like those of hashes.
         let spread = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         format!("sha256:{spread:016x}{number:048x}")
     };
@@ -49,7 +49,7 @@ fn records(count: usize, labels: usize) -> impl Iterator<Item = NewImage> {
     })
 }
 
-/// Their list has more than 16 MiB.
+/// The list of these records has more than 16 MiB.
 fn beside_thirty_thousand_records_of_others_the_daemon_does_its_work(target: &Target) {
     target.put_records(records(30_000, 450));
     look_after(target, || Duration::ZERO, Duration::ZERO);
@@ -60,9 +60,9 @@ fn beside_thirty_thousand_records_of_others_the_daemon_does_its_work_on_containe
     crowd_in_memory(Generation::V2_3, 30_000, 450, Duration::ZERO);
 }
 
-/// `cargo xtask crowd`: takes some minutes.
+/// Runs for `cargo xtask crowd`, for some minutes.
 #[test]
-#[ignore = "takes long; `cargo xtask crowd` runs it"]
+#[ignore = "takes long: `cargo xtask crowd` runs it"]
 fn beside_as_many_records_of_others_as_asked_for_the_daemon_does_its_work() {
     let asked = Asked::or(200_000);
     for generation in generations_asked_for() {
@@ -70,7 +70,7 @@ fn beside_as_many_records_of_others_as_asked_for_the_daemon_does_its_work() {
     }
 }
 
-/// `idle` is how long the daemon is watched while there is nothing to do.
+/// Plays the scenario in memory. `idle` is the time to watch the daemon without work.
 fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Duration) {
     let options = Options {
         cri: false,
@@ -78,9 +78,9 @@ fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Du
     };
     run_on_own(generation, &options, |own| {
         let Own { containerd, target } = own;
-        containerd.stop().expect("it ends");
+        containerd.stop().expect("the process ends");
         in_memory(&containerd.root());
-        containerd.restart().expect("it starts");
+        containerd.restart().expect("containerd starts");
         let began = Instant::now();
         target.put_records(records(count, labels));
         say(&format!(
@@ -88,21 +88,21 @@ fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Du
             containerd.version_text(),
             began.elapsed().as_secs_f32()
         ));
-        let pid = containerd.pid().expect("it runs");
+        let pid = containerd.pid().expect("the process runs");
         look_after(target, || processor_time(pid), idle);
     });
 }
 
-/// The folder of a private containerd is unmounted and removed as a whole.
+/// Mounts memory on a folder. The cleanup of the private containerd unmounts it.
 fn in_memory(folder: &Path) {
     let mut mount = Command::new("mount");
     let status = mount.args(["-t", "tmpfs", "tmpfs"]).arg(folder).status();
     assert!(status.expect("mount is in util-linux").success());
 }
 
-/// What a process has used of processors so far (proc_pid_stat(5)).
+/// Returns the processor time that a process has used so far (proc_pid_stat(5)).
 fn processor_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     let fields: Vec<&str> = stat
         .rsplit(')')
         .next()
@@ -110,11 +110,12 @@ fn processor_time(pid: u32) -> Duration {
         .split_whitespace()
         .collect();
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
-    // User and system time; a tick is 10 ms on every Linux that this runs on.
+    // User and system time. A tick is 10 ms on every Linux that runs this test.
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// Has the daemon do all that it does for a bundle, and tells how long each took and what it cost containerd.
+/// Makes the daemon do all its work for a bundle. Prints the duration of each step and its cost for
+/// containerd.
 fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
     let node = Node::on(target);
     node.configure_also("cri: false\nresync: 1s");
@@ -141,10 +142,10 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
         wait_for(PATIENCE, "the image", is_in_place);
     });
     wait_for(PATIENCE, "it is written down", || ledger().contains(OURS));
-    wait_for(PATIENCE, "leases are given back", || target.leases().is_empty());
+    wait_for(PATIENCE, "leases are returned", || target.leases().is_empty());
 
     if let Some(fake) = target.as_fake() {
-        // The first comparisons after an import judge labels by a list.
+        // The first comparisons after an import check labels with a list.
         wait_for(PATIENCE, "comparisons that look up by name only", || {
             let (listed, looked_up) = (fake.calls("Images.List"), fake.calls("Images.Get"));
             wait_for(PATIENCE, "comparisons", || {
@@ -176,7 +177,7 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
         node.airgapd(["verify", "--images", &text(&list)]).exits(0);
     });
     fs::write(&list, "registry.test/team-1/app-1:none").unwrap();
-    timed("verify of what is not there", &mut || {
+    timed("verify of a missing image", &mut || {
         let said = node.airgapd(["verify", "--images", &text(&list)]).exits(4).said();
         assert!(said.contains("registry.test/team-1/app-1:none"), "{said}");
     });

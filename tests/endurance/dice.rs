@@ -1,9 +1,10 @@
-//! Chance that can be had again: everything random follows from a seed.
+//! Repeatable chance: every random decision follows from a seed.
 
 use std::ops::Range;
 use std::time::Duration;
 
-/// A source of numbers, SplitMix64: far from any cryptography, and the same everywhere for the same seed.
+/// A source of numbers (SplitMix64). It is not cryptographic, and the same seed gives the same
+/// numbers everywhere.
 pub struct Dice(u64);
 
 impl Dice {
@@ -18,13 +19,13 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number of the range, which must not be empty.
+    /// Returns a number of the range, which must not be empty.
     pub fn within(&mut self, range: Range<usize>) -> usize {
-        let width = u64::try_from(range.len()).expect("it fits");
-        range.start + usize::try_from(self.roll() % width).expect("it is smaller than the range")
+        let width = u64::try_from(range.len()).expect("the length fits");
+        range.start + usize::try_from(self.roll() % width).expect("the number is smaller than the range")
     }
 
-    /// Whether the one of `sides` comes up.
+    /// Returns true in one of `sides` cases on average.
     pub fn one_in(&mut self, sides: usize) -> bool {
         self.within(0..sides) == 0
     }
@@ -33,7 +34,7 @@ impl Dice {
         Duration::from_millis(self.within(range) as u64)
     }
 
-    /// One of several, `None` where there is none.
+    /// Returns an element, or `None` if there is none.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
         match of.len() {
             0 => None,
@@ -41,7 +42,7 @@ impl Dice {
         }
     }
 
-    /// Bytes that look like compressed data.
+    /// Returns bytes that look like compressed data.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.roll()).take(length.div_ceil(8));
         let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();

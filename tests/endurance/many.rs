@@ -1,4 +1,5 @@
-//! Many bundles with the same images: no label overflows, a start with nothing to do is quick, memory stays small.
+//! Many bundles with the same images: no label overflows, a start without work is quick, and memory
+//! stays small.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,21 +10,22 @@ use crate::support::node::{Daemon, Node, peak_memory};
 use crate::support::target::BUNDLE;
 use crate::support::{Target, on_the_fake, wait_for};
 
-/// What the daemon may use, in bytes.
+/// Most memory of the daemon, in bytes.
 const MEMORY: u64 = 64 << 20;
-/// For all of them to be imported, by a program that is not optimised, on a machine that does other things too.
+/// Longest time for all imports, for a program without optimisation on a busy machine.
 const IMPORTED_WITHIN: Duration = Duration::from_secs(300);
-/// For a start with nothing to do, the same way. An optimised program takes less than 2 s.
+/// Longest time for a start without work, in the same conditions. An optimised program takes less
+/// than 2 s.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);
 
-/// More than fit into one label, if their names were put there (containerd allows 4096 bytes).
+/// More names than fit into one label (containerd allows 4096 bytes).
 fn many_bundles_of_the_same_images_are_looked_after(target: &Target) {
     look_after(150, target);
 }
 
-/// `cargo xtask many`: takes a minute.
+/// Runs for `cargo xtask many`, for a minute.
 #[test]
-#[ignore = "takes long; `cargo xtask many` runs it"]
+#[ignore = "takes long: `cargo xtask many` runs it"]
 fn a_thousand_bundles_of_the_same_images_are_looked_after() {
     crate::support::run_on(crate::support::Place::Fake, |target| look_after(1000, target));
 }
@@ -63,7 +65,9 @@ fn look_after(count: usize, target: &Target) {
     let changes = target.watch();
     let started = Instant::now();
     let daemon = node.start();
-    wait_for(STARTED_WITHIN, "it knows all of them", || all_in_place(&daemon));
+    wait_for(STARTED_WITHIN, "the daemon knows all bundles", || {
+        all_in_place(&daemon)
+    });
     let restarted = started.elapsed();
     let second_peak = peak_memory(daemon.pid()).unwrap();
     assert_eq!(changes.so_far(), [], "nothing was to be done");

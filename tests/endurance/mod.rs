@@ -1,8 +1,8 @@
-//! What takes long: hundreds of crashes, power cuts, simulated days, a thousand bundles.
+//! Long scenarios: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
-//! Each has a short version that is a test like others, and a long one that `cargo xtask` asks for (`chaos`, `powercut`,
-//! `churn`, `standstill`, `crowd`); those are marked as ignored and read how long they shall take from the environment. Everything random
-//! follows from a seed, which is printed.
+//! The short version of each is an ordinary test. The long version is for `cargo xtask` (`chaos`,
+//! `powercut`, `churn`, `standstill`, `crowd`). The long ones are marked as ignored and read their
+//! length from the environment. All random decisions follow from a seed, which is printed.
 
 mod audit;
 mod chaos;
@@ -15,26 +15,27 @@ mod standstill;
 
 use lab::Generation;
 
-/// How much of the long version is wanted.
+/// The length of a long version and its seed.
 struct Asked {
     rounds: usize,
     seed: u64,
 }
 
 impl Asked {
-    /// Reads what `cargo xtask` was asked for.
+    /// Reads the arguments of `cargo xtask`.
     fn or(rounds: usize) -> Asked {
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         Asked {
             rounds: number("AIRGAPD_TEST_ROUNDS").map_or(rounds, |rounds| {
-                usize::try_from(rounds).expect("nobody has that much time")
+                usize::try_from(rounds).expect("the number of rounds fits")
             }),
             seed: number("AIRGAPD_TEST_SEED").unwrap_or(1),
         }
     }
 }
 
-/// The generations of containerd that `cargo xtask` was asked for: one, or both that new clusters run.
+/// Returns the generations of containerd that `cargo xtask` selected: one, or both that new
+/// clusters run.
 fn generations_asked_for() -> Vec<Generation> {
     match std::env::var("AIRGAPD_TEST_GENERATION") {
         Ok(one) => vec![one.parse().expect("cargo xtask passes a generation")],
@@ -42,7 +43,8 @@ fn generations_asked_for() -> Vec<Generation> {
     }
 }
 
-/// Looks whether a ledger blames a file for the end of a daemon. Kills from outside and power cuts are no fault of a file.
+/// Checks that the ledger blames no file for the end of a daemon. Kills from outside and power cuts
+/// are no file's fault.
 fn blames_no_file(ledger: &serde_json::Value) -> Result<(), String> {
     let entries = ledger["bundles"].as_object().into_iter().flatten();
     match entries
@@ -54,8 +56,8 @@ fn blames_no_file(ledger: &serde_json::Value) -> Result<(), String> {
     }
 }
 
-/// Tells whoever asked for the long version.
-#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
+/// Prints figures for the person who runs the long version.
+#[allow(clippy::print_stdout, reason = "the figures are the result")]
 fn say(text: &str) {
     println!("{text}");
 }

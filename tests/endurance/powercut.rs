@@ -1,9 +1,11 @@
-//! The power goes while bundles are imported, and containerd starts on what the disk had: a record implies whole blobs.
+//! Cuts the power during imports, and starts containerd on the data that the disk had. A record
+//! must imply whole blobs.
 //!
-//! containerd's root is an ext4 file system in a file. A cut is a copy of that file: containerd is stopped between two
-//! system calls, and what it and the kernel had not written by then is lost. The copy is mounted, which replays the
-//! journal, another containerd is started on it, and every blob of every record is hashed. So is the file of every snapshot:
-//! images are unpacked before their records, and a snapshot that has a name has its files.
+//! containerd's root is an ext4 file system in a file. A cut is a copy of that file. containerd is
+//! stopped between two system calls. Data that it and the kernel had not written by then is lost.
+//! The test mounts the copy, which replays the journal, and starts another containerd on it. Then
+//! it hashes every blob of every record. It also hashes the file of every snapshot: images are
+//! unpacked before their records, so a named snapshot must have its files.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
@@ -29,12 +31,12 @@ use crate::support::bundles::native;
 use crate::support::node::{Daemon, Node};
 use crate::support::target::{KUBERNETES, PINNED};
 
-/// Size of the disk in bytes. It is a file with holes in memory.
+/// Size of the disk in bytes. It is a sparse file in memory.
 const DISK: u64 = 384 << 20;
-/// How many bundles lie in the folder at a time; the oldest makes room, so that the disk is never full.
+/// Most bundles in the folder. The oldest is removed, so that the disk never fills up.
 const MOST_BUNDLES: usize = 5;
 
-/// What a series of cuts comes to.
+/// The results of a series of cuts.
 #[derive(Default)]
 struct Figures {
     cuts: usize,
@@ -45,13 +47,13 @@ struct Figures {
     snapshots: usize,
 }
 
-/// What keeps containerd from collecting anything: neither when it starts nor for all that is changed.
+/// Settings that prevent every garbage collection, at the start and after changes.
 const COLLECTS_NOTHING: &str = r#"[plugins."io.containerd.gc.v1.scheduler"]
 startup_delay = "1h"
 mutation_threshold = 1000000
 "#;
 
-/// A containerd without CRI, whose root is to be a disk.
+/// Starts a containerd without CRI. Its root will be a disk.
 fn containerd(generation: Generation, extra_config: &str) -> Option<Containerd> {
     let options = Options {
         cri: false,
@@ -61,7 +63,7 @@ fn containerd(generation: Generation, extra_config: &str) -> Option<Containerd> 
     lab::shared::own(generation, &options)
 }
 
-/// The node whose power goes, and the machine that its disk is looked at on.
+/// The node whose power is cut, and the containerd that examines its disk.
 struct Cuts {
     // Dropped in this order.
     daemon: Daemon,
@@ -73,15 +75,16 @@ struct Cuts {
     folder: TempDir,
     dice: Dice,
     dropped: VecDeque<(PathBuf, String)>,
-    /// What the only file of each layer has in it, by the name of the snapshot.
+    /// Content of the only file of each layer, by the name of the snapshot.
     files: HashMap<String, String>,
     serial: usize,
     figures: Figures,
 }
 
 impl Cuts {
-    /// `unpack` is that of the configuration. What syncs the snapshots syncs the whole disk and hides whether the blobs were
-    /// made to last on their own, so both have to be looked at.
+    /// Prepares a series of cuts. `unpack` is the key of the configuration. To sync snapshots,
+    /// containerd syncs the whole disk, which hides a missing sync of the blobs. So the test runs
+    /// with and without `unpack`.
     fn new(mut node_containerd: Containerd, mut bench: Containerd, seed: u64, unpack: &str) -> Cuts {
         let in_memory = Path::new("/dev/shm");
         let place = if in_memory.is_dir() {
@@ -96,8 +99,8 @@ impl Cuts {
             .expect("a file");
         let mkfs = lab::parts::mkfs_ext4().expect("a program that makes file systems");
         run(Command::new(mkfs).args(["-q", "-F"]).arg(&disk));
-        node_containerd.stop().expect("it stops");
-        bench.stop().expect("it stops");
+        node_containerd.stop().expect("containerd stops");
+        bench.stop().expect("containerd stops");
         mount(&disk, &node_containerd.root());
         node_containerd.restart().expect("containerd starts on the disk");
         let runtime = Runtime::new().expect("threads for a client");
@@ -128,7 +131,7 @@ impl Cuts {
         }
         let importing = self.daemon.count("importing");
         self.drop_a_bundle();
-        // Two in three when an import has begun, the others whenever it comes.
+        // Two of three cuts hit an import that has started. The others come at a random time.
         let at_import = !self.dice.one_in(3);
         let deadline = Instant::now() + Duration::from_millis(if at_import { 3000 } else { 0 });
         while Instant::now() < deadline && self.daemon.count("importing") == importing {
@@ -138,10 +141,10 @@ impl Cuts {
         self.power_goes()
     }
 
-    /// The moment after a record is there is the one that everything before it has to last for.
+    /// Cuts the power right after a record appears. Everything that the record needs must survive.
     fn cut_at_a_record(&mut self) -> Result<(), String> {
         self.drop_a_bundle();
-        let (_, name) = self.dropped.back().expect("one was dropped");
+        let (_, name) = self.dropped.back().expect("a bundle was copied");
         let deadline = Instant::now() + Duration::from_secs(60);
         let is_recorded = |image: &containerd::ImageRecord| image.name == *name;
         while !self.images().iter().any(is_recorded) {
@@ -177,7 +180,7 @@ impl Cuts {
         let file = format!("cut-{}.tar", self.serial);
         let placed = self.node.path(&file);
         let archive = Layout::new().image(image).write_to(&placed);
-        // The layers are not compressed, so their digests are those of the config.
+        // The layers are not compressed, so their digests are also those in the config.
         let mut chain = String::new();
         for (layer, content) in archive.images[0].manifests[0].layers.iter().zip(contents) {
             chain = match chain.as_str() {
@@ -187,16 +190,16 @@ impl Cuts {
             self.files.insert(chain.clone(), content);
         }
         let place = self.node.images().join(&file);
-        fs::rename(placed, &place).expect("it can be moved");
+        fs::rename(placed, &place).expect("the file can be moved");
         self.dropped.push_back((place, name));
         if self.dropped.len() > MOST_BUNDLES {
             let (oldest, _) = self.dropped.pop_front().expect("there are several");
-            fs::remove_file(oldest).expect("it is there");
+            fs::remove_file(oldest).expect("the file exists");
             self.collect();
         }
     }
 
-    /// Removes the records that nobody pins any more, as kubelet does.
+    /// Removes unpinned records, like kubelet.
     fn collect(&self) {
         for record in self
             .images()
@@ -209,11 +212,11 @@ impl Cuts {
         }
     }
 
-    /// The disk as it is at this instant: no write may fall into the time that the copy takes.
+    /// Copies the disk at one instant. No write may happen during the copy.
     fn copy_the_disk(&mut self) -> PathBuf {
-        let pid = self.node_containerd.pid().expect("it runs");
+        let pid = self.node_containerd.pid().expect("the process runs");
         let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
-        kill_process(pid, Signal::STOP).expect("it runs");
+        kill_process(pid, Signal::STOP).expect("the process runs");
         let disk = self.folder.path().join("disk.img");
         let copy = self.folder.path().join("copy.img");
         let device = loop_device(&disk);
@@ -224,7 +227,7 @@ impl Cuts {
                 break;
             }
         }
-        kill_process(pid, Signal::CONT).expect("it runs");
+        kill_process(pid, Signal::CONT).expect("the process runs");
         copy
     }
 
@@ -259,9 +262,9 @@ impl Cuts {
         }
     }
 
-    /// What is wrong with the file of a snapshot's uppermost layer, on the disk that is looked at.
+    /// Returns the fault in the file of a snapshot's uppermost layer, on the copied disk.
     fn damage_of(&self, snapshot: &str) -> Option<String> {
-        let wanted = self.files.get(snapshot).expect("nobody else unpacks anything");
+        let wanted = self.files.get(snapshot).expect("no other program unpacks images");
         let folder = self.folder_of(snapshot);
         let found = fs::read(folder.join("file")).map(|bytes| sha256(&bytes));
         let is_whole = found.as_ref().is_ok_and(|found| found == wanted);
@@ -273,14 +276,16 @@ impl Cuts {
         })
     }
 
-    /// The folder of a snapshot's own files: a view of it is mounted with this folder uppermost.
+    /// Returns the folder of a snapshot's own files. A view of the snapshot is mounted with this
+    /// folder uppermost.
     fn folder_of(&self, snapshot: &str) -> PathBuf {
         let mut ctr = self.bench.ctr_in(KUBERNETES);
         let key = format!("view-{snapshot}");
         ctr.args(["snapshots", "view", "--target", "/nowhere", &key, snapshot]);
         let mut output = ctr.output().expect("ctr runs");
         if String::from_utf8_lossy(&output.stderr).contains("already exists") {
-            // A loaded machine: the client has asked once more for a view that containerd had made.
+            // On a loaded machine, the client may request a view again that containerd has made
+            // already.
             let mut ctr = self.bench.ctr_in(KUBERNETES);
             ctr.args(["snapshots", "mounts", "/nowhere", &key]);
             output = ctr.output().expect("ctr runs");
@@ -308,7 +313,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {said}");
 }
 
-/// The name of the loop device that a file backs (sysfs).
+/// Returns the name of the loop device of a file (sysfs).
 fn loop_device(file: &Path) -> String {
     let devices = fs::read_dir("/sys/block").expect("there is sysfs").flatten();
     let name = devices
@@ -317,10 +322,11 @@ fn loop_device(file: &Path) -> String {
             let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
             backing.is_ok_and(|backing| Path::new(backing.trim()) == file)
         });
-    name.expect("it is mounted")
+    name.expect("the file backs a loop device")
 }
 
-/// Writes to a device that were finished, and those under way (sysfs, block/stat: fields 5 and 9).
+/// Returns the finished writes to a device and the running ones (sysfs, block/stat: fields 5 and
+/// 9).
 fn writes(device: &str) -> (u64, u64) {
     let text = fs::read_to_string(format!("/sys/block/{device}/stat")).expect("there is sysfs");
     let fields: Vec<u64> = text
@@ -330,7 +336,8 @@ fn writes(device: &str) -> (u64, u64) {
     (fields[4], fields[8])
 }
 
-/// ext4's superblock, 1024 bytes into the disk: `s_feature_incompat` is at 96, `RECOVER` its third bit.
+/// Returns true if ext4's journal needs a replay. The superblock is 1024 bytes into the disk,
+/// `s_feature_incompat` at 96, and `RECOVER` is its third bit.
 fn has_journal_to_replay(disk: &Path) -> bool {
     let mut features = [0; 4];
     File::open(disk)
@@ -339,7 +346,7 @@ fn has_journal_to_replay(disk: &Path) -> bool {
     u32::from_le_bytes(features) & 4 != 0
 }
 
-/// Whether files can be mounted here.
+/// Returns true if this machine can mount files.
 fn can_mount() -> bool {
     let mut modules = String::new();
     let read = File::open("/proc/filesystems").and_then(|mut file| file.read_to_string(&mut modules));
@@ -351,7 +358,7 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
         return lab::left_out::record("no loop devices or no ext4 here");
     }
     for unpack in ["none", "before-record"] {
-        // What is looked at has to be what the cut left.
+        // The examined disk must be in the state of the cut.
         let (Some(node), Some(bench)) = (
             containerd(generation, ""),
             containerd(generation, COLLECTS_NOTHING),
@@ -366,7 +373,7 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
             panic!("containerd {generation}, unpack {unpack}, seed {seed}, after {before} cuts: {why}");
         }
         let ledger = fs::read(series.node.ledger()).expect("the daemon has written something down");
-        let ledger = serde_json::from_slice(&ledger).expect("it is whole");
+        let ledger = serde_json::from_slice(&ledger).expect("the ledger is whole");
         super::blames_no_file(&ledger).expect("nothing is set aside");
         let Figures {
             cuts,
@@ -382,8 +389,12 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
              snapshots, 0 broken",
             started.elapsed().as_secs(),
         ));
-        assert!(records > 0 && blobs > 0, "nothing was looked at");
-        assert_eq!(snapshots > 0, unpack != "none", "snapshots that were looked at");
+        assert!(records > 0 && blobs > 0, "no record was examined");
+        assert_eq!(
+            snapshots > 0,
+            unpack != "none",
+            "snapshots are examined only with `unpack`"
+        );
     }
 }
 
@@ -397,9 +408,9 @@ fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_conta
     survive(Generation::V2_3, 2, 2);
 }
 
-/// `cargo xtask powercut`.
+/// Runs for `cargo xtask powercut`.
 #[test]
-#[ignore = "takes as long as asked for; `cargo xtask powercut` runs it"]
+#[ignore = "takes long: `cargo xtask powercut` runs it"]
 fn as_many_power_cuts_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {

@@ -1,7 +1,9 @@
-//! A disk that stands still for minutes while a blob is committed: containerd is waited for, and nothing is sent again.
+//! Stops a disk for minutes while a blob is committed. The daemon waits for containerd and sends
+//! nothing again.
 //!
-//! The file system under a real containerd is frozen (fsfreeze(8)) as soon as it has all bytes of a layer, so that the
-//! commit cannot end before it is thawed; where the disk is fast, some step after that commit cannot.
+//! The test freezes the file system of a real containerd (fsfreeze(8)) when it has all bytes of a
+//! layer. So the commit cannot end before the thaw. On a fast disk the commit may be over, and then
+//! a later step cannot end.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,10 +19,10 @@ use crate::support::{Node, Own, unique};
 
 const NAME: &str = "registry.test/slow:1";
 const MIB: u64 = 1 << 20;
-/// Takes a while to be synced even by a fast disk.
+/// Size of a layer whose sync takes a while even on a fast disk.
 const LAYER: u64 = 96 * MIB;
 
-/// A file system on which every write waits; it goes on when this is dropped.
+/// A frozen file system, on which every write waits. Dropping this thaws it.
 struct Frozen(PathBuf);
 
 impl Frozen {
@@ -50,7 +52,7 @@ fn outwait(own: &mut Own, standstill: Duration) {
     let layer = Image::new(NAME).platform(native()).layer(unique());
     let path = node.path("slow.tar");
     bundles::write(&path, [layer.with_layer(Layer::zeros(LAYER))]);
-    std::fs::rename(&path, node.images().join("slow.tar")).expect("it can be moved");
+    std::fs::rename(&path, node.images().join("slow.tar")).expect("the file can be moved");
     daemon.wait_until("all bytes of the layer are there", || {
         let ingests = target.ingests_in_full();
         ingests.iter().any(|ingest| ingest.offset >= LAYER)
@@ -63,7 +65,7 @@ fn outwait(own: &mut Own, standstill: Duration) {
     }
     drop(frozen);
     let thawed = Instant::now();
-    daemon.wait_until("it is imported", || {
+    daemon.wait_until("the image is imported", || {
         target.record(NAME).is_some() && target.is_pinned(NAME)
     });
     let log = daemon.finish(target);
@@ -73,12 +75,16 @@ fn outwait(own: &mut Own, standstill: Duration) {
         standstill.as_secs(),
         thawed.elapsed().as_millis()
     ));
-    assert_eq!(log.matches(" importing ").count(), 1, "it began anew: {log}");
+    assert_eq!(
+        log.matches(" importing ").count(),
+        1,
+        "the import started again: {log}"
+    );
 }
 
-/// Minutes are what `cargo xtask standstill` is for.
+/// Runs for `cargo xtask standstill`, for minutes.
 #[test]
-#[ignore = "takes as long as asked for; `cargo xtask standstill` runs it"]
+#[ignore = "takes long: `cargo xtask standstill` runs it"]
 fn a_disk_that_stands_still_while_a_blob_is_committed_is_waited_for() {
     let Asked { rounds: seconds, .. } = Asked::or(180);
     let options = Options {

@@ -1,5 +1,5 @@
-//! Kubelets that ask for credentials before a pod uses an image that is there (KEP-2535), and what `airgapd verify` says
-//! before the pod does.
+//! Kubelets that require credentials before a pod uses an imported image (KEP-2535), and the report
+//! of `airgapd verify` before that.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::{bundles, unique};
 const APP: &str = "registry.test/shop/web:2.1";
 
 impl Machine<'_> {
-    /// `airgapd verify` for these references, pointed at this kubelet.
+    /// Runs `airgapd verify` for these references with the path of this kubelet.
     fn verify(&self, references: &[&str], exit: i32) -> Value {
         let list = self.node.path("references.txt");
         fs::write(&list, references.join("\n")).expect("a file");
@@ -32,17 +32,17 @@ impl Machine<'_> {
         self.node.airgapd(arguments).exits(exit).json()
     }
 
-    /// Does what the remedy says.
+    /// Follows the remedy.
     fn remove_record_and_restart(&mut self, refused: &Value) {
         assert_eq!(
             refused["remedy"],
             "remove the record and restart kubelet, which keeps its records in memory"
         );
-        fs::remove_file(refused["record"].as_str().expect("a path")).expect("it is there");
+        fs::remove_file(refused["record"].as_str().expect("a path")).expect("the file exists");
         self.kubelet.restart().expect("kubelet starts");
     }
 
-    /// The only image that kubelet will refuse.
+    /// Returns the only image that kubelet will refuse.
     fn only_refused(&self, references: &[&str]) -> Value {
         let document = self.verify(references, 4);
         let refused = document["refused"].as_array().expect("a list");
@@ -82,12 +82,13 @@ fn an_image_that_kubelet_once_pulled_under_another_name_is_refused_as_verify_sai
     machine.event_since(before, "web", "Started");
 }
 
-/// The file of a pull that began and was cut off, which kubelet turns into a record without credentials when it starts.
+/// The file of an interrupted pull. When kubelet starts, it turns the file into a record without
+/// credentials.
 fn an_image_whose_pull_a_crash_cut_short_is_refused_as_verify_said(machine: &mut Machine<'_>) {
     machine.bundle("web.tar", APP);
-    // As a crash of the node leaves it, between the first byte of a pull and its end.
+    // A crash of the node during a pull leaves this file.
     let pulling = machine.kubelet.root().join("image_manager/pulling");
-    machine.kubelet.stop().expect("it ends");
+    machine.kubelet.stop().expect("the process ends");
     let intent = json!({
         "kind": "ImagePullIntent", "apiVersion": "kubelet.config.k8s.io/v1beta1", "image": APP,
     });
@@ -114,12 +115,12 @@ fn an_image_whose_pull_a_crash_cut_short_is_refused_as_verify_said(machine: &mut
     machine.event_since(before, "web", "Started");
 }
 
-/// Whatever the policy is: kubelet asks it only after it has read the record.
+/// This holds for every policy, because kubelet reads the record first.
 fn a_record_that_cannot_be_read_refuses_its_image_even_where_nothing_is_verified(machine: &mut Machine<'_>) {
     let archive = machine.bundle("web.tar", APP);
     machine.bring("web.tar", APP);
     let id = id_of(&archive.images[0]);
-    machine.kubelet.stop().expect("it ends");
+    machine.kubelet.stop().expect("the process ends");
     let record = machine
         .kubelet
         .root()
@@ -155,7 +156,7 @@ fn where_credentials_are_always_verified_imported_images_are_refused_and_verify_
     machine.event_since(before, "web", "Started");
 }
 
-/// `preloadedImagesVerificationAllowlist` is held against the name as the pod writes it.
+/// kubelet compares `preloadedImagesVerificationAllowlist` with the name in the pod.
 fn the_list_of_exceptions_holds_for_the_name_as_the_pod_writes_it(machine: &mut Machine<'_>) {
     let short = format!("web-{}:1", unique());
     let long = format!("docker.io/library/{short}");
@@ -182,7 +183,7 @@ fn the_list_of_exceptions_holds_for_the_name_as_the_pod_writes_it(machine: &mut 
     machine.event_since(before, "short", "ErrImageNeverPull");
 }
 
-/// The name that kubelet gives the file of an image or of an id.
+/// Returns the file name that kubelet gives to an image or an id.
 fn name_of(key: &str) -> String {
     format!(
         "sha256-{}",

@@ -1,7 +1,7 @@
 //! Kubelet's own garbage collection of images.
 //!
-//! containerd has a disk of its own that is smaller than what kubelet wants to be free on it. So kubelet tries every ten
-//! seconds to remove each image that no container uses.
+//! containerd has its own disk, which is smaller than the free space that kubelet wants. So every
+//! ten seconds kubelet tries to remove each image that no container uses.
 
 use lab::Options;
 
@@ -11,13 +11,13 @@ use crate::support::bundles;
 const OURS: &str = "registry.test/shop/ours:1";
 const STRAY: &str = "registry.test/shop/stray:1";
 
-/// More than containerd's disk has. An image is old enough after a second.
+/// More free space than containerd's disk has. An image is old enough after a second.
 const ALWAYS_SHORT: &str = "evictionHard: {imagefs.available: 1Ti}\nimageMinimumGCAge: 1s\n";
 
-/// What kubelet logs before it removes an image.
+/// The line that kubelet logs before it removes an image.
 const REMOVING: &str = "\"Removing image to free bytes\"";
 
-/// What kubelet logs when it looks for images to remove.
+/// The line that kubelet logs when it looks for images to remove.
 const LOOKING: &str = "\"Attempting to delete unused images\"";
 
 fn on_a_small_disk() -> Options {
@@ -32,7 +32,7 @@ fn under_disk_pressure_kubelet_takes_an_image_without_a_pin_and_leaves_ours(mach
     machine.bring("ours.tar", OURS);
     let stray = bundles::write(&machine.node.path("stray.tar"), [bundles::large(STRAY, 64 << 20)]);
     let before = machine.so_far();
-    // As another tool would: nothing of ours is on it.
+    // Another tool would do the same: the image has no label of airgapd.
     machine.target().ctr(&[
         "images",
         "import",
@@ -51,7 +51,7 @@ fn under_disk_pressure_kubelet_takes_an_image_without_a_pin_and_leaves_ours(mach
     machine.wait("the image without a pin is gone", || {
         machine.target().image_status(STRAY).is_none()
     });
-    // Twice more: once could be before ours were old enough.
+    // Two more rounds, because airgapd's images may not have been old enough in the first.
     let looked = machine.count(&[LOOKING]);
     machine.wait("kubelet looks twice more", || {
         machine.count(&[LOOKING]) >= looked + 2
@@ -73,12 +73,12 @@ fn an_image_whose_bundle_has_gone_is_unpinned_and_kubelet_takes_it(machine: &mut
     let id = id_of(&ours.images[0]);
     assert_eq!(machine.count(&[REMOVING, &id]), 0);
     let before = machine.so_far();
-    std::fs::remove_file(machine.node.images().join("ours.tar")).expect("it is there");
+    std::fs::remove_file(machine.node.images().join("ours.tar")).expect("the file exists");
     machine.said_since(before, &[REMOVING, &id]);
     machine.wait("the image is gone", || {
         machine.target().image_status(OURS).is_none()
     });
-    // What another bundle still vouches for stays.
+    // An image of another bundle stays.
     let pause = machine.target().image_status(SANDBOX_IMAGE);
     assert!(pause.is_some_and(|image| image.pinned));
 }

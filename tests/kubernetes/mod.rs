@@ -1,7 +1,8 @@
-//! What a real kubelet does with images that the daemon brings: static pods, no API server, no registry.
+//! A real kubelet and images that the daemon imports: static pods, no API server, no registry.
 //!
-//! Each claim prints the words of kubelet that show it. Kubelet looks at things every ten seconds and the program takes
-//! minutes to build, so these are left out by default; `cargo xtask kubernetes` runs them.
+//! Each test prints the lines of kubelet's log that prove it. Kubelet works in intervals of ten
+//! seconds, and its build takes minutes. So these tests are left out by default, and `cargo xtask
+//! kubernetes` runs them.
 
 mod credentials;
 mod garbage_collection;
@@ -21,18 +22,18 @@ use crate::support::node::Daemon;
 use crate::support::target::run_on_own;
 use crate::support::{Node, Own, Target, wait_for};
 
-/// Makes tests of a claim: one on each containerd that new clusters run.
+/// Makes tests of a claim, on each containerd that new clusters run.
 macro_rules! on_a_real_kubelet {
     ($options:ident, $settings:expr; $($claim:ident),+ $(,)?) => {$(
         mod $claim {
             #[test]
-            #[ignore = "takes a minute and a kubelet; `cargo xtask kubernetes` runs it"]
+            #[ignore = "takes a minute and a kubelet: `cargo xtask kubernetes` runs it"]
             fn containerd_1_7() {
                 crate::kubernetes::run(lab::Generation::V1_7, &super::$options(), $settings, super::$claim);
             }
 
             #[test]
-            #[ignore = "takes a minute and a kubelet; `cargo xtask kubernetes` runs it"]
+            #[ignore = "takes a minute and a kubelet: `cargo xtask kubernetes` runs it"]
             fn containerd_2_3() {
                 crate::kubernetes::run(lab::Generation::V2_3, &super::$options(), $settings, super::$claim);
             }
@@ -41,22 +42,23 @@ macro_rules! on_a_real_kubelet {
 }
 use on_a_real_kubelet;
 
-/// Kubelet retries and looks around every ten seconds or so; what takes longer than several of these does not come.
+/// Longest wait for kubelet. It retries every ten seconds or so, so an event that takes longer than
+/// several intervals will not come.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The image that the private containerds start pods with.
+/// Image with which the private containerds start pods.
 const SANDBOX_IMAGE: &str = "airgapd.test/pause:latest";
 
 /// A node with its containerd, its kubelet and the daemon.
 struct Machine<'o> {
-    /// Dropped first: its folder lies in that of containerd.
+    /// Dropped first, because its folder is in the folder of containerd.
     kubelet: Kubelet,
     daemon: Daemon,
     node: Node,
     own: &'o mut Own,
 }
 
-/// Starts everything, has the daemon bring the sandbox image, and plays a claim.
+/// Starts everything, makes the daemon import the sandbox image, and plays a claim.
 fn run(generation: Generation, options: &Options, settings: &str, claim: impl FnOnce(&mut Machine<'_>)) {
     let release = match std::env::var("AIRGAPD_TEST_KUBELET") {
         Ok(minor) => minor.parse().expect("cargo xtask passes a release"),
@@ -94,13 +96,13 @@ impl Machine<'_> {
         &self.own.target
     }
 
-    /// Makes a bundle of an image that runs until it is stopped, outside of the images folder.
+    /// Writes a bundle outside of the images folder. Its image runs until it is stopped.
     fn bundle(&self, file: &str, name: &str) -> Archive {
         let app = bundles::runnable(name, &["/bin/busybox", "sleep", "86400"]);
         bundles::write(&self.node.path(file), [app])
     }
 
-    /// Drops a bundle, and waits until CRI knows its image.
+    /// Copies a bundle into the folder, and waits until CRI knows its image.
     fn bring(&self, file: &str, name: &str) {
         self.node.drop_in(&self.node.path(file));
         self.wait("CRI knows the image", || {
@@ -113,7 +115,7 @@ impl Machine<'_> {
         self.pod_with(name, image, "Never");
     }
 
-    /// Gives kubelet a pod of one container with that pull policy.
+    /// Gives kubelet a pod of one container with this pull policy.
     fn pod_with(&self, name: &str, image: &str, policy: &str) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -123,7 +125,7 @@ impl Machine<'_> {
                 "containers": [{"name": "app", "image": image, "imagePullPolicy": policy}],
             },
         });
-        // Files whose names begin with a dot are none to kubelet.
+        // kubelet ignores files whose names start with a dot.
         let unfinished = self.kubelet.static_pods().join(format!(".{name}.json"));
         fs::write(&unfinished, pod.to_string()).expect("a file");
         fs::rename(unfinished, self.pod_file(name)).expect("a file");
@@ -133,12 +135,12 @@ impl Machine<'_> {
         self.kubelet.static_pods().join(format!("{name}.json"))
     }
 
-    /// How much kubelet has logged so far, for [`Machine::said_since`].
+    /// Returns the length of kubelet's log, for [`Machine::said_since`].
     fn so_far(&self) -> usize {
         self.kubelet.log().len()
     }
 
-    /// Waits for a line of kubelet's log with all these words, and shows it.
+    /// Waits for a line of kubelet's log with all these words, and prints it.
     fn said_since(&self, before: usize, words: &[&str]) -> String {
         let mut found = None;
         self.wait(&format!("kubelet says {words:?}"), || {
@@ -149,12 +151,12 @@ impl Machine<'_> {
                 .map(str::to_owned);
             found.is_some()
         });
-        let line = found.expect("it was waited for");
+        let line = found.expect("the wait ended with a line");
         self.show(&line);
         line
     }
 
-    /// Waits for an event of a pod, and shows it.
+    /// Waits for an event of a pod, and prints it.
     fn event_since(&self, before: usize, pod: &str, reason: &str) -> String {
         let object = format!("object=\"default/{pod}-{NODE}\"");
         self.said_since(
@@ -163,12 +165,12 @@ impl Machine<'_> {
         )
     }
 
-    /// The same for one that is on since the beginning.
+    /// Does the same, from the start of the log.
     fn event(&self, pod: &str, reason: &str) -> String {
         self.event_since(0, pod, reason)
     }
 
-    /// How many lines of kubelet's log have all these words.
+    /// Returns the number of lines in kubelet's log that have all these words.
     fn count(&self, words: &[&str]) -> usize {
         let log = self.kubelet.log();
         let has = |line: &&str| words.iter().all(|word| line.contains(word));
@@ -179,17 +181,14 @@ impl Machine<'_> {
         wait_for(PATIENCE, what, holds);
     }
 
-    #[allow(clippy::print_stdout, reason = "the words of kubelet are what it is for")]
+    #[allow(clippy::print_stdout, reason = "kubelet's words are the result")]
     fn show(&self, line: &str) {
         println!("containerd {}: {line}", self.own.containerd.version_text());
     }
 }
 
 impl Drop for Machine<'_> {
-    #[allow(
-        clippy::print_stderr,
-        reason = "a failed test is explained by what kubelet said"
-    )]
+    #[allow(clippy::print_stderr, reason = "kubelet's log explains a failed test")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.kubelet.log();
@@ -201,7 +200,7 @@ impl Drop for Machine<'_> {
     }
 }
 
-/// The id that CRI gives an image of a bundle.
+/// Returns the id that CRI gives an image of a bundle.
 fn id_of(image: &BuiltImage) -> String {
     image.manifests[0].config.to_string()
 }

@@ -1,4 +1,4 @@
-//! Pods that are there before their images.
+//! Pods that exist before their images.
 
 use super::{Machine, as_usual, on_a_real_kubelet};
 

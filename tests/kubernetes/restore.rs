@@ -1,4 +1,4 @@
-//! Images that are taken away while pods run from them.
+//! Images that are removed while pods run from them.
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{ImageSpec, RemoveImageRequest};
@@ -40,7 +40,7 @@ fn an_image_that_is_removed_under_a_running_pod_comes_back_and_the_next_pod_runs
     );
 }
 
-/// What `crictl rmi` does.
+/// Does the same as `crictl rmi`.
 fn remove(machine: &Machine<'_>, name: &str) {
     let socket = format!("unix://{}", machine.target().socket().display());
     let request = RemoveImageRequest {
@@ -52,7 +52,7 @@ fn remove(machine: &Machine<'_>, name: &str) {
     machine.target().block_on(async {
         let channel = Endpoint::from_shared(socket).expect("an address").connect().await;
         let mut images = ImageServiceClient::new(channel.expect("containerd is there"));
-        images.remove_image(request).await.expect("it is removed");
+        images.remove_image(request).await.expect("the image is removed");
     });
 }
 

@@ -1,4 +1,5 @@
-//! Reaching registries: TLS, users, mirrors, proxies; and how references and bundles go in and out.
+//! Access to registries: TLS, credentials, mirrors, proxies. Also the forms of references and of
+//! the output.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,7 @@ use crate::support::node::Answer;
 use crate::support::registry::{Certificate, Manner, PASSWORD, Registry, USER};
 use crate::support::unique;
 
-/// A registry with one image, `some/image:1`.
+/// Returns a registry with one image, `some/image:1`.
 fn registry() -> Option<Registry> {
     let registry = Registry::start()?;
     registry.push("some/image", "1", image());
@@ -27,7 +28,7 @@ fn image() -> Image {
     Image::unnamed().manifest(Manifest::new(native()).layer(unique()))
 }
 
-/// Bundles `some/image:1` of a registry by TLS into a folder.
+/// Bundles `some/image:1` of a registry with TLS into a folder.
 fn by_tls(host: &str, folder: &Path, arguments: &[&str]) -> Answer {
     let (name, file) = (format!("{host}/some/image:1"), text(&folder.join("bundle.tar")));
     answer(bundler([&name, "-o", &file]).args(arguments))
@@ -48,7 +49,7 @@ fn certificates_are_checked_unless_that_is_waived() {
         "{answer:?}"
     );
     assert!(answer.stderr.contains("--ca-file"), "{answer:?}");
-    assert!(began.elapsed().as_secs() < 5, "it is not tried again and again");
+    assert!(began.elapsed().as_secs() < 5, "the command does not retry");
     assert!(files_in(folder.path()).is_empty());
     by_tls(
         &registry.host(),
@@ -62,7 +63,7 @@ fn certificates_are_checked_unless_that_is_waived() {
         &["--insecure-registries", "skip-tls-verify"],
     )
     .exits(0);
-    // Another authority is none.
+    // A certificate of another authority is not accepted.
     let other = Certificate::new();
     by_tls(
         &registry.host(),
@@ -85,7 +86,7 @@ fn certificates_are_checked_unless_that_is_waived() {
     }
 }
 
-/// On a machine without certificates those that are given count, and plain HTTP needs none.
+/// On a machine without certificates, those of `--ca-file` count, and plain HTTP needs none.
 #[test]
 fn a_machine_without_certificates_of_authorities_fetches_all_the_same() {
     let Some(plain) = registry() else { return };
@@ -114,14 +115,14 @@ fn auth_file(folder: &Path, text: &serde_json::Value) -> String {
     crate::support::bundles::text(&path)
 }
 
-/// `user:password` in base64, by the program that everybody has.
+/// Returns `user:password` in base64, by the program that every machine has.
 fn base64(text: &str) -> String {
     let script = format!("printf %s '{text}' | base64 -w 0");
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A credential helper that answers so for any server, and writes down what it was asked.
+/// Writes a credential helper that gives this answer for every server, and records its requests.
 fn helper(folder: &Path, name: &str, user: &str, secret: &str) {
     let path = folder.join(format!("docker-credential-{name}"));
     let asked = folder.join("asked");
@@ -170,7 +171,7 @@ fn a_registry_that_wants_a_user_gets_the_one_of_the_file() {
         "{answer:?}"
     );
     with(&others).exits(1);
-    // Of several files the first that knows the registry counts.
+    // Of several files, the first that knows the registry counts.
     let both = ["--ca-file", &authority, "--registries-config", &others, &right];
     by_tls(&host, path, &both).exits(0);
 
@@ -209,7 +210,7 @@ fn a_registry_that_wants_a_user_gets_the_one_of_the_file() {
     assert_eq!(asked.lines().next(), Some(format!("get {host}").as_str()));
 }
 
-/// A registry with a token service, both played by somebody before the real one.
+/// Returns a middleman that plays a token service in front of the registry.
 fn token_service(
     registry: &Registry,
     accepts: impl Fn(&crate::support::middleman::Request) -> bool + Send + Sync + 'static,
@@ -307,7 +308,7 @@ fn mirrors_are_asked_first_and_rewritten_names_stay_what_they_are() {
     let mirrored = format!("registry.test={}/copies", asked.host());
     let from_origin = run(&["--rewrite", &rewrite]);
     assert_eq!(from_origin["names"], serde_json::json!([name]));
-    // A mirror that lacks it, and one that nobody runs, cost a request.
+    // A mirror without the image and a mirror that does not answer each cost a request.
     let origin = format!("{}={}/copies", registry.host(), asked.host());
     let nobody = format!("{}=127.0.0.1:1/copies", registry.host());
     let both = [
@@ -322,7 +323,8 @@ fn mirrors_are_asked_first_and_rewritten_names_stay_what_they_are() {
     ];
     assert_eq!(run(&both), from_origin);
     assert!(!asked.seen().is_empty());
-    // One that has another image under the tag is believed: whoever names a mirror trusts it.
+    // The client accepts another image from a mirror under the tag, because the operator trusts the
+    // mirror.
     let (_, digest) = mirror.push("copies/some/image", "1", image());
     let from_mirror = run(&["--mirror", &mirrored]);
     assert_eq!(from_mirror["digest"], digest.to_string());
@@ -368,7 +370,7 @@ fn tag_and_digest_must_agree_and_what_is_absent_is_named() {
         let answer = bundle([reference, "-o", &file]).exits(1);
         assert!(answer.stderr.contains(expected), "{expected}: {answer:?}");
     }
-    // Everything that is wrong is said at once, before a layer moves.
+    // All mistakes are reported at once, before a layer is transferred.
     let all = rows
         .iter()
         .map(|(reference, _)| reference.as_str())
@@ -482,7 +484,7 @@ fn a_terminal_gets_no_bundle() {
         .join(" ");
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
-    // What the program is not to see, script must not hand on.
+    // script must not pass on variables that the program should not see.
     for (variable, _) in command.get_envs().filter(|(_, value)| value.is_none()) {
         script.env_remove(variable);
     }

@@ -1,4 +1,4 @@
-//! What there is in registries: every form of image arrives with the registry's digest.
+//! The content of registries: every form of image arrives with the registry's digest.
 
 use std::path::Path;
 
@@ -14,9 +14,9 @@ use crate::support::registry::Registry;
 use crate::support::target::Own;
 use crate::support::{Node, on_its_own_containerd, unique};
 
-/// An image for three platforms, of which that of this machine says hello.
+/// Returns an image for three platforms. The image for this machine prints a greeting.
 fn hello() -> Image {
-    let busybox = std::fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = std::fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let files = |platform: &str| {
         let busybox = if platform == native() {
             busybox.clone()
@@ -35,7 +35,7 @@ fn hello() -> Image {
     })
 }
 
-/// What an image is called in the archive that skopeo copies from.
+/// Name of the image in the archive from which skopeo copies.
 const MADE: &str = "made.test/hello:1";
 
 fn manifest(platform: &str) -> Manifest {
@@ -49,7 +49,8 @@ fn digest_of(manifest: &Manifest) -> Digest {
     archive.images[0].manifests[0].digest.clone()
 }
 
-/// An attestation as BuildKit adds it to an index: a manifest for no platform, marked with the digest that it is about.
+/// Returns an attestation as BuildKit adds it to an index: a manifest without a platform, with the
+/// digest of its subject.
 fn attestation(about: &Digest) -> Manifest {
     let annotations = json!({
         "vnd.docker.reference.type": "attestation-manifest",
@@ -63,7 +64,7 @@ fn attestation(about: &Digest) -> Manifest {
         .descriptor_member("annotations", annotations)
 }
 
-/// An index of a manifest for each platform, each with an attestation.
+/// Returns an index with a manifest for each platform, each with an attestation.
 fn attested() -> (Image, Vec<(Digest, Digest)>) {
     let pairs = PLATFORMS.map(|platform| {
         let manifest = manifest(platform);
@@ -89,7 +90,7 @@ fn artifact() -> Manifest {
         .with_layer(Layer::plain(unique().into_bytes().into()).media_type("text/plain"))
 }
 
-/// Fills a registry with one image of each form; gives repositories.
+/// Fills a registry with one image of each form. Returns the repositories.
 fn fill(registry: &Registry, made: &Path) -> Vec<&'static str> {
     Layout::new().image(hello()).write_to(made);
     let skopeo = |place: &str, flags: &[&str]| registry.fill_with_skopeo(made, MADE, place, flags);
@@ -160,7 +161,7 @@ fn every_form_of_image_arrives_with_the_digest_of_the_registry_and_runs(own: &mu
         let said = own
             .containerd
             .run(&name(repository), &["/bin/sh", "-c", "echo hello"]);
-        assert_eq!(said.expect("it runs").trim(), "hello", "{repository}");
+        assert_eq!(said.expect("the container runs").trim(), "hello", "{repository}");
     }
 }
 
@@ -203,7 +204,7 @@ fn only_the_best_platform_and_what_is_about_it_travels() {
     assert!(
         answer
             .stderr
-            .contains("nothing for linux/s390x; it offers linux/amd64, linux/arm/v7"),
+            .contains("nothing for linux/s390x. It offers linux/amd64, linux/arm/v7"),
         "{answer:?}"
     );
 }
@@ -215,7 +216,8 @@ fn artifacts_travel_and_make_no_image_records() {
         let node = Node::on(target);
         let (image, _) = registry.push("some/image", "1", Image::unnamed().manifest(manifest(native())));
         let (artifact, root) = registry.push("some/thing", "1", Image::unnamed().manifest(artifact()));
-        // One that refers to the image; older registries tell of it by a tag made of the digest.
+        // An artifact that refers to the image. Older registries list it under a tag made from the
+        // digest.
         let subject = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": root.to_string(), "size": 1});
         let signature = self::artifact().member("subject", subject);
         let tag = root.to_string().replace(':', "-");
@@ -233,7 +235,7 @@ fn artifacts_travel_and_make_no_image_records() {
     });
 }
 
-/// An artifact with a platform, before the image of that platform.
+/// Pushes an artifact with a platform before the image of that platform.
 fn hidden_image(registry: &Registry) -> (String, Manifest) {
     let parts = Manifest::new("linux/amd64")
         .layer(unique())
@@ -268,7 +270,7 @@ fn an_image_behind_an_artifact_is_refused_before_anything_is_written() {
         assert!(answer.stdout.is_empty());
     }
     assert!(files_in(folder.path()).is_empty());
-    // A node of another platform never gets there.
+    // A node of another platform never uses the artifact.
     bundle([&name, "--platform", "linux/arm64", "-o", &file]).exits(0);
 }
 
@@ -328,7 +330,7 @@ fn what_any_containerd_would_use_travels() {
         digests.iter().all(|digest| blobs.contains(digest.as_ref())),
         "{blobs:?}"
     );
-    assert_eq!(blobs.len(), 7, "the third one is used by none");
+    assert_eq!(blobs.len(), 7, "no containerd uses the third manifest");
     let shown = answer(program().args(["inspect", "--platform", "linux/amd64", &file])).exits(0);
     assert!(
         shown.stdout.contains("on containerd 1.6 and 1.7") && shown.stdout.contains("on containerd 2.3"),
@@ -341,7 +343,7 @@ fn schema_1_is_refused_with_what_to_do() {
     let Some(registry) = Registry::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let made = folder.path().join("made.tar");
-    // skopeo converts only what has a history.
+    // skopeo only converts an image with a history.
     let history = json!([{"created": "2020-01-01T00:00:00Z", "created_by": "a test"}]);
     let image = Image::new(MADE).manifest(manifest(native()).config("history", history));
     Layout::new().image(image).write_to(&made);

@@ -1,4 +1,5 @@
-//! Deltas: what the destination has does not travel, and what it lacks is said. And layers that compress beyond belief.
+//! Deltas: layers of the destination are not transferred, and missing ones are reported. Also
+//! layers with an extreme compression ratio.
 
 use std::fs;
 use std::process::Command;
@@ -14,7 +15,7 @@ use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const MIB: usize = 1 << 20;
 
-/// Six layers of 10 MiB, and one of 1 MiB that changes.
+/// Returns an image with six layers of 10 MiB, and one of 1 MiB that changes.
 fn version(changed: u64) -> Image {
     let mut layers: Vec<_> = (0..6).map(|seed| (10 * MIB, seed)).collect();
     layers.push((MIB, changed));
@@ -25,7 +26,7 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     let Some(registry) = Registry::start() else { return };
     let node = Node::on(target);
     let file = |name: &str| text(&node.path(name));
-    // containerd shares content between namespaces: what another test has must not count.
+    // containerd shares content between namespaces, so another test must not have the same layers.
     let seed = u64::from(registry.port()) << 8;
     let (old, _) = registry.push("big/image", "1", version(seed));
     let (new, root) = registry.push("big/image", "2", version(seed + 1));
@@ -66,7 +67,7 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
         "relied-on"
     );
 
-    // Whether it will do is known before it travels: by itself, and with its base.
+    // Before the transfer, the operator can check the delta by itself and with its base.
     let list = file("list.txt");
     fs::write(&list, &new).unwrap();
     let verify = |node: &Node, arguments: &[&str]| {
@@ -103,13 +104,14 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     );
     assert_eq!(*target.expect_record(&new).target.digest(), root);
     assert!(target.is_pinned(&new));
-    // It is whole whatever becomes of the base.
+    // The imported image stays whole without its base.
     target.remove_record(&old);
     target.collect_garbage();
     assert!(target.digests().contains(kept.digest().as_ref()));
 }
 
-/// A layer of zeros compresses a thousandfold and more, and is no attack when we have made it ourselves.
+/// A layer of zeros compresses a thousandfold and more. It is no attack if airgapd itself
+/// compressed it.
 #[test]
 fn what_compresses_beyond_belief_is_read_back() {
     let Some(registry) = Registry::start() else { return };
@@ -144,7 +146,7 @@ fn zstd_bundles_are_plain_zstd_for_others() {
     bundle([&name, "-o", &path("packed.tar.zst"), "--compress", "zstd"]).exits(0);
     run(Command::new(zstd).args(["-q", "-d", &path("packed.tar.zst"), "-o", &path("unpacked.tar")]));
     assert!(fs::read(path("plain.tar")).unwrap() == fs::read(path("unpacked.tar")).unwrap());
-    // The table of frames is the last one, and says what it is.
+    // The table of frames is the last frame and has this mark.
     let packed = fs::read(path("packed.tar.zst")).unwrap();
     assert!(packed.ends_with(&0x8F92_EAB1_u32.to_le_bytes()));
 }
@@ -175,7 +177,7 @@ fn an_inventory_stands_for_a_base() {
         (&json!("node worker-3"), &json!(1))
     );
     assert!(!super::blobs_in(path("delta.tar").as_ref()).contains(&had));
-    // One that has nothing of it makes no delta.
+    // A destination without any of the blobs gives no delta.
     write(json!({"version": 1, "node": "empty", "blobs": [], "images": []}));
     let report = bundle(arguments.clone()).exits(0).json();
     assert_eq!(report["base"], json!(null));
@@ -187,7 +189,7 @@ fn an_inventory_stands_for_a_base() {
     );
 }
 
-/// In the folder as well: said while the base is not there, imported once it is.
+/// The daemon reports a delta without its base, and imports it when the base is there.
 fn a_delta_in_the_folder_waits_for_its_base(target: &Target) {
     let Some(registry) = Registry::start() else { return };
     let node = Node::on(target);

@@ -1,4 +1,4 @@
-//! Bundles of what is in registries: a real registry at one end, the program and containerd at the other.
+//! Bundles from registries: a real registry at one end, the program and containerd at the other.
 
 mod access;
 mod content;
@@ -15,7 +15,7 @@ use bundle::fixtures::{Image, Layer, Manifest};
 use crate::support::bundles::native;
 use crate::support::node::{Answer, program};
 
-/// What would lead the program to credentials or proxies of whoever runs the tests.
+/// Variables that lead the program to credentials or proxies of the person who runs the tests.
 const FOREIGN: [&str; 13] = [
     "HTTP_PROXY",
     "http_proxy",
@@ -32,7 +32,7 @@ const FOREIGN: [&str; 13] = [
     "HOME",
 ];
 
-/// `airgapd bundle-artifacts` with these arguments.
+/// Returns `airgapd bundle-artifacts` with these arguments.
 fn bundler<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = program();
     for name in FOREIGN {
@@ -45,7 +45,7 @@ fn bundler<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     command
 }
 
-/// The same for a registry without TLS, run to its end.
+/// Runs it to its end with a registry without TLS.
 fn bundle<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answer {
     answer(bundler(arguments).args(["--insecure-registries", "plain-http"]))
 }
@@ -54,14 +54,14 @@ fn answer(command: &mut Command) -> Answer {
     Answer::from(command.output().expect("the program runs"))
 }
 
-/// Everything in a folder: what a run that failed must leave empty.
+/// Returns all files in a folder. A failed run must leave none.
 fn files_in(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let names = entries.map(|entry| entry.expect("an entry").file_name());
     names.map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
-/// The digests of the blobs of a plain archive.
+/// Returns the digests of the blobs of a plain archive.
 fn blobs_in(archive: &Path) -> BTreeSet<String> {
     let output = Command::new("tar")
         .arg("-tf")
@@ -73,7 +73,7 @@ fn blobs_in(archive: &Path) -> BTreeSet<String> {
     blobs.map(|blob| blob.replace('/', ":")).collect()
 }
 
-/// Bytes that no codec makes smaller, the same for the same seed.
+/// Returns bytes that no codec can compress. The same seed gives the same bytes.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut next = || {
@@ -95,7 +95,7 @@ fn noise_layer(length: usize, seed: u64) -> Layer {
     Layer::new(noise(length, seed))
 }
 
-/// An image for this machine with layers of noise, by their lengths and seeds.
+/// Returns an image for this machine with layers of noise, by their lengths and seeds.
 fn noise_image(layers: &[(usize, u64)]) -> Image {
     let manifest = layers
         .iter()

@@ -1,4 +1,4 @@
-//! Transfers that break, and blobs that need not travel.
+//! Interrupted transfers, and blobs that need no transfer.
 
 use std::fs;
 use std::io::Read;
@@ -18,7 +18,8 @@ use crate::support::wait_until;
 
 const MIB: usize = 1 << 20;
 
-/// Runs the bundler with its standard output in a pipe that nobody reads yet: it comes to a halt in mid blob.
+/// Starts the bundler with its standard output in a pipe without a reader, so that it stops within
+/// a blob.
 fn begin_and_hold(reference: &str) -> Child {
     let arguments = [
         reference,
@@ -34,22 +35,26 @@ fn begin_and_hold(reference: &str) -> Child {
     command.spawn().expect("the program starts")
 }
 
-/// Reads what is left of both outputs.
+/// Reads the rest of both outputs.
 fn rest_of(mut child: Child) -> (i32, Vec<u8>, String) {
-    let mut stderr = child.stderr.take().expect("it is piped");
+    let mut stderr = child.stderr.take().expect("the stream is piped");
     let said = std::thread::spawn(move || {
         let mut text = String::new();
         stderr.read_to_string(&mut text).map(|_| text)
     });
     let mut bytes = Vec::new();
-    let mut stdout = child.stdout.take().expect("it is piped");
-    stdout.read_to_end(&mut bytes).expect("it can be read");
-    let status = child.wait().expect("it is our child");
-    let said = said.join().expect("it does not panic").expect("it can be read");
-    (status.code().expect("it ends by itself"), bytes, said)
+    let mut stdout = child.stdout.take().expect("the stream is piped");
+    stdout.read_to_end(&mut bytes).expect("the file can be read");
+    let status = child.wait().expect("waiting for the child works");
+    let said = said
+        .join()
+        .expect("the thread does not panic")
+        .expect("the file can be read");
+    (status.code().expect("the command was not killed"), bytes, said)
 }
 
-/// A registry that is killed while it sends, and comes back: what was sent is not sent again, and the bundle is the same.
+/// A registry is killed while it sends, and restarted. No byte is sent twice, and the bundle is the
+/// same.
 #[test]
 fn a_registry_that_is_killed_in_mid_blob_is_taken_up_again_when_it_is_back() {
     let Some(mut registry) = Registry::start() else {
@@ -61,16 +66,16 @@ fn a_registry_that_is_killed_in_mid_blob_is_taken_up_again_when_it_is_back() {
     bundle([&name, "-o", &text(&file)]).exits(0);
 
     let mut child = begin_and_hold(&name);
-    // Behind the first bytes of the layer there is more than pipes, sockets and the program itself hold.
+    // The rest of the layer is larger than the buffers of pipes, sockets and the program.
     let mut beginning = vec![0; MIB];
-    let stdout = child.stdout.as_mut().expect("it is piped");
+    let stdout = child.stdout.as_mut().expect("the stream is piped");
     stdout.read_exact(&mut beginning).expect("the transfer has begun");
     registry.kill();
     registry.restart();
     let (code, rest, said) = rest_of(child);
     let bytes = [beginning, rest].concat();
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains("going on from there"), "{said}");
+    assert!(said.contains("continuing at the same byte"), "{said}");
     assert_eq!(digest_of(&bytes), digest_of(&fs::read(&file).unwrap()));
     assert!(
         registry.log().contains("http.response.status=206"),
@@ -119,7 +124,7 @@ fn every_transfer_may_break_once_also_where_ranges_are_not_known() {
     bundle(through(&ignorant, &name, &bent)).exits(0);
     assert!(fs::read(&bent).unwrap() == expected);
 
-    // A busy registry says so, and when to come again.
+    // A busy registry answers 429 with the time of the next try.
     let busy = Middleman::before(registry.port(), |_, before| match before {
         0 => Act::Answer(429, "Retry-After: 0\r\n".to_owned(), String::new()),
         1 => Act::Answer(503, String::new(), String::new()),
@@ -142,7 +147,7 @@ fn a_transfer_that_comes_to_nothing_is_said_and_leaves_no_half_file() {
     ];
     for (act, expected) in rows {
         let middleman = Middleman::before(registry.port(), move |request, _| {
-            // The config is the small one.
+            // The config is the small blob.
             if request.is_for_a_blob() && request.header("range").is_some() {
                 Act::Cut(0)
             } else if request.is_for_a_blob() && is_layer(request) {
@@ -160,7 +165,7 @@ fn a_transfer_that_comes_to_nothing_is_said_and_leaves_no_half_file() {
     }
 }
 
-/// The digest of the layer of `noise_image(&[(3 * MIB, 1)])`.
+/// Returns the digest of the layer of `noise_image(&[(3 * MIB, 1)])`.
 fn layer() -> String {
     super::noise_layer(3 * MIB, 1).digest().to_string()
 }
@@ -228,9 +233,13 @@ fn what_is_in_the_cache_does_not_travel() {
     assert!(requests == 3 && moved > 2 * MIB as u64, "{requests} {moved}");
     let (second, requests, moved, all) = run("second.tar");
     assert!(second == first);
-    assert_eq!((requests, moved, all), (0, 0, 1), "only the tag is asked for");
+    assert_eq!(
+        (requests, moved, all),
+        (0, 0, 1),
+        "the program requests only the tag"
+    );
 
-    // What somebody did to the cache is noticed, and costs a transfer.
+    // A changed file in the cache is noticed and fetched again.
     let damaged = folder
         .path()
         .join("cache/blobs")
@@ -245,7 +254,8 @@ fn layer_1() -> String {
     super::noise_layer(MIB, 1).digest().to_string()
 }
 
-/// One layer that two repositories have is fetched once, from the other if the first one loses it.
+/// A layer of two repositories is fetched once. If the first repository loses it, it comes from the
+/// other.
 #[test]
 fn a_layer_of_two_images_is_fetched_once_from_whoever_has_it() {
     let Some(registry) = Registry::start() else { return };
@@ -274,7 +284,8 @@ fn a_layer_of_two_images_is_fetched_once_from_whoever_has_it() {
     );
 }
 
-/// The same images give the same bytes, however many transfers run at a time and in whatever order they are named.
+/// The same images give the same bytes, for any number of concurrent transfers and any order of the
+/// names.
 #[test]
 fn concurrency_and_order_change_no_byte() {
     let Some(registry) = Registry::start() else { return };

@@ -1,4 +1,4 @@
-//! Bundles whose bytes nobody else has, and what a node should have of them.
+//! Bundles with unique bytes, and the content that a node should have of them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layer, LayerFi
 
 use super::unique;
 
-/// The platform that this machine's containerd has.
+/// Returns the platform of this machine's containerd.
 pub fn native() -> &'static str {
     match std::env::consts::ARCH {
         "aarch64" => "linux/arm64/v8",
@@ -15,22 +15,22 @@ pub fn native() -> &'static str {
     }
 }
 
-/// The platforms of a multi-platform bundle.
+/// Platforms of a multi-platform bundle.
 pub const PLATFORMS: [&str; 3] = ["linux/amd64", "linux/arm64/v8", "linux/arm/v7"];
 
-/// An image for this machine with one layer of its own.
+/// Returns an image for this machine with a unique layer.
 pub fn image(name: &str) -> Image {
     multi_platform(name, &[native()])
 }
 
-/// An image for this machine with a layer of that many bytes, which are hardly more than zeros.
+/// Returns an image for this machine with a layer of `size` bytes, most of them zeros.
 pub fn large(name: &str, size: usize) -> Image {
     let mut layer = unique().into_bytes();
     layer.resize(size, 0);
     Image::new(name).platform(native()).layer(layer)
 }
 
-/// An image for this machine with a busybox and bytes of its own, which a container can be started from.
+/// Returns an image for this machine with busybox and unique bytes. A container can start from it.
 pub fn runnable(name: &str, entrypoint: &[&str]) -> Image {
     let busybox = lab::parts::busybox().expect("Debian has a busybox");
     let files = [
@@ -44,7 +44,8 @@ pub fn runnable(name: &str, entrypoint: &[&str]) -> Image {
         .entrypoint(entrypoint)
 }
 
-/// An image for several platforms, each with a layer of its own. Several make an index.
+/// Returns an image for several platforms, each with a unique layer. Several platforms make an
+/// index.
 pub fn multi_platform(name: &str, platforms: &[&str]) -> Image {
     platforms.iter().fold(Image::new(name), |image, platform| {
         image.platform(platform).layer(unique())
@@ -56,28 +57,29 @@ pub fn write(path: &Path, images: impl IntoIterator<Item = Image>) -> Archive {
     layout(images).write_to(path)
 }
 
-/// An OCI image layout of these images.
+/// Returns an OCI image layout of these images.
 pub fn layout(images: impl IntoIterator<Item = Image>) -> Layout {
     images.into_iter().fold(Layout::new(), Layout::image)
 }
 
-/// A Docker archive of these images.
+/// Returns a Docker archive of these images.
 pub fn docker(images: impl IntoIterator<Item = Image>) -> Layout {
     images.into_iter().fold(Layout::docker(), Layout::image)
 }
 
-/// Digests of a manifest and of everything below it.
+/// Returns the digests of a manifest and of everything below it.
 pub fn closure(manifest: &BuiltManifest) -> BTreeSet<String> {
     let below = manifest.layers.iter().chain([&manifest.config, &manifest.digest]);
     below.map(ToString::to_string).collect()
 }
 
-/// Digests of what this machine needs of the images: the targets, and the closures of the platforms it runs.
+/// Returns the digests that this machine needs of the images: the targets, and the closures of its
+/// platforms.
 pub fn needed_here(images: &[BuiltImage]) -> BTreeSet<String> {
     needed(images, runs_here)
 }
 
-/// Digests of what a node needs of the images, if it runs these platforms.
+/// Returns the digests that a node needs of the images, if it runs these platforms.
 pub fn needed(images: &[BuiltImage], runs: impl Fn(&str) -> bool) -> BTreeSet<String> {
     let roots = images.iter().map(|image| image.root.to_string());
     let manifests = images.iter().flat_map(|image| &image.manifests);
@@ -92,13 +94,13 @@ fn runs_here(platform: &str) -> bool {
     }
 }
 
-/// The two records of an image with a tag: its name, and its repository with the digest.
+/// Returns the two records of an image with a tag: its name, and its repository with the digest.
 pub fn records_of(name: &str, image: &BuiltImage) -> [String; 2] {
     let repository = name.rsplit_once(':').expect("the name has a tag").0;
     [name.to_owned(), format!("{repository}@{}", image.root)]
 }
 
-/// The names of the records of several images.
+/// Returns the names of the records of several images.
 pub fn all_records<'a>(images: impl IntoIterator<Item = (&'a str, &'a BuiltImage)>) -> BTreeSet<String> {
     images
         .into_iter()
@@ -106,12 +108,12 @@ pub fn all_records<'a>(images: impl IntoIterator<Item = (&'a str, &'a BuiltImage
         .collect()
 }
 
-/// Path as text, for arguments.
+/// Returns a path as text, for arguments.
 pub fn text(path: &Path) -> String {
     path.to_str().expect("test folders have plain names").to_owned()
 }
 
-/// A bundle of one image, to see that the daemon has got so far.
+/// Writes a bundle of one image. Once it is imported, the daemon has handled all earlier files.
 pub fn marker(path: PathBuf) -> (PathBuf, String) {
     let name = format!("registry.test/marker-{}:1", unique());
     write(&path, [image(&name)]);

@@ -1,6 +1,7 @@
-//! Somebody between the program and a registry, who does to single requests what networks and registries do.
+//! A server between the program and a registry. It treats requests like a faulty network or
+//! registry.
 //!
-//! It speaks plain HTTP/1.1, one request on each connection, and is an HTTP proxy as well.
+//! It speaks plain HTTP/1.1, with one request on each connection, and is also an HTTP proxy.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: String,
-    /// Path and query; of a request to a proxy the whole URL, or host and port.
+    /// Path and query. A proxy receives the whole URL, or host and port.
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
@@ -30,24 +31,24 @@ impl Request {
     }
 }
 
-/// What becomes of a request.
+/// The treatment of a request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// The registry answers.
+    /// Passes the request on.
     Pass,
-    /// The registry answers, and is not told of a header.
+    /// Passes the request on without this header.
     Without(&'static str),
-    /// The registry answers, and the connection breaks after so many bytes of the body.
+    /// Passes the request on, and breaks the connection after this many bytes of the body.
     Cut(usize),
-    /// The registry answers, and one byte of the body is another.
+    /// Passes the request on, and changes one byte of the body.
     Damage,
-    /// Nobody asks the registry: status, headers as they stand there, body.
+    /// Answers without the registry: status, header lines, body.
     Answer(u16, String, String),
 }
 
 type Judge = dyn Fn(&Request, usize) -> Act + Send + Sync;
 
-/// It ends when dropped.
+/// The server. Dropping it ends it.
 pub struct Middleman {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -55,14 +56,14 @@ pub struct Middleman {
 }
 
 impl Middleman {
-    /// Stands before the registry on that port. `judge` is given each request, and how many there were before it of the
-    /// same target.
+    /// Starts a server in front of the registry on that port. `judge` gets each request, and the
+    /// number of earlier requests with the same target.
     pub fn before(
         registry: u16,
         judge: impl Fn(&Request, usize) -> Act + Send + Sync + 'static,
     ) -> Middleman {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("it is bound").port();
+        let port = listener.local_addr().expect("the socket is bound").port();
         let (seen, is_over) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let middleman = Middleman {
             port,
@@ -76,24 +77,24 @@ impl Middleman {
                     return;
                 }
                 let (seen, judge) = (Arc::clone(&seen), Arc::clone(&judge));
-                // Whoever breaks a connection is as good as one that goes well.
+                // A broken connection is part of some tests, so errors are ignored.
                 thread::spawn(move || serve(client, registry, &seen, &*judge));
             }
         });
         middleman
     }
 
-    /// As it stands in references.
+    /// Returns the host as references name it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The requests so far.
+    /// Returns the requests so far.
     pub fn seen(&self) -> Vec<Request> {
-        self.seen.lock().expect("nobody panics with it").clone()
+        self.seen.lock().expect("no holder panics").clone()
     }
 
-    /// How many requests for blobs there were so far.
+    /// Returns the number of requests for blobs so far.
     pub fn blobs(&self) -> usize {
         self.seen()
             .iter()
@@ -115,7 +116,7 @@ fn serve(client: TcpStream, registry: u16, seen: &Mutex<Vec<Request>>, judge: &J
         return Ok(());
     };
     let before = {
-        let mut seen = seen.lock().expect("nobody panics with it");
+        let mut seen = seen.lock().expect("no holder panics");
         let before = seen.iter().filter(|other| other.target == request.target).count();
         seen.push(request.clone());
         before
@@ -156,7 +157,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
     Ok(Some(request))
 }
 
-/// The lines up to the empty one.
+/// Reads the lines up to the empty line.
 fn read_head(reader: &mut impl BufRead) -> io::Result<Vec<String>> {
     let mut lines = Vec::new();
     loop {
@@ -195,7 +196,7 @@ fn forward(
     damaged: bool,
 ) -> io::Result<()> {
     let mut server = TcpStream::connect(("127.0.0.1", registry))?;
-    // What a proxy is asked for is a URL.
+    // A request to a proxy has a URL.
     let target = match request.target.strip_prefix("http://") {
         Some(rest) => &rest[rest.find('/').unwrap_or(rest.len())..],
         None => &request.target,

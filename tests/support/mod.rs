@@ -1,4 +1,5 @@
-//! What scenarios stand on: a containerd to work with ([`target`]), a node's folders and the program on it ([`node`]).
+//! The base of all scenarios: a containerd ([`target`]), and a node's folders with the program
+//! ([`node`]).
 
 pub mod bundles;
 pub mod middleman;
@@ -16,9 +17,10 @@ pub use node::Node;
 pub use stage::Stage;
 pub use target::{Own, Target, run_on, run_on_own};
 
-/// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each generation of containerd.
+/// Makes tests of a scenario, which is a function of a [`Target`]: on the stand-in and on each
+/// generation of containerd.
 ///
-/// They are called `<scenario>::fake`, `<scenario>::containerd_1_6` and so on.
+/// Their names are `<scenario>::fake`, `<scenario>::containerd_1_6` and so on.
 macro_rules! on_each_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -28,7 +30,7 @@ macro_rules! on_each_containerd {
     )+};
 }
 
-/// Makes tests of a scenario that the stand-in cannot play: one on each generation of containerd.
+/// Makes tests of a scenario that the stand-in cannot play, on each generation of containerd.
 macro_rules! on_each_real_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -37,7 +39,7 @@ macro_rules! on_each_real_containerd {
     )+};
 }
 
-/// Makes a test of a scenario that needs to look into the stand-in, or to hurt it.
+/// Makes a test of a scenario that inspects the stand-in or injects faults.
 macro_rules! on_the_fake {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -46,7 +48,8 @@ macro_rules! on_the_fake {
     )+};
 }
 
-/// Makes a test of a scenario that the stand-in cannot play, and that is the same on every generation of containerd.
+/// Makes a test of a scenario that the stand-in cannot play. Every generation of containerd would
+/// play it alike.
 macro_rules! on_a_real_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -58,8 +61,8 @@ macro_rules! on_a_real_containerd {
     )+};
 }
 
-/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own, with the
-/// options that a function gives.
+/// Makes tests of a scenario that disturbs containerd. Each generation runs it on its own
+/// containerd, with the options that a function returns.
 macro_rules! on_its_own_containerd {
     ($options:ident; $($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -71,7 +74,7 @@ macro_rules! on_its_own_containerd {
     )+};
 }
 
-/// The test `fake` of a scenario.
+/// Makes the test `fake` of a scenario.
 macro_rules! on_the_stand_in {
     ($scenario:ident) => {
         #[test]
@@ -81,7 +84,7 @@ macro_rules! on_the_stand_in {
     };
 }
 
-/// The tests `containerd_1_6` and so on of a scenario, which a function plays on a generation.
+/// Makes the tests `containerd_1_6` and so on. A function plays the scenario on a generation.
 macro_rules! on_each_generation {
     ($scenario:ident, $play:path) => {
         #[test]

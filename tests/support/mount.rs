@@ -1,44 +1,44 @@
-//! File systems that a test mounts, for root.
+//! File systems that a test mounts as root.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::bundles::text;
 
-/// A mount, which goes when this is dropped.
+/// A mount. Dropping it unmounts it.
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts something over a folder, with the arguments of mount(8) that come before it.
+    /// Mounts a file system over a folder. The arguments of mount(8) come before the folder.
     pub fn over(folder: &Path, arguments: &[&str]) -> Mount {
         let mount = Mount::known(folder);
         mount.run(arguments);
         mount
     }
 
-    /// A mount that another has made.
+    /// Returns a mount that another program has made.
     pub fn known(folder: &Path) -> Mount {
         Mount(folder.to_owned())
     }
 
-    /// An empty file system that nothing can be written to.
+    /// Mounts an empty, read-only file system.
     pub fn read_only(folder: &Path) -> Mount {
         Mount::over(folder, &["-t", "tmpfs", "-o", "ro,size=64k", "tmpfs"])
     }
 
-    /// Another folder, to be read only.
+    /// Mounts another folder read-only.
     pub fn bind_read_only(from: &Path, folder: &Path) -> Mount {
         let mount = Mount::over(folder, &["--bind", &text(from)]);
         mount.change("remount,bind,ro");
         mount
     }
 
-    /// Mounts it anew, with other options.
+    /// Remounts it with other options.
     pub fn change(&self, options: &str) {
         self.run(&["-o", options]);
     }
 
-    /// Leaves the mount to another.
+    /// Leaves the mount to another owner.
     pub fn leave(self) {
         std::mem::forget(self);
     }

@@ -1,4 +1,4 @@
-//! The program on a node of its own: folders, configuration, the daemon, commands beside it.
+//! The program on a separate node: folders, configuration, the daemon, and other commands.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,12 +24,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node whose containerd is the target.
+    /// Returns a node that uses the target as its containerd.
     pub fn on(target: &Target) -> Node {
         Node::at(target.socket(), target.namespace())
     }
 
-    /// A node whose containerd is, or will be, at that socket.
+    /// Returns a node whose containerd is, or will be, at that socket.
     pub fn at(socket: &Path, namespace: &str) -> Node {
         let folder = tempfile::Builder::new()
             .prefix("airgapd-scenario-")
@@ -48,12 +48,12 @@ impl Node {
         node
     }
 
-    /// A file or folder of this node, outside those that the daemon knows.
+    /// Returns the path of a file or folder of this node that the daemon does not know.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The folder in which bundles are dropped.
+    /// Returns the images folder.
     pub fn images(&self) -> PathBuf {
         self.path("images")
     }
@@ -62,7 +62,7 @@ impl Node {
         self.path("state")
     }
 
-    /// The daemon's ledger.
+    /// Returns the path of the daemon's ledger.
     pub fn ledger(&self) -> PathBuf {
         self.state().join("state.json")
     }
@@ -78,7 +78,7 @@ impl Node {
         self.configure(&format!("{before}{text}\n"));
     }
 
-    /// Copies a file into the images folder, as `cp` does.
+    /// Copies a file into the images folder, like `cp`.
     pub fn drop_in(&self, bundle: &Path) -> PathBuf {
         let name = bundle.file_name().expect("a file has a name");
         let place = self.images().join(name);
@@ -86,24 +86,24 @@ impl Node {
         place
     }
 
-    /// Puts a bundle of one image into the folder at once.
+    /// Moves a bundle of one image into the folder.
     pub fn put(&self, file: &str, image_name: &str) {
         bundles::write(&self.path(file), [bundles::image(image_name)]);
         self.put_at_once(file);
     }
 
-    /// Puts a file into the folder at once that is no bundle.
+    /// Moves a file into the folder that is no bundle.
     pub fn put_broken(&self, file: &str) {
-        fs::write(self.path(file), "no bundle\n".repeat(200)).expect("it can be written");
+        fs::write(self.path(file), "no bundle\n".repeat(200)).expect("the file can be written");
         self.put_at_once(file);
     }
 
     fn put_at_once(&self, file: &str) {
-        fs::rename(self.path(file), self.images().join(file)).expect("it is one file system");
+        fs::rename(self.path(file), self.images().join(file)).expect("both paths are on one file system");
     }
 
-    /// Drops a bundle and waits for its image, whose name this gives: by then the daemon has looked at everything that was
-    /// there before.
+    /// Copies a bundle into the folder, waits for its image, and returns the image's name. By then
+    /// the daemon has handled all earlier files.
     pub fn drop_marker(&self, target: &Target, daemon: &Daemon) -> String {
         let (bundle, name) = bundles::marker(self.path(&format!("marker-{}.tar", unique())));
         self.drop_in(&bundle);
@@ -113,7 +113,8 @@ impl Node {
         name
     }
 
-    /// Imports a bundle, which makes so many records, with a daemon that then ends. The ledger knows the bundle.
+    /// Imports a bundle with `records` records by a daemon, and stops the daemon. The ledger then
+    /// knows the bundle.
     pub fn import_and_stop(&self, target: &Target, bundle: &Path, records: usize) {
         let daemon = self.start();
         let placed = self.drop_in(bundle);
@@ -148,7 +149,7 @@ impl Node {
         self.airgapd(all)
     }
 
-    /// The program with a subcommand, its arguments and this node's configuration.
+    /// Returns the program with a subcommand, its arguments and this node's configuration.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = program();
         command
@@ -158,47 +159,48 @@ impl Node {
         command
     }
 
-    /// A copy of the program in the node's folder, for users other than root: it may be built below a folder that only
-    /// root may enter, as Debian's `/root` is.
+    /// Copies the program into the node's folder for users other than root. The original may be
+    /// below a folder that only root can enter, such as Debian's `/root`.
     pub fn program_for_all(&self) -> PathBuf {
         let copy = self.path("airgapd");
         if !copy.exists() {
-            fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("it is ours");
+            fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("the test owns it");
             fs::copy(program().get_program(), &copy).expect("the program can be copied");
         }
         copy
     }
 
-    /// Asks the daemon on its control socket, as `curl --unix-socket` would: the head of the answer, and its body.
+    /// Sends a request on the control socket, like `curl --unix-socket`. Returns the head and the
+    /// body of the answer.
     pub fn ask(&self, path: &str, headers: &[(&str, &str)]) -> (String, String) {
-        let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("it listens");
+        let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("the server listens");
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n");
         for (name, value) in headers {
             request = format!("{request}{name}: {value}\r\n");
         }
         stream
             .write_all(format!("{request}\r\n").as_bytes())
-            .expect("it listens");
+            .expect("the server listens");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers with text");
+        stream.read_to_string(&mut answer).expect("the answer is text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         (head.to_owned(), body.to_owned())
     }
 
-    /// Starts the daemon and waits until it says that it is ready.
+    /// Starts the daemon and waits until it reports that it is ready.
     pub fn start(&self) -> Daemon {
         let daemon = self.start_unready();
         daemon.wait_until_ready();
         daemon
     }
 
-    /// Starts the daemon and waits for nothing.
+    /// Starts the daemon without waiting.
     pub fn start_unready(&self) -> Daemon {
         Daemon::start(self.command(["run"]), &self.path("notify.sock"))
     }
 }
 
-/// The program, without whatever of its settings or of a service manager is in our environment.
+/// Returns the program without variables that configure it or a service manager.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_airgapd"));
     for (name, _) in std::env::vars_os() {
@@ -210,7 +212,7 @@ pub fn program() -> Command {
     command
 }
 
-/// What a command answered.
+/// The answer of a command.
 #[derive(Debug)]
 pub struct Answer {
     pub status: ExitStatus,
@@ -243,14 +245,14 @@ impl Answer {
         self
     }
 
-    /// The document on standard output.
+    /// Parses the document on standard output.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("{error}\nstdout:\n{}\nstderr:\n{}", self.stdout, self.stderr))
     }
 
-    /// The report of the only bundle.
+    /// Returns the report of the only bundle.
     #[track_caller]
     pub fn bundle(&self) -> Value {
         let document = self.json();
@@ -259,13 +261,13 @@ impl Answer {
         bundles[0].clone()
     }
 
-    /// Everything that was said, to look for words in.
+    /// Returns both outputs, for a search of words.
     pub fn said(&self) -> String {
         format!("{}\n{}", self.stdout, self.stderr)
     }
 }
 
-/// Image outcomes of a bundle's report by name.
+/// Returns the image outcomes of a bundle's report by name.
 pub fn outcomes(bundle: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     let images = bundle["images"].as_array().expect("there are images").iter();
@@ -274,7 +276,7 @@ pub fn outcomes(bundle: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What a document of `status` or `wait` says about a bundle.
+/// Returns the part of a `status` or `wait` document about a bundle.
 #[track_caller]
 pub fn bundle<'a>(document: &'a Value, name: &str) -> &'a Value {
     let bundles = document["bundles"].as_array().expect("a list");
@@ -282,7 +284,7 @@ pub fn bundle<'a>(document: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("{name} is not in {document:#}"))
 }
 
-/// A running `airgapd run`. Killed when dropped, if it was not stopped before.
+/// A running `airgapd run`. Dropping it kills the process if it was not stopped before.
 pub struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -291,7 +293,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon with our socket in the place of systemd's.
+    /// Starts the daemon with the test's socket in place of systemd's.
     pub fn start(mut command: Command, socket: &Path) -> Daemon {
         let _ = fs::remove_file(socket);
         let notifications = UnixDatagram::bind(socket).expect("a socket");
@@ -302,10 +304,13 @@ impl Daemon {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
-        let (stderr, written) = (child.stderr.take().expect("it is piped"), Arc::clone(&log));
+        let (stderr, written) = (
+            child.stderr.take().expect("the stream is piped"),
+            Arc::clone(&log),
+        );
         let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-                let mut log = written.lock().expect("nobody panics with it");
+                let mut log = written.lock().expect("no holder panics");
                 log.push_str(&String::from_utf8_lossy(&line));
                 log.push('\n');
             }
@@ -318,34 +323,34 @@ impl Daemon {
         }
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
-        self.log.lock().expect("nobody panics with it").clone()
+        self.log.lock().expect("no holder panics").clone()
     }
 
-    /// How many lines of the log contain a text.
+    /// Returns the number of lines of the log that contain a text.
     pub fn count(&self, text: &str) -> usize {
         self.log().lines().filter(|line| line.contains(text)).count()
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has told the service manager so far.
+    /// Returns the messages to the service manager so far.
     pub fn notified(&self) -> String {
-        self.notified.lock().expect("nobody panics with it").clone()
+        self.notified.lock().expect("no holder panics").clone()
     }
 
-    /// Waits for the word that systemd waits for (sd_notify(3)).
+    /// Waits for the message that systemd waits for (sd_notify(3)).
     pub fn wait_until_ready(&self) {
         self.wait_until("the daemon is ready", || {
             self.notified().lines().any(|line| line == "READY=1")
         });
     }
 
-    /// Waits for a condition; if it does not come about, the log is shown as for every failure.
+    /// Waits for a condition. After a failure, the log is shown.
     pub fn wait_until(&self, what: &str, holds: impl FnMut() -> bool) {
         wait_until(what, holds);
     }
@@ -364,25 +369,25 @@ impl Daemon {
         });
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the daemon.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
-    /// Waits until it has given back what it holds in containerd, and stops it.
+    /// Waits until it holds no lease or ingest in containerd, and stops it.
     pub fn finish(self, target: &Target) -> String {
-        self.wait_until("leases and ingests are given back", || {
+        self.wait_until("leases and ingests are returned", || {
             target.leases().is_empty() && target.ingests().is_empty()
         });
         self.stop()
     }
 
-    /// Ends it as systemd does, checks that it ends well, and gives all it has logged.
+    /// Stops it like systemd, checks its exit code, and returns the log.
     pub fn stop(self) -> String {
         self.stop_with(Signal::TERM)
     }
 
-    /// Ends it with a signal, checks that it ends well, and gives all it has logged.
+    /// Stops it with a signal, checks its exit code, and returns the log.
     pub fn stop_with(mut self, signal: Signal) -> String {
         self.signal(signal);
         let status = self.wait();
@@ -394,9 +399,9 @@ impl Daemon {
         self.log()
     }
 
-    /// Ends it as a crash does.
+    /// Kills it like a crash.
     pub fn kill(mut self) -> String {
-        self.child.kill().expect("it can be killed");
+        self.child.kill().expect("the daemon can be killed");
         self.wait();
         self.log()
     }
@@ -405,21 +410,21 @@ impl Daemon {
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         let mut ended = || {
-            status = self.child.try_wait().expect("it is our child");
+            status = self.child.try_wait().expect("waiting for the child works");
             status.is_some()
         };
         wait_until("the daemon ends", &mut ended);
         if let Some(reader) = self.reader.take() {
             reader.join().expect("reading does not panic");
         }
-        status.expect("it has ended")
+        status.expect("the daemon has ended")
     }
 }
 
-/// Takes what the daemon tells the service manager, as systemd does: its socket holds a few messages only, and who is
-/// not listened to waits.
+/// Receives the daemon's messages to the service manager, like systemd. The socket holds only a few
+/// messages, and a sender waits when it is full.
 fn listen_to(notifications: UnixDatagram) -> Arc<Mutex<String>> {
-    /// How soon the listener notices that nobody wants to know any more.
+    /// Longest time until the listener notices that no test needs it any more.
     const PATIENCE: Duration = Duration::from_millis(200);
     notifications.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let notified = Arc::new(Mutex::new(String::new()));
@@ -428,7 +433,7 @@ fn listen_to(notifications: UnixDatagram) -> Arc<Mutex<String>> {
         let mut message = [0; 4096];
         while let Some(notified) = wanted.upgrade() {
             if let Ok(length) = notifications.recv(&mut message) {
-                let mut notified = notified.lock().expect("nobody panics with it");
+                let mut notified = notified.lock().expect("no holder panics");
                 notified.push_str(&String::from_utf8_lossy(&message[..length]));
                 notified.push('\n');
             }
@@ -447,20 +452,18 @@ impl Drop for Daemon {
     }
 }
 
-#[allow(
-    clippy::print_stderr,
-    reason = "whoever reads of a failed test wants to know what the daemon said"
-)]
+#[allow(clippy::print_stderr, reason = "the daemon's log explains a failed test")]
 fn show_log(log: &str) {
     eprintln!("the daemon said:\n{log}");
 }
 
-/// All code of the shipped program, in bytes, as if each page of it were in memory. A test build is not optimised and has
-/// twice as much, which says nothing of what an import needs.
+/// Size of the shipped program's code in bytes, as if each page were in memory. A test build is not
+/// optimised and has twice as much code, which has nothing to do with imports.
 const CODE: u64 = 15 << 20;
 
-/// The largest amount of memory that the shipped program would have had where this process has run, in bytes
-/// (proc_pid_status(5)): the peak, with the shipped program's code in place of this one's.
+/// Returns the peak memory in bytes that the shipped program would have had in place of this
+/// process (proc_pid_status(5)). It is the peak of this process with the code size of the shipped
+/// program.
 pub fn peak_memory(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bytes = |field: &str| {

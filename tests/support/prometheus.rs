@@ -1,4 +1,5 @@
-//! A Prometheus of a scenario's own: it asks the ports it is given each second, and answers queries.
+//! A private Prometheus for a scenario. It scrapes the given ports every second and answers
+//! queries.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,16 +12,16 @@ use tempfile::TempDir;
 
 use super::{tools, wait_until};
 
-/// A port of this machine that was free a moment ago.
+/// Returns a port of this machine that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one").port()
+    listener.local_addr().expect("the socket has an address").port()
 }
 
-/// What is said on a port of this machine to a request.
+/// Returns the answer to a request on a port of this machine.
 pub fn get(port: u16, target: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    // Of HTTP/1.0, so that the answer comes in one piece.
+    // HTTP/1.0, so that the answer comes in one piece.
     write!(
         stream,
         "GET {target} HTTP/1.0\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -30,7 +31,7 @@ pub fn get(port: u16, target: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A Prometheus that runs. Killed when dropped.
+/// A running Prometheus. Dropping it kills it.
 pub struct Prometheus {
     child: Child,
     port: u16,
@@ -39,19 +40,20 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that asks these ports, in the job `airgapd`, and evaluates these rules. `None` where this machine has no Prometheus.
+    /// Starts a Prometheus that scrapes these ports in the job `airgapd` and evaluates these rules.
+    /// `None` if this machine has no Prometheus.
     pub fn start(ports: &[u16], rules: &Path) -> Option<Prometheus> {
         let program = tools::prometheus()?;
         let folder = tempfile::tempdir().expect("a folder");
         let targets: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        // JSON is YAML.
+        // JSON is valid YAML.
         let configuration = json!({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [rules],
             "scrape_configs": [{"job_name": "airgapd", "static_configs": [{"targets": targets}]}],
         });
         let file = folder.path().join("prometheus.yml");
-        fs::write(&file, configuration.to_string()).expect("it can be written");
+        fs::write(&file, configuration.to_string()).expect("the file can be written");
         let port = free_port();
         let child = Command::new(program)
             .arg(format!("--config.file={}", file.display()))
@@ -76,10 +78,11 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    /// The results of a query at this moment, each with its labels and value.
+    /// Returns the current results of a query, each with its labels and value.
     ///
     /// # Panics
-    /// If Prometheus refuses the query.
+    ///
+    /// Panics if Prometheus refuses the query.
     pub fn query(&self, query: &str) -> Vec<(Value, f64)> {
         let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let data = self.data(&format!("/api/v1/query?query={escaped}"));
@@ -90,7 +93,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// What an address of its interface answers.
+    /// Returns the answer of an address of its HTTP API.
     pub fn data(&self, target: &str) -> Value {
         let answer = get(self.port, target).expect("Prometheus answers");
         let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");

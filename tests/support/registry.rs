@@ -1,6 +1,7 @@
-//! A real registry (Debian's docker-registry) on a port of its own, and what it takes to fill it.
+//! A real registry (Debian's docker-registry) on its own port, and the functions that fill it.
 //!
-//! What skopeo cannot push (nested indexes, artifacts) goes there by a few HTTP requests, OCI distribution-spec 1.1, "Push".
+//! skopeo cannot push nested indexes and artifacts. A few HTTP requests push them (OCI
+//! distribution-spec 1.1, "Push").
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,23 +21,23 @@ use super::bundles;
 use super::tools::{run, tool};
 use super::wait_until;
 
-/// The user of registries that want one, and the password.
+/// User and password of registries that require credentials.
 pub const USER: &str = "robot";
 pub const PASSWORD: &str = "secret";
 
 /// The same in the form of htpasswd: bcrypt at its lowest cost.
 const USER_LINE: &str = "robot:$2b$04$FU83Sp1vUpSFtNPIMXbhkeJ5evBhBx2C0D08ouubdEkiKH1WSnkhq\n";
 
-/// How a registry is to be.
+/// The settings of a registry.
 #[derive(Default)]
 pub struct Manner<'a> {
     /// TLS with this certificate and key.
     pub tls: Option<&'a Certificate>,
-    /// Only for [`USER`].
+    /// True if only [`USER`] has access.
     pub private: bool,
 }
 
-/// A certificate for the loopback address, signed by an authority of its own.
+/// A certificate for the loopback address, signed by its own authority.
 pub struct Certificate {
     folder: TempDir,
 }
@@ -61,13 +62,13 @@ impl Certificate {
         Certificate { folder }
     }
 
-    /// The certificate of the authority, for `--ca-file`.
+    /// Returns the path of the authority's certificate, for `--ca-file`.
     pub fn authority(&self) -> String {
         bundles::text(&self.folder.path().join("ca.pem"))
     }
 }
 
-/// A registry. It ends when dropped.
+/// A registry. Dropping it ends it.
 pub struct Registry {
     program: PathBuf,
     child: Child,
@@ -78,15 +79,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry, without TLS, for everybody. `None` where there is no such program, which only a complete
-    /// machine minds.
+    /// Starts an empty registry without TLS and credentials. `None` if the program is missing,
+    /// which is a failure only on a complete machine.
     pub fn start() -> Option<Registry> {
         let program = tool("docker-registry")?;
         let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
         Some(Registry::of(program, folder, &Manner::default()))
     }
 
-    /// Another door to the same content.
+    /// Starts a second registry with the same content.
     pub fn also(&self, manner: &Manner<'_>) -> Registry {
         Registry::of(self.program.clone(), Arc::clone(&self.folder), manner)
     }
@@ -131,30 +132,30 @@ impl Registry {
         self.port
     }
 
-    /// As it stands in references.
+    /// Returns the host as references name it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What it has logged: a line for each request, with the status of the answer.
+    /// Returns its log: a line for each request, with the status of the answer.
     pub fn log(&self) -> String {
-        self.log.lock().expect("nobody panics with it").clone()
+        self.log.lock().expect("no holder panics").clone()
     }
 
-    /// Ends it as a crash does.
+    /// Kills it like a crash.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it is our child");
+        self.child.kill().expect("the process runs");
+        self.child.wait().expect("waiting for the child works");
     }
 
-    /// Starts it again where it was.
+    /// Starts it again on the same port.
     pub fn restart(&mut self) {
         let (child, port, log) = begin(&self.program, &self.configuration);
         assert_eq!(port, self.port);
         (self.child, self.log) = (child, log);
     }
 
-    /// Pushes an image with everything below it, and gives its reference by tag and its digest.
+    /// Pushes an image with everything below it. Returns its reference by tag and its digest.
     pub fn push(&self, repository: &str, tag: &str, image: Image) -> (String, Digest) {
         let archive = Layout::new().image(image).build();
         let root = archive.images[0].root.clone();
@@ -193,7 +194,8 @@ impl Registry {
         assert_eq!(status, 201, "{}", self.log());
     }
 
-    /// Puts a manifest or index under a tag or its digest; what it refers to must be there.
+    /// Pushes a manifest or index under a tag or its digest. Everything that it refers to must be
+    /// in the registry.
     pub fn put_manifest(&self, repository: &str, reference: &str, bytes: &[u8]) {
         let document: Value = serde_json::from_slice(bytes).expect("a document");
         let kind = ("Content-Type", document["mediaType"].as_str().expect("a type"));
@@ -202,7 +204,7 @@ impl Registry {
         assert_eq!(status, 201, "{}", self.log());
     }
 
-    /// The digest that the registry gives for a tag.
+    /// Returns the digest of a tag.
     pub fn digest(&self, repository: &str, tag: &str) -> String {
         let accept = [
             "application/vnd.oci.image.index.v1+json",
@@ -235,10 +237,10 @@ impl Registry {
         }
         stream
             .write_all(format!("{head}\r\n").as_bytes())
-            .expect("it reads");
-        stream.write_all(body).expect("it reads");
+            .expect("the other side reads");
+        stream.write_all(body).expect("the other side reads");
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers");
+        stream.read_to_end(&mut answer).expect("the other side answers");
         let answer = String::from_utf8_lossy(&answer);
         let (first, rest) = answer.split_once("\r\n").expect("a status line");
         let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -248,8 +250,8 @@ impl Registry {
         (status.expect("a status"), headers.collect())
     }
 
-    /// Lets skopeo copy an image of a bundle there, with all its platforms. Layers are compressed on the way unless they
-    /// are already.
+    /// Copies an image of a bundle into the registry with skopeo, with all platforms. skopeo
+    /// compresses layers that are not compressed.
     pub fn fill_with_skopeo(&self, bundle: &Path, name: &str, place: &str, flags: &[&str]) {
         let skopeo = tool("skopeo").expect("where there is a registry there is a skopeo");
         let mut copy = Command::new(skopeo);
@@ -260,7 +262,7 @@ impl Registry {
     }
 }
 
-/// Starts the program, and waits for the word that it listens.
+/// Starts the program, and waits until it reports that it listens.
 fn begin(program: &Path, configuration: &Path) -> (Child, u16, Arc<Mutex<String>>) {
     let mut child = Command::new(program)
         .arg("serve")
@@ -272,14 +274,14 @@ fn begin(program: &Path, configuration: &Path) -> (Child, u16, Arc<Mutex<String>
         .expect("the registry starts");
     let log = Arc::new(Mutex::new(String::new()));
     let outputs: [Box<dyn Read + Send>; 2] = [
-        Box::new(child.stdout.take().expect("it is piped")),
-        Box::new(child.stderr.take().expect("it is piped")),
+        Box::new(child.stdout.take().expect("the stream is piped")),
+        Box::new(child.stderr.take().expect("the stream is piped")),
     ];
     for output in outputs {
         let log = Arc::clone(&log);
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let mut log = log.lock().expect("nobody panics with it");
+                let mut log = log.lock().expect("no holder panics");
                 log.push_str(&line);
                 log.push('\n');
             }
@@ -287,7 +289,7 @@ fn begin(program: &Path, configuration: &Path) -> (Child, u16, Arc<Mutex<String>
     }
     let mut port = None;
     wait_until("the registry listens", || {
-        let log = log.lock().expect("nobody panics with it");
+        let log = log.lock().expect("no holder panics");
         let rest = log.split_once("listening on 127.0.0.1:").map(|(_, rest)| rest);
         let digits = rest.map(|rest| {
             rest.split(|c: char| !c.is_ascii_digit())
@@ -297,7 +299,7 @@ fn begin(program: &Path, configuration: &Path) -> (Child, u16, Arc<Mutex<String>
         port = digits.and_then(|digits| digits.parse().ok());
         port.is_some()
     });
-    (child, port.expect("it was waited for"), log)
+    (child, port.expect("the wait ended with a port"), log)
 }
 
 impl Drop for Registry {

@@ -1,9 +1,10 @@
-//! A node that commands are typed on as documents have them: with the paths, the programs and the configuration that
-//! an operator has, in a mount namespace of its own (`stage/node.sh`).
+//! A node on which a test types commands exactly as documents show them. It has the paths, programs
+//! and configuration of an operator's node, in its own mount namespace (`stage/node.sh`).
 //!
-//! [`super::Node`] gives the program folders and a configuration of the test's; here it finds its own. Programs that a
-//! machine under test may lack, or that would change it, are stand-ins (`stage/programs`): `systemctl` starts what the
-//! unit says, `ssh` and `scp` reach this machine.
+//! [`super::Node`] gives the program the folders and configuration of a test. On a stage the
+//! program finds its own. Programs that a test machine may lack, or that would change it, are
+//! replaced by stand-ins (`stage/programs`). `systemctl` starts the program of the unit, and `ssh`
+//! and `scp` reach this machine.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,22 +16,22 @@ use tempfile::TempDir;
 
 use super::node::Answer;
 
-/// A command that takes longer than this has come to a halt; in the form of timeout(1).
+/// Longest time of a command, in the form of timeout(1).
 const PATIENCE: &str = "5m";
 
-/// Where the scripts are.
+/// Returns the folder of the scripts.
 fn scripts() -> PathBuf {
     lab::workspace().join("tests/support/stage")
 }
 
-/// The node. What runs on it ends when it is dropped.
+/// The node. Dropping it ends its processes.
 pub struct Stage {
     holder: Child,
     folder: TempDir,
 }
 
 impl Stage {
-    /// A node without airgapd in its folders, and with a plain containerd.
+    /// Makes a node without airgapd in its folders, and with a plain containerd.
     pub fn on(containerd: &Containerd) -> Stage {
         let folder = tempfile::Builder::new()
             .prefix("airgapd-stage-")
@@ -49,14 +50,14 @@ impl Stage {
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare comes with util-linux");
-        let said = BufReader::new(holder.stdout.take().expect("it is piped"));
+        let said = BufReader::new(holder.stdout.take().expect("the stream is piped"));
         let is_ready = said.lines().map_while(Result::ok).any(|line| line == "ready");
         assert!(is_ready, "the node could not be made");
         Stage { holder, folder }
     }
 
-    /// Where something of the node is on this machine: below `/etc` or `/var/lib`, or in the folder in which commands
-    /// are typed.
+    /// Returns the path on this machine of a file of the node: below `/etc` or `/var/lib`, or in
+    /// the folder of the typed commands.
     pub fn at(&self, path: &str) -> PathBuf {
         let below = |folder: &str, rest: &str| self.folder.path().join(folder).join(rest);
         match (path.strip_prefix("/etc/"), path.strip_prefix("/var/lib/")) {
@@ -66,14 +67,14 @@ impl Stage {
         }
     }
 
-    /// Writes a file of the node, and the folders it lies in.
+    /// Writes a file of the node, and creates its folders.
     pub fn write(&self, path: &str, contents: impl AsRef<[u8]>) {
         let path = self.at(path);
-        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        fs::create_dir_all(path.parent().expect("the path has a folder")).expect("a folder");
         fs::write(path, contents).expect("a file");
     }
 
-    /// Types a command, and gives all that is then on the screen as standard output.
+    /// Types a command. The answer has the whole screen as its standard output.
     pub fn types(&self, command: &str) -> Answer {
         let output = Command::new("timeout")
             .args([
@@ -84,7 +85,7 @@ impl Stage {
                 "--mount",
             ])
             .args(["sh", "-c"])
-            // A comment may be at its end.
+            // The command may end with a comment.
             .arg(format!("cd {} && {{ {command}\n}} 2>&1", self.at("").display()))
             .env_clear()
             .env("PATH", "/run/program:/usr/sbin:/usr/bin:/sbin:/bin")

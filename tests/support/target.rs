@@ -1,4 +1,4 @@
-//! The containerd of one scenario: the stand-in or a real one, seen through one door.
+//! The containerd of one scenario: the stand-in or a real one, behind one interface.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,10 +13,10 @@ use lab::{Containerd, Generation, Options};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::runtime::Runtime;
 
-/// The namespace that kubelet's images live in.
+/// Namespace of kubelet's images.
 pub const KUBERNETES: &str = "k8s.io";
 
-/// A containerd, and a namespace in it that nobody else uses meanwhile.
+/// A containerd, and a namespace in it that no other test uses meanwhile.
 pub struct Target {
     stage: Stage,
     client: Client,
@@ -24,13 +24,13 @@ pub struct Target {
     _kubernetes: Option<MutexGuard<'static, ()>>,
 }
 
-/// A real containerd that a scenario has for itself, to stop, kill, replace or fill.
+/// A real containerd that only this scenario uses, to stop, kill, replace or fill it.
 pub struct Own {
     pub containerd: Containerd,
     pub target: Target,
 }
 
-/// Plays a scenario on a containerd of its own.
+/// Plays a scenario on its own containerd.
 pub fn run_on_own(generation: Generation, options: &Options, scenario: impl FnOnce(&mut Own)) {
     let Some(harness::Own { containerd, stage }) = harness::Own::start(generation, options) else {
         return;
@@ -39,7 +39,7 @@ pub fn run_on_own(generation: Generation, options: &Options, scenario: impl FnOn
     scenario(&mut Own { containerd, target });
 }
 
-/// Plays a scenario. Afterwards the stand-in must not have minded anything.
+/// Plays a scenario. Afterwards the stand-in must not have seen a violation.
 pub fn run_on(place: impl Into<Place>, scenario: impl FnOnce(&Target)) {
     let Some(stage) = Stage::at(place.into(), FakeConfig::default()) else {
         return;
@@ -50,18 +50,19 @@ pub fn run_on(place: impl Into<Place>, scenario: impl FnOnce(&Target)) {
 }
 
 impl Target {
-    /// A stand-in with wishes.
+    /// Starts a stand-in with this configuration.
     pub fn fake(config: FakeConfig) -> Target {
         Target::new(Stage::fake(config), None)
     }
 
-    /// The same containerd, in the namespace that CRI works in. Nobody else is in it until this is dropped.
+    /// Returns the same containerd in the namespace of CRI. No other test is in it until this is
+    /// dropped.
     pub fn in_kubernetes(&self) -> Target {
         let kubernetes = self.stage.hold_kubernetes();
         Target::new(self.stage.in_namespace(KUBERNETES), kubernetes)
     }
 
-    /// The same containerd, in another namespace that nobody else uses.
+    /// Returns the same containerd in another namespace that no other test uses.
     pub fn elsewhere(&self) -> Target {
         Target::new(self.stage.elsewhere(), None)
     }
@@ -77,7 +78,7 @@ impl Target {
         }
     }
 
-    /// What kind of containerd it is.
+    /// Returns the kind of the containerd.
     pub fn place(&self) -> Place {
         self.stage.place()
     }
@@ -90,21 +91,26 @@ impl Target {
         self.stage.namespace()
     }
 
-    /// The stand-in, if it is one.
+    /// Returns the stand-in, if this is one.
     pub fn as_fake(&self) -> Option<&Fake> {
         self.stage.as_fake()
     }
 
-    /// From now on the stand-in takes so long to commit a blob.
+    /// From now on the stand-in takes this long to commit a blob.
     pub fn slow_commits(&self, by: Duration) {
-        let fake = self.as_fake().expect("it is the stand-in");
+        let fake = self.as_fake().expect("the target is the stand-in");
         fake.inject(Fault::SlowCommit { by });
     }
 
-    /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.
+    /// Checks that the stand-in has seen no violation, and that all leases and ingests were
+    /// returned.
     pub fn assert_tidy(&self) {
         if let Some(fake) = self.as_fake() {
-            assert_eq!(fake.check_done(), Vec::<String>::new(), "what the stand-in minds");
+            assert_eq!(
+                fake.check_done(),
+                Vec::<String>::new(),
+                "violations that the stand-in reports"
+            );
         }
     }
 
@@ -114,7 +120,7 @@ impl Target {
 
     // Image records.
 
-    /// All image records by name, without those that CRI makes for itself.
+    /// Returns all image records by name, without CRI's own.
     pub fn records(&self) -> BTreeMap<String, ImageRecord> {
         let records = self.wait_for(self.client.images()).into_iter();
         records
@@ -131,31 +137,31 @@ impl Target {
         self.wait_for(self.client.image(name))
     }
 
-    /// A record that must be there.
+    /// Returns a record that must exist.
     pub fn expect_record(&self, name: &str) -> ImageRecord {
         self.record(name)
             .unwrap_or_else(|| panic!("no record {name}; there are {:?}", self.names()))
     }
 
-    /// Labels of a record that must be there.
+    /// Returns the labels of a record that must exist.
     pub fn labels(&self, name: &str) -> BTreeMap<String, String> {
         self.expect_record(name).labels
     }
 
-    /// The files that labels of a record name: the bundles that vouch for it.
+    /// Returns the files in the labels of a record: the bundles that vouch for it.
     pub fn source_files(&self, name: &str) -> Vec<String> {
         let labels = self.labels(name).into_iter();
         let of_bundles = labels.filter(|(key, _)| key.starts_with(BUNDLE));
         of_bundles.map(|(_, file)| file).collect()
     }
 
-    /// Whether the record has our pin.
+    /// Returns true if the record has airgapd's pin.
     pub fn is_pinned(&self, name: &str) -> bool {
         let labels = self.labels(name);
         labels.get(PINNED).is_some_and(|v| v == "pinned") && labels.get(OUR_PIN).is_some_and(|v| v == "true")
     }
 
-    /// Takes a record away, as `ctr images rm` does.
+    /// Removes a record, like `ctr images rm`.
     pub fn remove_record(&self, name: &str) {
         assert!(
             self.wait_for(self.client.delete_image(name, false)),
@@ -163,7 +169,7 @@ impl Target {
         );
     }
 
-    /// Makes a record as another tool would. Its target must be in the store already.
+    /// Creates a record like another tool. Its target must be in the store already.
     pub fn put_record(&self, name: &str, target: &Descriptor, labels: &[(&str, &str)]) {
         let labels = owned(labels);
         if let Some(fake) = self.as_fake() {
@@ -184,7 +190,7 @@ impl Target {
         self.wait_for(self.client.create_image(&record));
     }
 
-    /// Makes many records as another tool would, several at a time.
+    /// Creates many records like another tool, several at a time.
     pub fn put_records(&self, records: impl IntoIterator<Item = NewImage>) {
         const AT_ONCE: usize = 16;
         if self.as_fake().is_some() {
@@ -212,7 +218,7 @@ impl Target {
         });
     }
 
-    /// Moves a record to another target as another tool would, with an event of containerd. Its labels stay.
+    /// Moves a record to another target like another tool, with an event. The labels stay.
     pub fn move_record(&self, name: &str, target: &Descriptor) {
         let update = ImageUpdate {
             target: Some(target.clone()),
@@ -222,7 +228,7 @@ impl Target {
             .expect("the record is there");
     }
 
-    /// Sets labels of a record as another tool would; `None` takes one away.
+    /// Sets labels of a record like another tool. `None` removes a label.
     pub fn set_labels(&self, name: &str, labels: &[(&str, Option<&str>)]) {
         if let Some(fake) = self.as_fake() {
             for (key, value) in labels {
@@ -245,7 +251,7 @@ impl Target {
             .expect("the record is there");
     }
 
-    /// Writes down what happens to image records from now on.
+    /// Records the changes of image records from now on.
     pub fn watch(&self) -> Changes<'_> {
         let mut events = self.wait_for(self.client.image_events());
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -253,7 +259,7 @@ impl Target {
         let task = self.runtime.spawn(async move {
             while let Some(event) = events.next().await {
                 log.lock()
-                    .expect("nobody panics with it")
+                    .expect("no holder panics")
                     .push((event.kind, event.name));
             }
         });
@@ -266,7 +272,7 @@ impl Target {
 
     // Content.
 
-    /// The blobs of the namespace with their labels.
+    /// Returns the blobs of the namespace with their labels.
     pub fn blobs(&self) -> BTreeMap<String, BTreeMap<String, String>> {
         let blobs = self.wait_for(self.client.blobs()).into_iter();
         blobs.map(|blob| (blob.digest.to_string(), blob.labels)).collect()
@@ -276,7 +282,7 @@ impl Target {
         self.blobs().into_keys().collect()
     }
 
-    /// Puts a blob there as another tool would, held by a root label until [`Target::let_go`].
+    /// Stores a blob like another tool. A root label keeps it until [`Target::let_go`].
     pub fn put_blob(&self, bytes: &[u8], labels: &[(&str, &str)]) -> Digest {
         let mut labels = labels.to_vec();
         labels.push((ROOT, "held by a test"));
@@ -297,12 +303,12 @@ impl Target {
         digest
     }
 
-    /// Takes the root label of [`Target::put_blob`] off again.
+    /// Removes the root label of [`Target::put_blob`].
     pub fn let_go(&self, digest: &Digest) {
         self.wait_for(self.client.set_blob_labels(digest, &owned(&[(ROOT, "")])));
     }
 
-    /// Makes containerd collect its garbage, and returns when it has.
+    /// Makes containerd collect its garbage and waits for the end.
     pub fn collect_garbage(&self) {
         if let Some(fake) = self.as_fake() {
             return self.runtime.block_on(fake.collect_garbage());
@@ -320,14 +326,14 @@ impl Target {
             .collect()
     }
 
-    /// The names of committed snapshots of the usual snapshotter.
+    /// Returns the names of committed snapshots of the usual snapshotter.
     pub fn snapshots(&self) -> BTreeSet<String> {
         self.wait_for(self.client.snapshots("overlayfs"))
             .into_iter()
             .collect()
     }
 
-    /// The writes under way, or left behind, as containerd tells of them.
+    /// Returns the running and abandoned writes that containerd lists.
     pub fn ingests_in_full(&self) -> Vec<containerd::Ingest> {
         self.wait_for(self.client.ingests())
     }
@@ -339,24 +345,24 @@ impl Target {
             .collect()
     }
 
-    // Kubelet's view, and ctr's.
+    // The views of kubelet and ctr.
 
-    /// What CRI says about an image, in the namespace of Kubernetes.
+    /// Returns CRI's information about an image, in the Kubernetes namespace.
     pub fn image_status(&self, reference: &str) -> Option<CriImage> {
         self.wait_for(self.client.cri().image_status(reference))
     }
 
-    /// Has CRI pull an image, as kubelet does, and gives its id.
+    /// Makes CRI pull an image, like kubelet, and returns its id.
     pub fn pull(&self, reference: &str) -> String {
         self.wait_for(self.client.cri().pull_image(reference))
     }
 
-    /// Runs something that needs the runtime of this target's client.
+    /// Runs a future on the runtime of this target's client.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
 
-    /// Runs the `ctr` of a real containerd in our namespace and gives what it printed.
+    /// Runs the `ctr` of a real containerd in this namespace and returns its output.
     pub fn ctr(&self, arguments: &[&str]) -> String {
         let parts = self.stage.parts().expect("only a real containerd has a ctr");
         let mut command = Command::new(&parts.ctr);
@@ -372,17 +378,17 @@ impl Target {
     }
 }
 
-/// The label by which CRI knows a pin.
+/// Label by which CRI knows a pin.
 pub const PINNED: &str = "io.cri-containerd.pinned";
-/// The label by which we know that the pin is ours.
+/// Label that marks a pin as airgapd's.
 pub const OUR_PIN: &str = "io.airgapd.pinned";
-/// The label by which an image is known that was imported by hand.
+/// Label of an image that was imported by hand.
 pub const BY_HAND: &str = "io.airgapd.import";
-/// What the labels of bundles that vouch for an image begin with.
+/// Prefix of the labels of bundles that vouch for an image.
 pub const BUNDLE: &str = "io.airgapd.bundle.";
-/// The label by which CRI knows records that it has taken in.
+/// Label of records that CRI has taken over.
 pub const MANAGED: &str = "io.cri-containerd.image";
-/// The label that makes a blob a root of garbage collection.
+/// Label that makes a blob a root of garbage collection.
 const ROOT: &str = "containerd.io/gc.root";
 
 fn owned(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -396,12 +402,12 @@ struct InMemory(Vec<u8>);
 
 impl BlobSource for InMemory {
     fn open(&self, offset: u64) -> std::io::Result<Box<dyn std::io::Read + Send>> {
-        let offset = usize::try_from(offset).expect("it fits into memory");
+        let offset = usize::try_from(offset).expect("the offset fits into memory");
         Ok(Box::new(std::io::Cursor::new(self.0[offset..].to_vec())))
     }
 }
 
-/// What happened to image records since [`Target::watch`].
+/// The changes of image records since [`Target::watch`].
 pub struct Changes<'t> {
     target: &'t Target,
     seen: Arc<Mutex<Vec<(ImageChange, String)>>>,
@@ -409,9 +415,9 @@ pub struct Changes<'t> {
 }
 
 impl Changes<'_> {
-    /// Everything up to now, without CRI's own records.
+    /// Returns all changes up to now, without those of CRI's own records.
     pub fn so_far(&self) -> Vec<(ImageChange, String)> {
-        // Events come in order: once the one that we cause is here, all before it are.
+        // Events come in order. After the event of this record, all earlier ones have arrived.
         let fence = format!("fence.test/{}:1", unique());
         let blob = self.target.put_blob(fence.as_bytes(), &[]);
         let target = Descriptor::new("text/plain".into(), fence.len() as u64, blob.clone());
@@ -420,7 +426,7 @@ impl Changes<'_> {
             target,
             labels: BTreeMap::new(),
         }));
-        let seen = || self.seen.lock().expect("nobody panics with it").clone();
+        let seen = || self.seen.lock().expect("no holder panics").clone();
         wait_until("the event of our own record", || {
             seen().iter().any(|(_, name)| *name == fence)
         });
@@ -437,7 +443,8 @@ impl Drop for Changes<'_> {
     }
 }
 
-/// What scenarios claim rests on this: the harness sees the changes of others, and does not see its own.
+/// The claims of scenarios are based on this: the harness sees the changes of other clients, and
+/// does not report its own.
 fn the_harness_sees_what_others_do(target: &Target) {
     let bytes = unique().into_bytes();
     let blob = target.put_blob(&bytes, &[]);
@@ -454,10 +461,10 @@ fn the_harness_sees_what_others_do(target: &Target) {
     target.collect_garbage();
     assert!(target.digests().is_empty() && target.names().is_empty() && target.leases().is_empty());
     let mut kinds: Vec<_> = changes.so_far().into_iter().map(|(kind, _)| kind).collect();
-    // The stand-in's labels change one by one.
+    // The stand-in changes labels one by one.
     kinds.dedup();
     let expected = [ImageChange::Created, ImageChange::Updated, ImageChange::Deleted];
-    // What is put into the stand-in behind its back is no event.
+    // A direct change of the stand-in's state causes no event.
     assert_eq!(
         kinds,
         if target.as_fake().is_some() {

@@ -1,4 +1,4 @@
-//! A terminal of a given size that shows what a command prints on it.
+//! A terminal of a given size that records the output of a command.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -13,7 +13,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::wait_until;
 
-/// A command on a terminal of its own. Killed when dropped, if it has not ended before.
+/// A command on its own terminal. Dropping it kills the command if it has not ended.
 pub struct OnTerminal {
     child: Child,
     terminal: OwnedFd,
@@ -22,24 +22,25 @@ pub struct OnTerminal {
 }
 
 impl OnTerminal {
-    /// Starts a command whose standard output and error are a terminal of so many columns and lines.
+    /// Starts a command with its standard output and error on a terminal of this size.
     pub fn start(mut command: Command, columns: u16, lines: u16) -> OnTerminal {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
-        grantpt(&terminal).expect("it is ours");
-        unlockpt(&terminal).expect("it is ours");
-        let path = ptsname(&terminal, Vec::new()).expect("it has a name");
-        let path = path.into_string().expect("it is text");
+        grantpt(&terminal).expect("the test owns it");
+        unlockpt(&terminal).expect("the test owns it");
+        let path = ptsname(&terminal, Vec::new()).expect("the path has a name");
+        let path = path.into_string().expect("the path is text");
         resize(&terminal, columns, lines);
         let open = || {
             OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(&path)
-                .expect("it can be opened")
+                .expect("the terminal can be opened")
         };
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         let child = command.spawn().expect("the program starts");
-        // It holds descriptors of the terminal, whose end is seen when all are closed.
+        // The command holds descriptors of the terminal. The reader sees the end only after all of
+        // them are closed.
         drop(command);
         let mut out = File::from(terminal.try_clone().expect("a descriptor"));
         let shown = Arc::<Mutex<String>>::default();
@@ -48,7 +49,7 @@ impl OnTerminal {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = out.read(&mut buffer) {
                 let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
-                seen.lock().expect("nobody panics with it").push_str(&text);
+                seen.lock().expect("no holder panics").push_str(&text);
             }
         });
         OnTerminal {
@@ -59,36 +60,36 @@ impl OnTerminal {
         }
     }
 
-    /// Everything that was written to the terminal so far, as it came.
+    /// Returns everything that was written to the terminal so far, unchanged.
     pub fn shown(&self) -> String {
-        self.shown.lock().expect("nobody panics with it").clone()
+        self.shown.lock().expect("no holder panics").clone()
     }
 
-    /// Waits until something is shown for which the condition holds.
+    /// Waits until the condition holds for the output.
     pub fn wait_until(&self, what: &str, mut holds: impl FnMut(&str) -> bool) {
         wait_until(what, || holds(&self.shown()));
     }
 
-    /// Gives the terminal another size and tells the command, as the kernel does.
+    /// Changes the size of the terminal and signals the command, like the kernel.
     pub fn resize(&self, columns: u16, lines: u16) {
         resize(&self.terminal, columns, lines);
         self.signal(Signal::WINCH);
     }
 
-    /// Sends the command a signal.
+    /// Sends a signal to the command.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
-    /// Waits for the end of the command: its exit code, and everything that it showed.
+    /// Waits for the end of the command. Returns its exit code and its whole output.
     pub fn end(mut self) -> (Option<i32>, String) {
         let mut ended = None;
         wait_until("the command ends", || {
-            ended = self.child.try_wait().expect("it is our child");
+            ended = self.child.try_wait().expect("waiting for the child works");
             ended.is_some()
         });
         if let Some(reader) = self.reader.take() {
-            reader.join().expect("it reads to the end");
+            reader.join().expect("the reader ends");
         }
         (ended.and_then(|status| status.code()), self.shown())
     }
@@ -108,5 +109,5 @@ fn resize(terminal: &OwnedFd, columns: u16, lines: u16) {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    tcsetwinsize(terminal, size).expect("it is a terminal");
+    tcsetwinsize(terminal, size).expect("this is a terminal");
 }

@@ -1,24 +1,24 @@
-//! Programs of others that make what scenarios need.
+//! Foreign programs that scenarios use.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// A tool; `None` where there is none on this machine, which only a complete machine minds.
+/// Returns a tool, or `None` if it is missing, which is a failure only on a complete machine.
 pub fn tool(name: &str) -> Option<PathBuf> {
     lab::left_out::unless_had(name, lab::parts::tool(name))
 }
 
-/// The same for what checks metrics and rules.
+/// Does the same for promtool, which checks metrics and rules.
 pub fn promtool() -> Option<PathBuf> {
     lab::left_out::unless_had("promtool", lab::parts::promtool())
 }
 
-/// The same for Prometheus itself.
+/// Does the same for Prometheus.
 pub fn prometheus() -> Option<PathBuf> {
     lab::left_out::unless_had("prometheus", lab::parts::prometheus())
 }
 
-/// Runs a command, which must go well.
+/// Runs a command, which must succeed.
 pub fn run(command: &mut Command) {
     let output = command
         .stdin(Stdio::null())

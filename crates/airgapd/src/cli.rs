@@ -1,6 +1,8 @@
 //! The command line: what an operator can type.
 
 mod common;
+mod size;
+mod surface;
 
 use std::path::PathBuf;
 
@@ -11,21 +13,22 @@ use verify::{K0sQuestion, Sources};
 
 pub(crate) use self::common::{Common, OutputFormat, asks_for_json};
 use self::common::{NameFlag, PlatformFlag, RateFlag};
+pub(crate) use self::size::Size;
+pub(crate) use self::surface::{definition, parse, parse_from};
 use crate::config::{Flag, Words};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
-#[command(
-    name = "airgapd",
-    version,
-    about,
-    max_term_width = 100,
-    disable_help_subcommand = true
-)]
-#[command(
-    after_help = "Exit status: 0 done, 1 something failed or nothing landed, 2 usage or configuration, \
-                        3 containerd cannot be reached, 4 something required is missing, 5 the bundle is bad and nothing landed, 6 waited in vain, 7 no daemon answers."
-)]
+#[command(name = "airgapd", version, about, max_term_width = 100)]
+#[command(after_help = "\
+Exit status:
+  0  done                     4  a required image is missing
+  1  failed                   5  bad bundle, no image imported
+  2  usage or configuration   6  timeout
+  3  containerd is away       7  no daemon answers
+
+\"airgapd help COMMAND\" shows the flags of a command. systemd starts the daemon with \
+\"airgapd run\". Programs and packages use inventory, completions and man.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -33,7 +36,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// A command: a task, which a configuration belongs to, or documentation, which none belongs to.
+/// A command: a task, which has a configuration, or documentation, which has none.
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them in a run")]
 pub(crate) enum Command {
@@ -45,65 +48,73 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
-    /// Watch the images folder and import every bundle in it (systemd starts this)
+    /// Run the daemon: watch the images folder and import each bundle
+    #[command(hide = true)]
     Run(RunArgs),
     /// Import bundles now
     Import(ImportArgs),
-    /// Show what is inside a bundle, what this node would take of it, and whether it is whole
+    /// Show the contents of a bundle and what a node takes of it
     Inspect(InspectArgs),
-    /// List the images that a k0s cluster needs, and those of Kubernetes manifests
+    /// List the images that k0s and Kubernetes manifests need
     ListImages(ListImagesArgs),
-    /// Say whether every image that this node will be asked for is there, whole
+    /// Check that this node has every image that its pods need
     Verify(VerifyArgs),
     /// Make a bundle of images in registries
     BundleArtifacts(BundleArtifactsArgs),
-    /// Make a bundle of images that this node's containerd has
+    /// Make a bundle of images in this node's containerd
     Export(ExportArgs),
-    /// Say what this node has, as JSON, for `bundle-artifacts --have`
+    /// Print the blobs of this node as JSON, for `bundle-artifacts --have`
+    #[command(hide = true)]
     Inventory,
-    /// Make bundles from bundles, or compare them
+    /// Merge, split or compare bundles
     Bundle(BundleArgs),
-    /// Show how bundles and images stand, with the daemon or without
+    /// Show the state of this node, its bundles and images
     Status(StatusArgs),
-    /// List the images that containerd has, with who pinned them and the bundles that vouch for them
+    /// List the images of this node with their pins and bundles
     Images(ImagesArgs),
-    /// Say for an audit which images this node has of which files, since when, and who owns the files
+    /// Print an audit report: images, files, owners and times
     #[command(after_help = "\
-The owner is that of the file now, for the ledger remembers none. Beside it stands whether content, owner and mode have changed \
-since the last import. The first import is the earliest of this content under this file name that the ledger knows.
+The report names the owner that each file has now. It says if content, owner or mode have changed since the last import. \
+The first import is the earliest one of this content under this file name in the ledger.
 
-Exit status: 0 done, 1 there is no ledger to be read, 3 containerd cannot be reached.")]
+Exit status:
+  0  done
+  1  no readable ledger
+  3  containerd is away")]
     Report,
-    /// Wait until every bundle of the images folder, or one, is in place
+    /// Wait until bundles are in place
     Wait(WaitArgs),
-    /// Say what on this node keeps bundles from being imported, and what to do about it
+    /// Find problems of this node and print the remedies
     Doctor,
-    /// Take back our labels and pins; image records stay
+    /// Remove the pins and labels of airgapd from images
     Release(ReleaseArgs),
-    /// Show the effective configuration and where each value comes from
+    /// Show the configuration and the origin of each value
     Config(ConfigArgs),
 }
 
-/// Documents that packages ship beside the program. They follow from the definition of the command line alone.
+/// Documents that packages ship beside the program, made of the definition of the command line
+/// alone.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Documentation {
     /// Print the completions for a shell
+    #[command(hide = true)]
     Completions(CompletionsArgs),
-    /// Print the manual page, or write all of them into a folder
+    /// Print the manual page or write all pages into a folder
+    #[command(hide = true)]
     Man(ManArgs),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct CompletionsArgs {
-    /// Which shell
+    /// Shell
     #[arg(value_name = "SHELL")]
     pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ManArgs {
-    /// Write one page for the program and one for each command there
-    #[arg(value_name = "FOLDER")]
+    /// Folder for one page of the program and one of each command
+    #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
 }
 
@@ -117,16 +128,16 @@ pub(crate) struct RunArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// Bundles: files, or folders with extracted OCI image layouts, anywhere and also in the images folder
+    /// Bundles: files, or folders with extracted OCI image layouts
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// Print what would be done, and do nothing
+    /// Only print what the import would do
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
     names: NameFlag,
-    /// Unpack the layers, too, so that the first container need not wait for it: background (after all records) or
-    /// before-record (an image that cannot be unpacked gets none)
+    /// Unpack the layers, so that the first container starts at once: background (after all
+    /// records) or before-record (an image that fails to unpack gets no record)
     #[arg(long, value_name = "WHEN", value_parser = one_of::<Unpack>())]
     unpack: Option<Unpack>,
     #[command(flatten)]
@@ -137,10 +148,10 @@ pub(crate) struct ImportArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// The bundle: a file, or a folder with an extracted OCI image layout
+    /// Bundle: a file, or a folder with an extracted OCI image layout
     #[arg(required = true, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Read every byte and check it against its digest
+    /// Check every byte against its digest
     #[arg(long)]
     pub(crate) verify: bool,
     #[command(flatten)]
@@ -153,18 +164,18 @@ pub(crate) struct InspectArgs {
 pub(crate) struct ListImagesArgs {
     #[command(flatten)]
     pub(crate) k0s: K0sArgs,
-    /// Only the images of manifests
+    /// Only the images of manifests, none of k0s
     #[arg(long, requires = "manifests", conflicts_with_all = ["k0s_config", "k0s_version", "k0s", "image_set", "all"])]
     pub(crate) no_k0s: bool,
     #[command(flatten)]
     pub(crate) manifests: ManifestArgs,
-    /// The platform of the nodes, such as linux/arm64 or windows/amd64; without it, this machine's
+    /// Platform of the nodes, such as linux/arm64 or windows/amd64 [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
 }
 
 impl Task {
-    /// Whether `--output` may be a file.
+    /// Returns true if `--output` may be a file.
     pub(crate) fn writes_a_file(&self) -> bool {
         matches!(
             self,
@@ -210,100 +221,100 @@ impl Task {
     }
 }
 
-/// How registries are spoken to.
+/// Trust in the registries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Insecure {
-    /// By TLS, with certificates that are checked.
+    /// TLS with checked certificates
     #[default]
     No,
-    /// By TLS, whoever answers.
+    /// TLS without a check of certificates
     SkipTlsVerify,
-    /// Without TLS.
+    /// No TLS
     PlainHttp,
 }
 
 /// Compressions that bundles are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compress {
-    /// None: most layers are compressed already.
+    /// None: most layers are compressed already
     #[default]
     None,
-    /// zstd in frames that can be read one by one.
+    /// zstd in frames that readers can open one by one
     Zstd,
-    /// gzip.
+    /// gzip
     Gzip,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. Images may also come on standard input, one on \
-each line; empty lines and those that begin with # do not count.
+The bundle goes to --output FILE, or to standard output with --output -. Standard input may have the images, one on each \
+line. Empty lines and lines that begin with # do not count.
 
   airgapd bundle-artifacts registry.k8s.io/pause:3.10 quay.io/k0sproject/coredns:1.12.2 -o images.tar
   airgapd list-images | airgapd bundle-artifacts --platform linux/amd64 --platform linux/arm64 -o images.tar
   airgapd bundle-artifacts --base images-1.31.tar -o update.tar < images-1.32.txt")]
 pub(crate) struct BundleArtifactsArgs {
-    /// Images by tag, by digest or both; from standard input if there are none here
+    /// Images by tag, by digest or both [default: those on standard input]
     #[arg(value_name = "REFERENCE")]
     pub(crate) references: Vec<String>,
-    /// Take the best of each image for this platform; `all` takes everything [default: this machine's]
+    /// Platform of the nodes, `all` for every platform, repeatable [default: this machine's]
     #[arg(long = "platform", value_name = "PLATFORM")]
     pub(crate) platforms: Vec<String>,
-    /// How the bundle is compressed
+    /// Compression of the bundle
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
-    /// Make a delta: leave out layers that this bundle has; may be given several times
+    /// Make a delta without the layers that this bundle has, repeatable
     #[arg(long, value_name = "BUNDLE")]
     pub(crate) base: Vec<PathBuf>,
-    /// Make a delta: leave out layers that a node has, by the answer of `airgapd inventory`; may be given several times
+    /// Make a delta without the layers in this output of `airgapd inventory`, repeatable
     #[arg(long, value_name = "INVENTORY")]
     pub(crate) have: Vec<PathBuf>,
-    /// Keep what was fetched in this folder, and do not fetch it again
-    #[arg(long, value_name = "FOLDER")]
+    /// Folder that keeps downloads for the next run
+    #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// How many transfers run at a time
+    /// Transfers at a time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) concurrency: u16,
-    /// How often a transfer is tried again that makes no progress
+    /// Retries of a transfer that makes no progress
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) retries: u32,
-    /// Whether registries may be spoken to without checked TLS; holds for all of them
+    /// Trust in all registries
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) insecure_registries: Insecure,
-    /// Credentials as docker, podman and skopeo keep them [default: where those keep them]
+    /// Credentials in the form of docker, podman and skopeo [default: their files]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) registries_config: Vec<PathBuf>,
-    /// Trust the certificates in this PEM file, too; may be given several times
+    /// PEM file with further trusted certificates, repeatable
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Vec<PathBuf>,
-    /// Look for images below a prefix elsewhere first: docker.io=mirror.example:5000/hub; may be given several times
+    /// Mirror to ask first for a prefix, as in docker.io=mirror.example:5000/hub, repeatable
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) mirror: Vec<registry::Rule>,
-    /// Fetch images below a prefix from elsewhere, under their own names; may be given several times
+    /// Registry to ask instead for a prefix, repeatable. Images keep their names
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) rewrite: Vec<registry::Rule>,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. Images may also come on standard input, one on \
-each line; empty lines and those that begin with # do not count. Of each image what is whole for this node's platform is \
-taken, or for those of --platform; the digest of its index stays the same.
+The bundle goes to --output FILE, or to standard output with --output -. Standard input may have the images, one on each \
+line. Empty lines and lines that begin with # do not count. The bundle has what is whole of \
+each image for this node's platform, or for those of --platform. The digest of the image's index stays the same.
 
   airgapd export --all -o node.tar
   airgapd export registry.k8s.io/pause:3.10 quay.io/k0sproject/coredns:1.12.2 -o images.tar
   airgapd list-images | airgapd export --compress zstd -o images.tar.zst")]
 pub(crate) struct ExportArgs {
-    /// Images by tag, by digest, by both or by id; from standard input if none are named
+    /// Images by tag, by digest, by both or by id [default: those on standard input]
     #[arg(value_name = "REFERENCE", conflicts_with = "all")]
     pub(crate) references: Vec<String>,
-    /// Everything that has a name and is whole
+    /// Every image that has a name and is whole
     #[arg(long, conflicts_with = "images")]
     pub(crate) all: bool,
-    /// Lists of references, one on each line; - for standard input
-    #[arg(long, num_args = 1.., value_name = "LIST")]
+    /// Files with references, one on each line, or - for standard input
+    #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(crate) images: Vec<PathBuf>,
-    /// How the bundle is compressed
+    /// Compression of the bundle
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
     #[command(flatten)]
@@ -318,23 +329,23 @@ pub(crate) struct BundleArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BundleVerb {
-    /// Make one bundle of several; a delta and its base make a whole one
+    /// Make one bundle of several. A delta and its base make a whole one
     Merge(MergeArgs),
-    /// Make several bundles of one, each of whole images, that are imported independently
+    /// Make several bundles of one, each of whole images
     Split(SplitArgs),
-    /// Say what changes from one bundle to another
+    /// Show the changes from one bundle to another
     Diff(DiffArgs),
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. Where bundles have different images under one \
-name, the last one counts. Of a single bundle it makes one of airgapd's form: from a Docker archive, say.")]
+The bundle goes to --output FILE, or to standard output with --output -. If bundles have different images under \
+a name, the last bundle counts. A single bundle is written anew in airgapd's form: a Docker archive becomes an OCI layout.")]
 pub(crate) struct MergeArgs {
-    /// The bundles: files, or folders with extracted OCI image layouts
+    /// Bundles: files, or folders with extracted OCI image layouts
     #[arg(required = true, value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,
-    /// How the bundle is compressed
+    /// Compression of the bundle
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
 }
@@ -342,70 +353,34 @@ pub(crate) struct MergeArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "With --output images.tar the volumes are images-1.tar, images-2.tar and so on.")]
 pub(crate) struct SplitArgs {
-    /// The bundle: a file, or a folder with an extracted OCI image layout
+    /// Bundle: a file, or a folder with an extracted OCI image layout
     #[arg(required = true, value_name = "FILE")]
     pub(crate) bundle: PathBuf,
-    /// The most that a volume may have before it is compressed, such as 4GiB or 4.7GB
+    /// Largest size of a volume before compression, such as 4GiB or 4.7GB
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_size: Size,
-    /// How the volumes are compressed
+    /// Compression of the volumes
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct DiffArgs {
-    /// The one bundle
+    /// Old bundle
     #[arg(required = true, value_name = "FROM")]
     pub(crate) from: PathBuf,
-    /// The other
+    /// New bundle
     #[arg(required = true, value_name = "TO")]
     pub(crate) to: PathBuf,
 }
 
-/// A size in bytes, typed with a unit: what is sold in powers of ten has `GB`, what is counted in powers of two `GiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl std::str::FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Size, String> {
-        const UNITS: [(&str, u64); 9] = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("TiB", 1 << 40),
-            ("kB", 1_000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("TB", 1_000_000_000_000),
-            ("B", 1),
-        ];
-        let with_unit = UNITS
-            .iter()
-            .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
-        let (digits, factor) = with_unit.unwrap_or((text, 1));
-        let (whole, part) = digits
-            .trim_end()
-            .split_once('.')
-            .unwrap_or((digits.trim_end(), "0"));
-        let read = || {
-            let scale = 10_u64.checked_pow(u32::try_from(part.len()).ok()?)?;
-            let digits: u64 = format!("{whole}{part}").parse().ok()?;
-            let bytes = u128::from(digits) * u128::from(factor) / u128::from(scale);
-            u64::try_from(bytes).ok().filter(|bytes| *bytes > 0)
-        };
-        read()
-            .map(Size)
-            .ok_or_else(|| "it should be a size such as 4GiB or 4.7GB".to_owned())
-    }
-}
-
 #[derive(Args, Debug)]
 pub(crate) struct VerifyArgs {
-    /// Lists of references, one on each line; - for standard input
-    #[arg(long, num_args = 1.., value_name = "LIST")]
+    /// Images that this node must have
+    #[arg(value_name = "IMAGE")]
+    references: Vec<String>,
+    /// Files with references, one on each line, or - for standard input
+    #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(crate) images: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) k0s: K0sArgs,
@@ -414,19 +389,19 @@ pub(crate) struct VerifyArgs {
     /// kubelet's folder of static pods
     #[arg(long, value_name = "DIR")]
     pub(crate) static_pods: Option<PathBuf>,
-    /// What containerd starts every pod with, where it does not tell
+    /// Sandbox image of every pod, if containerd does not tell it
     #[arg(long, value_name = "REFERENCE")]
     pub(crate) sandbox_image: Option<String>,
-    /// Also want that nobody pulls: every pull policy must be Never
+    /// Fail if a pull policy is not Never
     #[arg(long)]
     pub(crate) require_never: bool,
-    /// kubelet's configuration, to be warned of settings that refuse imported images
+    /// kubelet's configuration, for a warning about settings that refuse imported images
     #[arg(long, value_name = "FILE")]
     pub(crate) kubelet_config: Option<PathBuf>,
-    /// kubelet's root folder, to find records of pulls for which it refuses images that are there
+    /// kubelet's root folder, to find records of pulls that make it refuse present images
     #[arg(long, value_name = "DIR", conflicts_with = "bundles")]
     pub(crate) kubelet_root: Option<PathBuf>,
-    /// Ask bundles instead of containerd, before they travel
+    /// Check bundles instead of containerd, before their transport
     #[arg(long = "bundle", num_args = 1.., value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,
     #[command(flatten)]
@@ -435,50 +410,59 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-One row for each image, with all its names; names by digest are shown where there is no other. An image that a bundle vouches for \
-and that is missing is listed, too. SIZE is that of the blobs that this node needs.
+Each image has a row with all its names. Names by digest appear only without another name. The list includes missing images \
+of bundles. SIZE is that of the blobs that this node needs.
 
-Exit status: 0 done, 1 an image that a bundle vouches for is missing or not whole, 3 containerd cannot be reached, 4 no image \
-has a name that matches.")]
+Exit status:
+  0  done
+  1  an image of a bundle is missing or not whole
+  3  containerd is away
+  4  no name matches")]
 pub(crate) struct ImagesArgs {
-    /// Only images with a name that matches as a whole: * stands for any characters, ? for one
+    /// Only images whose whole name matches: * is any text, ? any character
     #[arg(value_name = "PATTERN")]
     pub(crate) pattern: Option<import::Pattern>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
-    /// Go on showing it, until interrupted
-    #[arg(long)]
+    /// Refresh the screen until interrupted
+    #[arg(short, long)]
     pub(crate) watch: bool,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The images folder is listed first, so a file counts that was copied a moment ago. Uploads that have come to a halt are \
-waited for like others. With --digest the names of files and images do not count: a rollout that brings new content under an old \
-name waits for that content, also where no bundle has it yet. With --bundle and --digest this bundle must have it.
+The daemon lists the images folder first, so a file that arrived a moment ago counts. A stalled upload counts as unfinished. \
+With --digest only content counts: a rollout of new content under an old name waits for it, even before a bundle has it. With \
+--bundle and --digest this bundle must have the content.
 
-Exit status: 0 in place, 1 failed, 3 not in time because containerd is away, 4 in place and something required is missing, 6 not in \
-time, 7 no daemon answers.")]
+Exit status:
+  0  in place
+  1  failed
+  3  timeout because containerd is away
+  4  a required image is missing
+  6  timeout
+  7  no daemon answers")]
 pub(crate) struct WaitArgs {
-    /// Only for this bundle, by its file name in the images folder; may be given several times
+    /// Only for this bundle, by its file name in the images folder, repeatable
     #[arg(long = "bundle", value_name = "NAME")]
     pub(crate) bundles: Vec<String>,
-    /// Only for this content: the digest of an image, or of a bundle as `airgapd inspect` has it; may be given several times
+    /// Only for this content: the digest of an image, or of a bundle in `airgapd inspect`,
+    /// repeatable
     #[arg(long = "digest", value_name = "DIGEST", value_parser = basics::digest::parse)]
     pub(crate) digests: Vec<oci_spec::image::Digest>,
-    /// For every bundle of the folder, as without --bundle
+    /// For every bundle of the folder, the default
     #[arg(long, conflicts_with_all = ["bundles", "digests"])]
     pub(crate) all: bool,
-    /// Also for every image that the configuration requires (`require`)
+    /// Also for every image under `require` in the configuration
     #[arg(long)]
     pub(crate) required: bool,
-    /// Take a folder without any bundle for converged, instead of waiting for one
+    /// Accept an empty images folder instead of waiting for a bundle
     #[arg(long, conflicts_with_all = ["bundles", "digests"])]
     pub(crate) allow_empty: bool,
-    /// How long, such as 90s or 10m; 0s only looks once
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    /// Longest wait: 90s, 10m, or a number of seconds. 0 checks once
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
     pub(crate) timeout: std::time::Duration,
 }
 
@@ -487,20 +471,20 @@ pub(crate) struct ReleaseArgs {
     /// Bundles by file name, or images by name
     #[arg(value_name = "NAME", required_unless_present_any = ["all", "vanished"], conflicts_with_all = ["all", "vanished"])]
     pub(crate) names: Vec<String>,
-    /// Everything that airgapd ever labelled or pinned
+    /// Every image that airgapd labelled or pinned
     #[arg(long)]
     pub(crate) all: bool,
-    /// What bundles vouch for that are no longer in the images folder
+    /// Images of bundles that are no longer in the images folder
     #[arg(long, conflicts_with = "all")]
     pub(crate) vanished: bool,
-    /// Print what would be taken back, and do nothing
+    /// Only print what the command would remove
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ConfigArgs {
-    /// Only say whether the configuration is usable
+    /// Check the configuration and print only mistakes
     #[arg(long)]
     pub(crate) check: bool,
 }
@@ -508,19 +492,19 @@ pub(crate) struct ConfigArgs {
 /// The flags for the images of k0s.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct K0sArgs {
-    /// The cluster configuration, of k0s or k0sctl; - for standard input
+    /// Cluster configuration of k0s or k0sctl, or - for standard input
     #[arg(long, value_name = "FILE")]
     k0s_config: Option<PathBuf>,
-    /// The release of k0s, such as v1.34.10+k0s.0 or 1.34
+    /// Release of k0s, such as v1.34.10+k0s.0 or 1.34
     #[arg(long, value_name = "RELEASE")]
     k0s_version: Option<String>,
-    /// The k0s program to ask
+    /// k0s program that lists its images
     #[arg(long, value_name = "FILE", conflicts_with_all = ["k0s_version", "image_set"])]
     k0s: Option<PathBuf>,
-    /// A file with the images of other releases
+    /// File with the images of other releases
     #[arg(long, value_name = "FILE")]
     image_set: Option<PathBuf>,
-    /// Also the images that the configuration of k0s does not use
+    /// Include images that the configuration of k0s does not use
     #[arg(long)]
     all: bool,
 }
@@ -551,12 +535,21 @@ impl VerifyArgs {
     /// The sources that the operator names.
     pub(crate) fn sources(&self) -> Sources {
         Sources {
+            references: self.references.clone(),
             images: self.images.clone(),
             k0s: self.k0s.question(),
             manifests: self.manifests.manifests.clone(),
             static_pods: self.static_pods.clone(),
             sandbox_image: self.sandbox_image.clone(),
         }
+    }
+}
+
+/// Reads a duration with units, or a number of seconds.
+fn timeout(text: &str) -> Result<std::time::Duration, humantime::DurationError> {
+    match text.parse() {
+        Ok(seconds) => Ok(std::time::Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
     }
 }
 
@@ -577,22 +570,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_units_of_both_kinds() {
+    fn a_timeout_is_a_duration_or_a_number_of_seconds() {
         let rows = [
-            ("512", Some(512)),
-            ("4GiB", Some(4 << 30)),
-            ("4.7GB", Some(4_700_000_000)),
-            ("1.5 MiB", Some(3 << 19)),
-            ("700B", Some(700)),
-            ("0GB", None),
-            ("-1GB", None),
-            ("GB", None),
-            ("1.2.3MB", None),
-            ("99999999999TB", None),
-            ("1.00000000000000000000001MB", None),
+            ("5", Some(5)),
+            ("0", Some(0)),
+            ("90s", Some(90)),
+            ("10m", Some(600)),
+            ("-1", None),
+            ("soon", None),
         ];
-        for (text, wanted) in rows {
-            assert_eq!(text.parse::<Size>().ok(), wanted.map(Size), "{text}");
+        for (text, seconds) in rows {
+            let expected = seconds.map(std::time::Duration::from_secs);
+            assert_eq!(timeout(text).ok(), expected, "{text}");
         }
     }
 }

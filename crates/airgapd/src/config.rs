@@ -1,9 +1,10 @@
 //! Configuration: what the operator typed, and what the program needs.
 //!
-//! The sources are the [`mod@file`], the [`environment`] and the [`flags`]. Each gives a list of [`Given`] values: text that a
-//! key reads, or a flag that the command line has read. One pure function, [`resolve`], turns them into [`Settings`] and
-//! reports every mistake at once. All knowledge about a key is one row of [`keys`], and how a kind of value is read and
-//! shown is in [`values`]. Nothing here looks at the node, and nothing knows the parser of the command line.
+//! The sources are the [`mod@file`], the [`environment`] and the [`flags`]. Each gives a list of
+//! [`Given`] values: text that a key reads, or a flag that the command line has read. One pure
+//! function, [`resolve`], turns them into [`Settings`] and reports every mistake at once. All
+//! knowledge about a key is one row of [`keys`], and how a kind of value is read and shown is in
+//! [`values`]. Nothing here looks at the node, and nothing knows the parser of the command line.
 
 mod environment;
 mod file;
@@ -215,7 +216,8 @@ impl fmt::Display for Row {
     }
 }
 
-/// Reads the file, the environment and the flags, and resolves them. `file` is what `--config` names.
+/// Reads the file, the environment and the flags, and resolves them. `file` is what `--config`
+/// names.
 ///
 /// # Errors
 ///

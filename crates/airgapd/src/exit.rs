@@ -44,13 +44,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command came to nothing. Commands only return it; [`Refusal::tell`] says it, once for all of them.
+/// Why a command came to nothing. Commands only return it; [`Refusal::tell`] says it, once for all
+/// of them.
 ///
-/// Every error becomes one that ends with [`Exit::Failed`]. It is no error itself, so that it is not wrapped into one.
+/// Every error becomes one that ends with [`Exit::Failed`]. It is no error itself, so that it is
+/// not wrapped into one.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     exit: Exit,
-    /// Everything that is wrong, each with its remedy. A text that is not ours stays in its line, whatever it contains.
+    /// Everything that is wrong, each with its remedy. A text that is not ours stays in its line,
+    /// whatever it contains.
     lines: Vec<String>,
     /// The answer for programs, where the command has a form of its own for it.
     document: Option<Vec<u8>>,
@@ -85,7 +88,8 @@ impl Refusal {
         Refusal::new(exit, basics::chain(error))
     }
 
-    /// The same, with a document of the command's own form as the answer for programs. It is made of the reasons.
+    /// The same, with a document of the command's own form as the answer for programs. It is made
+    /// of the reasons.
     pub(crate) fn with_document<D: Serialize>(mut self, document: impl FnOnce(String) -> D) -> Refusal {
         self.document = output::document(&document(self.text())).ok();
         self
@@ -95,7 +99,8 @@ impl Refusal {
         self.lines.join("\n")
     }
 
-    /// Says what is wrong: to people in the log, or plainly before there is one, and to programs with a document.
+    /// Says what is wrong: to people in the log, or plainly before there is one, and to programs
+    /// with a document.
     pub(crate) fn tell(self, format: OutputFormat) -> Exit {
         if tracing::dispatcher::has_been_set() {
             self.lines.iter().for_each(|line| tracing::error!("{line}"));

@@ -1,7 +1,8 @@
-//! Where the log goes: natively to the journal where systemd has connected us to it, otherwise to standard
-//! error, as lines for people or as JSON.
+//! Where the log goes: natively to the journal where systemd has connected us to it, otherwise to
+//! standard error, as lines for people or as JSON.
 //!
-//! One layer gathers an event and the fields of the spans around it; [`human`], [`mod@line`] and [`journal`] each write it.
+//! One layer gathers an event and the fields of the spans around it; [`human`], [`mod@line`] and
+//! [`journal`] each write it.
 
 mod human;
 mod journal;
@@ -55,7 +56,8 @@ fn choose(format: LogFormat) -> (Sink, Option<io::Error>) {
     }
 }
 
-/// Whether a descriptor is the stream that `JOURNAL_STREAM` names by device and inode (systemd.exec(5)).
+/// Whether a descriptor is the stream that `JOURNAL_STREAM` names by device and inode
+/// (systemd.exec(5)).
 fn is_stream(stream: &str, descriptor: &impl std::os::fd::AsFd) -> bool {
     let Some((device, inode)) = stream.split_once(':') else {
         return false;

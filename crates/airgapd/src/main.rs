@@ -1,7 +1,8 @@
 //! airgapd: imports image bundles into containerd on airgapped Kubernetes nodes.
 //!
-//! This is the edge around the libraries: the command line and the configuration ([`cli`], [`config`]), the [`commands`], and
-//! everything that is shown ([`output`], [`log`]). The daemon is the library `node`.
+//! This is the edge around the libraries: the command line and the configuration ([`cli`],
+//! [`config`]), the [`commands`], and everything that is shown ([`output`], [`log`]). The daemon is
+//! the library `node`.
 
 mod cli;
 mod commands;
@@ -14,14 +15,13 @@ mod progress;
 use std::process::ExitCode;
 
 use basics::Foreign;
-use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{Exit, Refusal};
 
 fn main() -> ExitCode {
     node::sys::give_back_memory();
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => return not_understood(&printable(error)).into(),
     };
@@ -46,14 +46,15 @@ fn run(Cli { common, command }: Cli) -> Result<Exit, Refusal> {
     block_on(commands::run(task, common, config))
 }
 
-/// The same error for the command line as it may be printed: a shell makes arguments of file names, and clap quotes them.
+/// The same error for the command line as it may be printed: a shell makes arguments of file names,
+/// and clap quotes them.
 fn printable(error: clap::Error) -> clap::Error {
     let shown = std::env::args_os().map(|argument| Foreign::file_name(&argument).to_string());
-    Cli::try_parse_from(shown).err().unwrap_or(error)
+    cli::parse_from(shown).err().unwrap_or(error)
 }
 
-/// Ends with what clap has to say: help that was asked for, or what is wrong with the command line. Who asked for a
-/// document gets one.
+/// Ends with what clap has to say: help that was asked for, or what is wrong with the command line.
+/// Who asked for a document gets one.
 fn not_understood(error: &clap::Error) -> Exit {
     let _ = error.print();
     if !error.use_stderr() {
@@ -68,8 +69,8 @@ fn not_understood(error: &clap::Error) -> Exit {
     Exit::Usage
 }
 
-/// One thread is enough: what reads and hashes has threads of its own, and everything else waits for others. More of them
-/// make nothing faster and each of them takes memory.
+/// One thread is enough: what reads and hashes has threads of its own, and everything else waits
+/// for others. More of them make nothing faster and each of them takes memory.
 fn block_on(answer: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

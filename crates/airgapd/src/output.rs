@@ -14,8 +14,8 @@ use serde_json::ser::{CompactFormatter, PrettyFormatter};
 
 /// Text for people, made of whole lines.
 ///
-/// Much of it are the words of an archive, so nothing that is put into a line ends it, moves a cursor or turns the
-/// direction of writing around: it is [`Foreign`], and printed escaped.
+/// Much of it are the words of an archive, so nothing that is put into a line ends it, moves a
+/// cursor or turns the direction of writing around: it is [`Foreign`], and printed escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page(Vec<Line>);
 
@@ -100,8 +100,9 @@ impl Page {
         self.0.truncate(lines);
     }
 
-    /// Gives a part of the line at `line` a colour, where it is shown on a terminal that has colours: `length` characters from
-    /// `begin` on. A line that is not there, or is shorter, has no colour beyond its end.
+    /// Gives a part of the line at `line` a colour, where it is shown on a terminal that has
+    /// colours: `length` characters from `begin` on. A line that is not there, or is shorter, has
+    /// no colour beyond its end.
     pub(crate) fn paint(&mut self, line: usize, begin: usize, length: usize, colour: Colour) {
         if let Some(line) = self.0.get_mut(line) {
             line.painted = Some(Painted {
@@ -155,7 +156,8 @@ pub(crate) fn text(page: &Page) -> io::Result<()> {
     raw(page.shown(has_colours(&io::stdout()), "\n").as_bytes())
 }
 
-/// Whether a stream shows colours and its user wants them: a terminal that is not dumb, without `NO_COLOR` (no-color.org).
+/// Whether a stream shows colours and its user wants them: a terminal that is not dumb, without
+/// `NO_COLOR` (no-color.org).
 pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
     let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     stream.is_terminal() && !is_dumb() && !is_refused
@@ -182,15 +184,16 @@ const TAKE_BACK: &str = "\r\u{1b}[K";
 /// Whether the last line on standard error is one that shows how far something has come.
 static SHOWS_PROGRESS: AtomicBool = AtomicBool::new(false);
 
-/// Shows how far something has come, in place of what was shown before; an empty text takes it away. For a terminal
-/// on standard error only.
+/// Shows how far something has come, in place of what was shown before; an empty text takes it
+/// away. For a terminal on standard error only.
 pub(crate) fn progress(text: &str) -> io::Result<()> {
     let mut out = io::stderr().lock();
     SHOWS_PROGRESS.store(!text.is_empty(), Ordering::Relaxed);
     forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", Foreign::new(text)).as_bytes()))
 }
 
-/// The characters before a line on a terminal: they take back a line that shows how far something has come.
+/// The characters before a line on a terminal: they take back a line that shows how far something
+/// has come.
 pub(crate) fn on_a_new_line() -> &'static str {
     match SHOWS_PROGRESS.swap(false, Ordering::Relaxed) {
         true => TAKE_BACK,
@@ -198,8 +201,8 @@ pub(crate) fn on_a_new_line() -> &'static str {
     }
 }
 
-/// How many characters fit into a line of the terminal on standard error; what is written into the last column may
-/// begin a new line.
+/// How many characters fit into a line of the terminal on standard error; what is written into the
+/// last column may begin a new line.
 pub(crate) fn terminal_width() -> usize {
     size_of(io::stderr()).0
 }
@@ -215,7 +218,8 @@ fn size_of(stream: impl AsFd) -> (usize, usize) {
     (columns - 1, size.map_or(24, |size| known(size.ws_row, 24)))
 }
 
-/// How wide text for people is, in characters: as wide as the terminal on standard output, or [`WIDTH`] where there is none.
+/// How wide text for people is, in characters: as wide as the terminal on standard output, or
+/// [`WIDTH`] where there is none.
 pub(crate) fn width() -> usize {
     match io::stdout().is_terminal() {
         true => size_of(io::stdout()).0.max(NARROWEST),
@@ -226,13 +230,14 @@ pub(crate) fn width() -> usize {
 /// Text on a narrower terminal is as if it were so wide.
 const NARROWEST: usize = 30;
 
-/// The whole terminal on standard output, for one command: its alternate screen, which is given back when this is dropped.
+/// The whole terminal on standard output, for one command: its alternate screen, which is given
+/// back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Screen(());
 
 impl Screen {
-    /// Takes the screen; `None` where standard output is no terminal, or a dumb one. (xterm's private modes 1049 and 25: the
-    /// alternate screen, the cursor.)
+    /// Takes the screen; `None` where standard output is no terminal, or a dumb one. (xterm's
+    /// private modes 1049 and 25: the alternate screen, the cursor.)
     pub(crate) fn take() -> Option<Screen> {
         if !io::stdout().is_terminal() || is_dumb() {
             return None;
@@ -245,7 +250,8 @@ impl Screen {
         size_of(io::stdout()).1.saturating_sub(1).max(1)
     }
 
-    /// Shows text in place of all that is there. It is written over and not cleared, so that nothing flickers.
+    /// Shows text in place of all that is there. It is written over and not cleared, so that
+    /// nothing flickers.
     pub(crate) fn show(&self, page: &Page) -> io::Result<()> {
         let text = page.shown(has_colours(&io::stdout()), "\u{1b}[K\n");
         raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
@@ -258,8 +264,8 @@ impl Drop for Screen {
     }
 }
 
-/// Whether standard output may still be read. The other end of a pipe may be gone, and a program that has nothing to write
-/// does not notice.
+/// Whether standard output may still be read. The other end of a pipe may be gone, and a program
+/// that has nothing to write does not notice.
 pub(crate) fn is_read() -> bool {
     let stdout = io::stdout();
     let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
@@ -302,8 +308,8 @@ fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
 /// How wide text for people is where it is not shown on a terminal, in characters.
 pub(crate) const WIDTH: usize = 100;
 
-/// Adds text that begins with `label` and goes on below itself where it does not fit: between words where that is
-/// possible, and within them (digests, long names) where it is not.
+/// Adds text that begins with `label` and goes on below itself where it does not fit: between words
+/// where that is possible, and within them (digests, long names) where it is not.
 pub(crate) fn paragraph(page: &mut Page, label: &str, text: &str) {
     paragraph_of(page, label, text, width());
 }

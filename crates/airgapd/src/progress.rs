@@ -1,5 +1,5 @@
-//! How far a long command has come: a bar on a terminal, otherwise a line in the log now and then, for
-//! bundles that take long. With `-q` neither.
+//! How far a long command has come: a bar on a terminal, otherwise a line in the log now and then,
+//! for bundles that take long. With `-q` neither.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -72,7 +72,8 @@ async fn draw(doing: Doing, counters: Arc<Counters>) {
     }
 }
 
-/// Shows on the terminal how far something has come, with what was done last as far as there is room for it.
+/// Shows on the terminal how far something has come, with what was done last as far as there is
+/// room for it.
 pub(crate) fn show(doing: Doing, so_far: &ProgressStatus, last: Option<&str>) {
     let width = output::terminal_width();
     let mut text = bar(doing, so_far, width);

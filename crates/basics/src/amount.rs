@@ -26,14 +26,7 @@ pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, thing: &str) 
     format!("{count} {thing}{plural}")
 }
 
-/// `1 file is`, `2 files are`: a number and the words that agree with it.
-#[must_use]
-pub fn numbered<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str, many: &str) -> String {
-    let words = if count == N::from(1) { one } else { many };
-    format!("{count} {words}")
-}
-
-/// `is` of one thing, and `are` of any other number of them.
+/// Returns the verb for a number of things: `is` for 1, otherwise `are`.
 #[must_use]
 pub fn are<N: Copy + PartialEq + From<u8>>(count: N) -> &'static str {
     if count == N::from(1) { "is" } else { "are" }
@@ -54,7 +47,6 @@ mod tests {
         for (count, said) in [(0_u32, "0 images"), (1, "1 image"), (2, "2 images")] {
             assert_eq!(counted(count, "image"), said);
             assert_eq!(counted(u64::from(count), "image"), said);
-            assert_eq!(numbered(count, "image", "images"), said);
             assert_eq!(are(count), if count == 1 { "is" } else { "are" });
         }
     }

@@ -1,7 +1,8 @@
-//! Waits between retries: each is longer than the one before, and chance makes it differ from the waits of other nodes.
+//! Waits between retries: each is longer than the one before, and chance makes it differ from the
+//! waits of other nodes.
 //!
-//! Nodes that lose the same server at the same instant would otherwise return to it at the same instant. Pure: the caller
-//! brings the chance and the clock.
+//! Nodes that lose the same server at the same instant would otherwise return to it at the same
+//! instant. Pure: the caller brings the chance and the clock.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -17,7 +18,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after a failure that `failures` others came before; `chance` takes off up to a quarter of it.
+    /// The wait after a failure that `failures` others came before; `chance` takes off up to a
+    /// quarter of it.
     #[must_use]
     pub fn wait(self, failures: u32, chance: u64) -> Duration {
         jittered(self.whole(failures), chance)

@@ -1,6 +1,7 @@
 //! Digests: which are accepted, how they are computed, and how bytes are checked against one.
 //!
-//! Every crate parses and computes digests here, so that all of them accept the same ones (image-spec, "Digests").
+//! Every crate parses and computes digests here, so that all of them accept the same ones
+//! (image-spec, "Digests").
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -29,7 +30,8 @@ pub fn parse(text: &str) -> Result<Digest, String> {
     }
 }
 
-/// Returns true if the digest is of an algorithm that every containerd and every bundle may use: sha256 or sha512.
+/// Returns true if the digest is of an algorithm that every containerd and every bundle may use:
+/// sha256 or sha512.
 #[must_use]
 pub fn is_accepted(digest: &Digest) -> bool {
     matches!(
@@ -57,7 +59,8 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     of_sha256(&Sha256::digest(bytes).into())
 }
 
-/// The first 16 hexadecimal digits of the sha256 of bytes in memory: a short id that follows from them.
+/// The first 16 hexadecimal digits of the sha256 of bytes in memory: a short id that follows from
+/// them.
 #[must_use]
 pub fn short(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes)[..8])
@@ -87,7 +90,8 @@ pub fn like(digest: &Digest, bytes: &[u8]) -> Digest {
     Hasher::of(digest).digest_of(bytes)
 }
 
-/// The sentence for bytes that have another digest than they should. It is the same wherever they are met.
+/// The sentence for bytes that have another digest than they should. It is the same wherever they
+/// are met.
 #[must_use]
 pub fn mismatch(wanted: &Digest, found: &Digest) -> String {
     format!("its bytes hash to {found}, not {wanted}")
@@ -146,7 +150,8 @@ impl Hasher {
         Self(Algorithm::Sha512(Sha512::new()))
     }
 
-    /// A hasher of the digest's algorithm: sha512, or sha256 for all others, which [`parse`] does not accept.
+    /// A hasher of the digest's algorithm: sha512, or sha256 for all others, which [`parse`] does
+    /// not accept.
     #[must_use]
     pub fn of(digest: &Digest) -> Self {
         match digest.algorithm() {

@@ -1,4 +1,5 @@
-//! Text of others, fit to print: a name in an archive must not drive a terminal or forge a log line.
+//! Text of others, fit to print: a name in an archive must not drive a terminal or forge a log
+//! line.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
@@ -9,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 /// Text that a bundle, a file name or another program chose.
 ///
-/// It has no way to be printed raw: `{}` escapes every character that ends a line, drives a terminal, turns the
-/// direction of writing or is not to be seen at all, and `{:?}` quotes it as well. A precision (`{:.200}`) is the most
-/// characters that are shown of it. Documents carry it as it is, since JSON has escapes of its own.
+/// It has no way to be printed raw: `{}` escapes every character that ends a line, drives a
+/// terminal, turns the direction of writing or is not to be seen at all, and `{:?}` quotes it as
+/// well. A precision (`{:.200}`) is the most characters that are shown of it. Documents carry it as
+/// it is, since JSON has escapes of its own.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Foreign<T = String>(T);
@@ -47,8 +49,8 @@ impl Foreign<String> {
 /// Returns true if a character is printed as itself.
 #[must_use]
 pub fn is_visible(c: char) -> bool {
-    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows that
-    // they do not print. Quotes and backslashes, which it escapes as well, are harmless.
+    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows
+    // that they do not print. Quotes and backslashes, which it escapes as well, are harmless.
     !c.is_control() && c.escape_debug().nth(1) != Some('u')
 }
 
@@ -140,8 +142,9 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A reason as it is kept: its first few hundred bytes. The errors of parsers quote what they found, which may be all
-/// of a document, and a reason is told of each image and each layer that it is the reason for.
+/// A reason as it is kept: its first few hundred bytes. The errors of parsers quote what they
+/// found, which may be all of a document, and a reason is told of each image and each layer that it
+/// is the reason for.
 pub fn reason(reason: impl fmt::Display) -> String {
     struct Shortened(String);
 
@@ -162,8 +165,8 @@ pub fn reason(reason: impl fmt::Display) -> String {
 }
 
 fn write_char(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
-    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows that
-    // they do not print. Quotes, which it escapes as well, are harmless here.
+    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows
+    // that they do not print. Quotes, which it escapes as well, are harmless here.
     match c {
         '\'' | '"' => f.write_char(c),
         _ => write!(f, "{}", c.escape_debug()),

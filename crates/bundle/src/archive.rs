@@ -1,15 +1,21 @@
-//! The bytes of a bundle: a tar archive, plain or compressed, or a folder, as names and the places they
-//! stand for.
+//! The bytes of a bundle: a tar archive, plain or compressed, or a folder. The module maps names to
+//! the places of their bytes.
 //!
-//! It never parses a document, knows what an image is, unpacks anything, or makes a path of an entry's
-//! name.
+//! It never parses a document, knows what an image is, unpacks anything, or makes a path of an
+//! entry's name.
 //!
-//! From below: `decode` decompresses a file from its beginning to its end, and `frames` goes into a file
-//! that has a table of its frames. `tar` walks the headers of an archive and is strict about them.
-//! `table` makes a table of names of them, in little memory (`entries`), with links resolved. Each name
-//! stands for a `place`. `packed` keeps what one pass over a compressed archive has seen, and `folder`
-//! stands in for an archive that was extracted. `recognise` tells archives from other files, and
-//! `strangers` says what those are. `sniff` tells how a file begins and ends, before it is opened.
+//! The modules, from the lowest layer up:
+//!
+//! - `decode` decompresses a file from its beginning to its end.
+//! - `frames` reads at any offset of a compressed file that has a seek table.
+//! - `tar` walks the headers of an archive and is strict about them.
+//! - `table` maps the names of an archive to places, with links resolved. `entries` keeps the map
+//!   small.
+//! - `place` is where the bytes behind a name are.
+//! - `packed` keeps the results of one pass over a compressed archive.
+//! - `folder` stands in for an archive that was extracted.
+//! - `recognise` tells archives from other files, and `strangers` names those files.
+//! - `sniff` tells how a file begins and ends, before it is opened.
 
 mod compression;
 mod decode;

@@ -15,8 +15,8 @@ use crate::{BlobStream, Catalog, Error, Fault, Identity, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
-/// All reading goes through the one descriptor that was opened, so a file that is renamed, replaced or deleted
-/// meanwhile stays the same bundle. `Send` and `Sync`; share it in an `Arc`.
+/// Everything is read through the descriptor that was opened. So the bundle stays the same if its
+/// file is renamed, replaced or deleted. The type is `Send` and `Sync`: share it in an `Arc`.
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
@@ -26,7 +26,7 @@ pub struct Bundle {
     places: Places,
 }
 
-/// Where the bytes come from.
+/// The source of the bytes.
 #[derive(Debug)]
 enum Source {
     Plain(Arc<File>),
@@ -47,29 +47,30 @@ impl Source {
 }
 
 impl Bundle {
-    /// Opens a file, reads its headers and documents, and draws up the catalog.
+    /// Opens a file, reads its headers and documents, and makes the catalog.
     ///
-    /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
-    /// nowhere else. A compressed file is read and decompressed from beginning to end, unless it has a table that
-    /// allows to go into it. Blocking; memory is bounded by `limits` and not by the file.
+    /// The call reads no blobs except documents, and compressed layers of Docker archives, whose
+    /// digest is recorded nowhere. A compressed file is decompressed from beginning to end, unless
+    /// it has a seek table. The call blocks. `limits` bound its memory, whatever the size of the
+    /// file.
     ///
-    /// Sparse entries of tar (`--sparse`) are not read. One on which nothing relies is passed over by the size in its
-    /// header. A blob that is one breaks its images, and a document that lists images refuses the file; the reason names
-    /// the entry and the remedy.
+    /// Sparse entries of tar (`--sparse`) are not read. A sparse entry that nothing needs is
+    /// skipped by the size in its header. An image with a sparse blob is broken. A file is refused
+    /// if a document that lists its images is sparse. The reason names the entry and the remedy.
     ///
     /// # Errors
     ///
-    /// When nothing can be said about the file's images, or a limit on the whole is exceeded. Anything about a
-    /// single image is in the catalog instead.
+    /// Returns an error if the file's images cannot be read, or if the bundle exceeds a limit on
+    /// the whole. The catalog has the faults of single images.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
-        // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
+        // Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|errno| Fault::io("open the file")(errno.into()).in_file(path))?;
         Self::from_file(File::from(file), path, limits)
     }
 
-    /// Like [`Bundle::open`] for a file that is open already; `path` only tells what to call it.
+    /// Like [`Bundle::open`], for a file that is already open. `path` is its name in messages.
     pub fn from_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
         Self::of_file(file, path, limits).map_err(|fault| fault.in_file(path))
     }
@@ -83,7 +84,8 @@ impl Bundle {
         let file = Arc::new(file);
         let identity = Identity::of(&metadata);
         let read = image::read(&file, &identity, limits);
-        // A writer explains any error, and a catalog of two half files would be worse than none.
+        // A writer explains any error. A catalog of the halves of two files would be worse than
+        // none.
         if Identity::of(&stat(&file)?) != identity {
             return Err(Fault::Changed);
         }
@@ -103,12 +105,12 @@ impl Bundle {
 
     /// Opens a folder into which an image layout was extracted.
     ///
-    /// Names are looked up below the folder only, links that lead out of it are followed nowhere, and a file that
-    /// changes after it was found is no part of the bundle any more.
+    /// Names are looked up below the folder only. A link that leads out of the folder is not
+    /// followed. A file that changes after it was found is no longer part of the bundle.
     ///
     /// # Errors
     ///
-    /// As [`Bundle::open`].
+    /// Fails like [`Bundle::open`].
     pub fn open_dir(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty())
@@ -116,7 +118,8 @@ impl Bundle {
         Self::from_dir(File::from(folder), path, limits)
     }
 
-    /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call it.
+    /// Like [`Bundle::open_dir`], for a folder that is already open. `path` is its name in
+    /// messages.
     pub fn from_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
         Self::of_dir(folder, path, limits).map_err(|fault| fault.in_file(path))
     }
@@ -139,32 +142,33 @@ impl Bundle {
         })
     }
 
-    /// The name that the bundle was opened by.
+    /// Returns the path of the bundle.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the bundle holds.
+    /// Returns the catalog of the bundle's images.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// Which file this is, as it was when it was opened. That of a folder changes when an entry is added or
-    /// removed, or one of the documents is written to.
+    /// Returns the identity of the file when it was opened. The identity of a folder changes with
+    /// its entries, and with each write to one of its documents.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether the open file is still what it was when the catalog was drawn up.
+    /// Returns true if the open file has not changed since the catalog was made.
     ///
     /// # Errors
     ///
-    /// If the open file cannot be examined.
+    /// Returns an error if the metadata of the open file cannot be read.
     pub fn is_unchanged(&self) -> io::Result<bool> {
         Ok(self.source.identity()? == self.identity)
     }
 
-    /// A blob that the catalog mentions and that is there, manifests made up for Docker archives included.
+    /// Returns a blob that the catalog mentions and that is present. Manifests that were made for
+    /// Docker archives count too.
     pub fn blob(&self, digest: &Digest) -> Option<Blob> {
         let bytes = match (self.places.get(digest)?, &self.source) {
             (Place::Memory(bytes), _) => Bytes::InMemory(Arc::clone(bytes)),
@@ -193,19 +197,20 @@ impl Bundle {
         Some(Blob(bytes))
     }
 
-    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle without
-    /// a table of its frames, reading a single blob means decompressing everything before it.
+    /// Returns true if blobs should be read in the order of the archive: see [`Bundle::stream`]. In
+    /// a compressed bundle without a seek table, reading one blob means decompressing everything
+    /// before it.
     pub fn is_sequential(&self) -> bool {
         matches!(self.source, Source::Packed(..))
     }
 
-    /// Hands out these blobs one after the other, in the order of the archive, in one pass over it.
+    /// Returns a stream of these blobs, in the order of the archive and in one pass over it.
     ///
-    /// Those that the catalog does not call present are left out.
+    /// Blobs that the catalog does not call present are left out.
     ///
     /// # Errors
     ///
-    /// If the file has changed since the catalog was drawn up.
+    /// Returns an error if the file has changed since the catalog was made.
     pub fn stream(&self, wanted: &HashSet<Digest>) -> Result<BlobStream, Error> {
         let blobs = wanted
             .iter()
@@ -231,7 +236,7 @@ fn kind_of(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// The bytes of a blob; independent of the [`Bundle`] it came from. Cheap to clone.
+/// The bytes of a blob. It is independent of its [`Bundle`], and cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Blob(Bytes);
 
@@ -242,13 +247,13 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
-    /// In a compressed archive; the offset counts decompressed bytes.
+    /// In a compressed archive. The offset counts decompressed bytes.
     Packed {
         packed: Arc<Packed>,
         offset: u64,
         size: u64,
     },
-    /// The same where frames can be gone into.
+    /// In a compressed archive with a seek table. The offset counts decompressed bytes.
     InFrames {
         frames: Arc<Frames>,
         offset: u64,
@@ -263,7 +268,7 @@ enum Bytes {
 }
 
 impl Blob {
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
             Bytes::InFile { size, .. } | Bytes::Packed { size, .. } | Bytes::InFrames { size, .. } => *size,
@@ -272,8 +277,9 @@ impl Blob {
         }
     }
 
-    /// Whether its file is still what it was when the catalog was drawn up, where it has one of its own: in a layout
-    /// folder. Of an archive, [`Bundle::is_unchanged`] tells.
+    /// Returns true if the blob's own file has not changed since the catalog was made. Only blobs
+    /// of a layout folder have a file of their own. For an archive, [`Bundle::is_unchanged`]
+    /// checks.
     pub fn is_unchanged(&self) -> bool {
         match &self.0 {
             Bytes::InFolder {
@@ -285,19 +291,24 @@ impl Blob {
         }
     }
 
-    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a bundle that
-    /// [is sequential](Bundle::is_sequential), everything before is decompressed first unless it is a document that
-    /// was kept.
+    /// Opens the blob for reading from `offset`. Readers are independent of each other. The call
+    /// blocks. A bundle that [is sequential](Bundle::is_sequential) is decompressed up to the blob
+    /// first. A document that was kept in memory does not need that.
     ///
-    /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was opened.
+    /// The reader returns [`io::ErrorKind::UnexpectedEof`] if the file was truncated after it was
+    /// opened.
     ///
     /// # Errors
     ///
-    /// If `offset` lies behind the end; also if the file cannot be read any more, or has changed
-    /// since and has to be opened again or decompressed for this.
+    /// Returns an error if `offset` is past the end, or if the file cannot be read. If the file
+    /// must be opened again or decompressed, the call also returns an error if the file has
+    /// changed.
     pub fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         if offset > self.size() {
-            let message = format!("offset {offset} in a blob of {} bytes", self.size());
+            let message = format!(
+                "offset {offset} is past the end of a blob of {} bytes",
+                self.size()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         Ok(match &self.0 {

@@ -1,4 +1,4 @@
-//! What can be wrong with a bundle as a whole, and what is merely worth a remark.
+//! Faults that make a whole bundle unusable, and warnings about bundles that work.
 
 use std::fmt;
 use std::io;
@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 
 use crate::archive::strangers;
 use crate::{Compression, Truncation};
+use basics::counted;
 use basics::foreign;
 
-/// Why nothing can be said about a file, or why it is refused as a whole.
+/// The error for a file that cannot be read, or is refused as a whole.
 ///
-/// What is wrong with a single image is not an error: it stands in the catalog's nodes. The text names the
-/// file and the entry, escaped, and leaves the system's own words to the source.
+/// A fault of a single image is not an error: the nodes of the catalog have it. The text names the
+/// file and the entry, escaped. The words of the operating system are in the source.
 #[derive(Debug)]
 pub struct Error {
-    /// The bundle.
+    /// Path of the bundle.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: Fault,
 }
 
@@ -32,58 +33,63 @@ impl fmt::Display for Error {
                 | Fault::Unrecognised(_)
         );
         match is_part && strangers::is_piece(&self.path) {
-            true => write!(f, "; by its name it is one piece of several: {}", strangers::JOIN),
+            true => write!(
+                f,
+                ". By its name, the file is one piece of several: {}",
+                strangers::JOIN
+            ),
             false => Ok(()),
         }
     }
 }
 
 impl std::error::Error for Error {
-    /// The cause of the fault: the fault itself is in this error's own words.
+    /// Returns the cause of the fault. The text of this error contains the fault itself.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.fault.source()
     }
 }
 
-/// What is wrong with a file as a whole.
+/// A reason to refuse a whole file.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The file cannot be opened or read.
     #[error("cannot {action}")]
     Io {
-        /// What was being attempted.
+        /// The call that failed.
         action: &'static str,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A folder, a named pipe, a device: something that is never a bundle. With its article.
+    /// The path is a folder, a named pipe or a device, which is never a bundle. The noun has its
+    /// article.
     #[error("not a regular file but {0}")]
     NotAFile(&'static str),
-    /// The file has no bytes, which is how most copies begin.
+    /// The file has no bytes, as at the start of most copies.
     #[error("empty file")]
     Empty,
     /// The file ends in the middle of compressed data.
     #[error("cut off: the {codec} data is incomplete at offset {length}, where the file ends")]
     CompressedCut {
-        /// How it is compressed.
+        /// Compression of the file.
         codec: Compression,
-        /// Bytes of the file.
+        /// Length of the file in bytes.
         length: u64,
     },
     /// The compressed data is damaged.
     #[error("the {codec} data is damaged near offset {offset}: {reason}")]
     CompressedDamage {
-        /// How it is compressed.
+        /// Compression of the file.
         codec: Compression,
-        /// Offset in the file, in bytes, up to which it was read.
+        /// Offset in the file, in bytes, that the decompressor had reached.
         offset: u64,
-        /// What is wrong, in the decompressor's words.
+        /// The damage in the decompressor's words.
         reason: String,
     },
-    /// Not an image bundle at all: what is missing, and what may help.
+    /// The file is not an image bundle. The text says what is missing, and what may help.
     #[error("not an image bundle: {0}")]
     Unrecognised(String),
-    /// The archive stops in the middle of something before its list of images was seen.
+    /// The archive is cut off before its list of images.
     #[error("{0}")]
     Truncated(Truncation),
     /// The chain of headers is damaged.
@@ -91,22 +97,23 @@ pub enum Fault {
     Damaged {
         /// Offset of the header in bytes.
         offset: u64,
-        /// The entry whose header it is, where its name is known; escaped.
+        /// The entry that the header belongs to, escaped, if its name is known.
         entry: Option<String>,
-        /// What is wrong.
+        /// The fault of the header.
         reason: String,
     },
-    /// More than the reader's [`Limits`](crate::Limits) allow.
+    /// The bundle exceeds one of the reader's [`Limits`](crate::Limits).
     #[error("more than {limit} {what}{}", in_brackets(.set))]
     Limit {
-        /// What there is too much of, with its unit and place.
+        /// The quantity that is too large, with its unit and place.
         what: String,
-        /// How much is allowed.
+        /// The largest amount that is allowed.
         limit: u64,
-        /// The key of the configuration that it follows from, with its value; none where no key moves it.
+        /// The configuration key behind the limit and its value. `None` if no key changes the
+        /// limit.
         set: Option<String>,
     },
-    /// `oci-layout` names a version of the layout that is not known; escaped.
+    /// `oci-layout` names an unknown version of the layout. The version is escaped.
     #[error("OCI layout version {0} is not supported, only 1.0.0")]
     UnsupportedLayout(String),
     /// One of the documents that list the images is unusable.
@@ -114,10 +121,10 @@ pub enum Fault {
     Document {
         /// `index.json`, `manifest.json` or `oci-layout`.
         entry: &'static str,
-        /// What is wrong with it.
+        /// The fault of the document.
         reason: String,
     },
-    /// The file was written to while it was being read.
+    /// Another program wrote to the file while the reader read it.
     #[error("changed while it was being read")]
     Changed,
 }
@@ -130,8 +137,16 @@ fn of_entry(entry: Option<&str>) -> String {
     entry.map(|entry| format!(", entry {entry}")).unwrap_or_default()
 }
 
+fn in_bytes(count: u64) -> String {
+    counted(count, "byte")
+}
+
+fn in_images(count: usize) -> String {
+    counted(count as u64, "image")
+}
+
 impl Fault {
-    /// Makes a fault of what the system says when something cannot be done.
+    /// Returns a function that makes a fault of an error of the operating system.
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
     }
@@ -145,7 +160,7 @@ impl Fault {
 }
 
 impl From<Fault> for io::Error {
-    /// For readers: the text and its causes stay the same.
+    /// Converts a fault for readers. The text and its causes stay the same.
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Io { source, .. } => source,
@@ -154,59 +169,62 @@ impl From<Fault> for io::Error {
     }
 }
 
-/// Something that an operator should hear about although it stops nothing.
+/// A remark for the operator. The import goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Warning {
-    /// Entries that are there more than once; the last one counts, as when extracting.
+    /// Several entries have the same name. The last entry counts, as when `tar` extracts the
+    /// archive.
     DuplicateEntries {
-        /// How many entries were replaced by a later one.
+        /// Number of entries that a later entry replaced.
         count: u64,
-        /// The first of their names, escaped.
+        /// Name of the first of them, escaped.
         first: String,
     },
-    /// Bytes after the end-of-archive mark are not read.
+    /// Bytes after the end-of-archive mark, which the reader ignores.
     TrailingData {
-        /// Where the archive ends, in bytes.
+        /// Length of the archive in bytes.
         offset: u64,
-        /// How many bytes follow.
+        /// Number of bytes after it.
         bytes: u64,
     },
-    /// Bytes after the end of the compressed data are not read.
+    /// Bytes after the end of the compressed data, which the reader ignores.
     TrailingGarbage {
-        /// How the file is compressed.
+        /// Compression of the file.
         codec: Compression,
-        /// Where the compressed data ends, in bytes of the file.
+        /// Offset in the file, in bytes, at which the compressed data ends.
         offset: u64,
-        /// How many bytes follow.
+        /// Number of bytes after it.
         bytes: u64,
     },
-    /// There is no `oci-layout` file, but a good `index.json`.
+    /// The `oci-layout` file is missing, but `index.json` is good.
     NoLayoutFile,
-    /// There is an `oci-layout` file, but `index.json` is absent or lists nothing: `manifest.json` is used.
+    /// There is an `oci-layout` file, but `index.json` is missing or lists nothing. The reader uses
+    /// `manifest.json`.
     IndexUnusable(&'static str),
-    /// The OCI side of one image is broken as Docker 25.0 wrote it: `manifest.json` is used for this image.
+    /// The OCI side of one image is broken as Docker 25.0 wrote it. The reader uses `manifest.json`
+    /// for this image.
     OciSideBroken {
-        /// The image, by name or digest, escaped.
+        /// Name or digest of the image, escaped.
         image: String,
-        /// What is wrong.
+        /// The fault of the OCI side.
         reason: String,
     },
-    /// The bundle is a delta: layers of its images are not in it, because its destination has them.
+    /// The bundle is a delta: it lacks layers of its images, because its destination has them.
     Delta {
-        /// What the base is called, escaped.
+        /// Name of the base, escaped.
         base: String,
-        /// How many layers were left out.
+        /// Number of layers that were left out.
         count: usize,
     },
-    /// The bundle says that it relies on blobs elsewhere, but the list of them is unusable: what is absent is simply
-    /// absent.
+    /// The bundle says that it relies on blobs elsewhere, but its list of them is unusable. Its
+    /// absent blobs count as missing.
     RelianceUnusable {
-        /// What is wrong with the list.
+        /// The fault of the list.
         reason: String,
     },
-    /// `manifest.json` lists images that `index.json`, which counts, does not.
+    /// `manifest.json` lists images that `index.json` lacks. Only `index.json` counts.
     NotInIndex {
-        /// How many.
+        /// Number of such images.
         count: usize,
     },
 }
@@ -215,130 +233,51 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DuplicateEntries { count: 1, first } => {
-                write!(f, "entry {first} is there more than once; the last one counts")
+                write!(f, "entry {first} occurs more than once, and the last copy counts")
             }
             Self::DuplicateEntries { count, first } => {
                 write!(
                     f,
-                    "{count} entries are there more than once (first: {first}); the last ones count"
-                )
-            }
-            Self::TrailingData { offset, bytes: 1 } => {
-                write!(
-                    f,
-                    "1 byte follows the end of the archive at offset {offset} and is ignored"
+                    "{count} entries occur more than once (first: {first}), and the last copy of each counts"
                 )
             }
             Self::TrailingData { offset, bytes } => {
+                let bytes = in_bytes(*bytes);
                 write!(
                     f,
-                    "{bytes} bytes follow the end of the archive at offset {offset} and are ignored"
-                )
-            }
-            Self::TrailingGarbage {
-                codec,
-                offset,
-                bytes: 1,
-            } => {
-                write!(
-                    f,
-                    "1 byte follows the {codec} data at offset {offset} and is ignored"
+                    "ignored {bytes} after the end of the archive at offset {offset}"
                 )
             }
             Self::TrailingGarbage { codec, offset, bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes follow the {codec} data at offset {offset} and are ignored"
-                )
+                let bytes = in_bytes(*bytes);
+                write!(f, "ignored {bytes} after the {codec} data at offset {offset}")
             }
-            Self::NoLayoutFile => f.write_str("there is no oci-layout file; index.json is taken without it"),
-            Self::IndexUnusable(reason) => write!(f, "index.json {reason}; manifest.json is used instead"),
+            Self::NoLayoutFile => {
+                f.write_str("the oci-layout file is missing, so index.json is used without it")
+            }
+            Self::IndexUnusable(reason) => write!(f, "index.json {reason}, so manifest.json is used instead"),
             Self::OciSideBroken { image, reason } => {
-                write!(f, "{image}: {reason}; manifest.json is used instead")
-            }
-            Self::Delta { base, count: 1 } => {
-                write!(
-                    f,
-                    "this is a delta on {base}: 1 of its layers has to be there already"
-                )
+                write!(f, "{image}: {reason}, so manifest.json is used instead")
             }
             Self::Delta { base, count } => {
                 write!(
                     f,
-                    "this is a delta on {base}: {count} of its layers have to be there already"
+                    "this is a delta on {base}: the node must already have {count} of its layers"
                 )
             }
             Self::RelianceUnusable { reason } => {
                 write!(
                     f,
-                    "this is a delta, but its list of what it relies on is unusable: {reason}"
+                    "this is a delta, but its list of required blobs is unusable: {reason}"
                 )
-            }
-            Self::NotInIndex { count: 1 } => {
-                f.write_str("manifest.json lists 1 image that index.json does not; index.json counts")
             }
             Self::NotInIndex { count } => {
+                let images = in_images(*count);
                 write!(
                     f,
-                    "manifest.json lists {count} images that index.json does not; index.json counts"
+                    "ignored {images} of manifest.json that index.json does not list"
                 )
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_warning_of_one_thing_has_no_plural() {
-        let codec = Compression::Gzip;
-        let (offset, base) = (512, || "base.tar".to_owned());
-        let table = [
-            (
-                Warning::TrailingData { offset, bytes: 1 },
-                "1 byte follows the end",
-            ),
-            (
-                Warning::TrailingData { offset, bytes: 2 },
-                "2 bytes follow the end",
-            ),
-            (
-                Warning::TrailingGarbage {
-                    codec,
-                    offset,
-                    bytes: 1,
-                },
-                "1 byte follows the gzip data",
-            ),
-            (
-                Warning::TrailingGarbage {
-                    codec,
-                    offset,
-                    bytes: 2,
-                },
-                "2 bytes follow the gzip data",
-            ),
-            (
-                Warning::Delta {
-                    base: base(),
-                    count: 1,
-                },
-                "1 of its layers has",
-            ),
-            (
-                Warning::Delta {
-                    base: base(),
-                    count: 2,
-                },
-                "2 of its layers have",
-            ),
-            (Warning::NotInIndex { count: 1 }, "lists 1 image that"),
-            (Warning::NotInIndex { count: 2 }, "lists 2 images that"),
-        ];
-        for (warning, words) in table {
-            assert!(warning.to_string().contains(words), "{warning}");
         }
     }
 }

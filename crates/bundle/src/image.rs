@@ -1,12 +1,17 @@
-//! The images of a bundle: its documents read, verified by their digests and drawn up as a catalog.
+//! The images of a bundle: reads its documents, verifies their digests and makes a catalog of them.
 //!
 //! It never decompresses or unpacks anything, chooses a platform, or judges a name.
 //!
-//! From below: `documents` has the lenient models of foreign JSON, and `members` reads their keys as Go
-//! does. `reader` finds and verifies blobs, and `account` is what that may cost. `layout` and `docker`
-//! make images of the two formats, `hybrid` of archives that have both, and `read` chooses between them.
-//! `catalog` is the result. `graph` does the same for an image in another store, and `reliance` is what a
-//! delta leaves out.
+//! The modules, from the lowest layer up:
+//!
+//! - `documents` has the lenient models of foreign JSON, and `members` reads their keys as Go does.
+//! - `reader` finds and verifies blobs, and `account` bounds the cost of that.
+//! - `layout` and `docker` read images of the two formats, and `hybrid` reads archives that have
+//!   both.
+//! - `read` chooses between the formats.
+//! - `catalog` is the result.
+//! - `graph` makes the same result for an image in another store.
+//! - `reliance` lists the blobs that a delta leaves out.
 
 mod account;
 mod catalog;
@@ -24,7 +29,7 @@ pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, P
 pub use graph::{Store, resolve};
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
 
-/// Whether a media type is that of an image index, by OCI's or Docker's name.
+/// Returns true if a media type is an image index, by OCI's or Docker's name.
 #[must_use]
 pub fn is_index(media_type: &oci_spec::image::MediaType) -> bool {
     documents::is_index(media_type.as_ref())

@@ -1,13 +1,15 @@
 //! Reads image bundles into a checked catalog, and writes bundles: see [`mod@write`].
 //!
-//! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in one. This
-//! crate finds out what is in it and whether it is whole, and hands out blobs. It trusts nothing: every
-//! document is verified by its digest, what is not there or does not fit is said so in the catalog, and no
-//! archive, however made, costs more memory or time than [`Limits`] and its size allow. Nothing is ever
-//! unpacked: names of entries are keys of a table and never become paths.
+//! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in
+//! one. This crate finds the images in a bundle, checks that they are whole, and reads their blobs.
+//! It trusts nothing in the bundle:
 //!
-//! It never talks to containerd, never chooses a platform and never judges a name; it does not print, log or
-//! read the environment. All calls block.
+//! - Every document is verified by its digest. The catalog names what is missing or does not fit.
+//! - No archive costs more memory or time than [`Limits`] and its size allow.
+//! - Nothing is unpacked. Names of entries are keys of a table and never become paths.
+//!
+//! The crate never talks to containerd, chooses a platform or judges a name. It does not print, log
+//! or read the environment. All calls block.
 //!
 //! ```no_run
 //! use airgapd_bundle::{Bundle, Limits};
@@ -19,8 +21,8 @@
 //! # Ok::<(), airgapd_bundle::Error>(())
 //! ```
 //!
-//! Inside there are three rooms: `archive` has the bytes, `image` makes a catalog of them, and [`mod@write`]
-//! writes bundles. `Bundle` and `BlobStream` are the door to the first two.
+//! The crate has three parts: `archive` reads the bytes, `image` makes a catalog of them, and
+//! [`mod@write`] writes bundles. `Bundle` and `BlobStream` give access to the first two.
 
 mod archive;
 mod bundle;

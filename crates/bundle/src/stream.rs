@@ -1,4 +1,4 @@
-//! Blobs in the order of the archive.
+//! Reads blobs in the order of the archive.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -11,13 +11,15 @@ use crate::archive::{Packed, Pass, Place, read_error};
 use crate::bundle::Blob;
 use crate::{Error, Fault};
 
-/// How often a stream begins again. That takes two digests of the same bytes: sha256 and sha512.
+/// Most passes of a stream. A second pass is needed if blobs share bytes under two digests: sha256
+/// and sha512.
 const MOST_PASSES: u32 = 8;
 
-/// Blobs of a bundle, one after the other: see [`Bundle::stream`](crate::Bundle::stream). Blocking.
+/// Reads blobs of a bundle one by one: see [`Bundle::stream`](crate::Bundle::stream). Its calls
+/// block.
 pub struct BlobStream {
     path: PathBuf,
-    /// In the order in which they are handed out.
+    /// The blobs that are left, in the order of the archive.
     queue: VecDeque<Queued>,
     packed: Option<Arc<Packed>>,
     pass: Option<Pass>,
@@ -26,7 +28,7 @@ pub struct BlobStream {
 
 struct Queued {
     digest: Digest,
-    /// Where in the archive; none for what is in memory.
+    /// Offset in the archive. `None` if the blob is in memory.
     offset: Option<u64>,
     blob: Blob,
 }
@@ -65,7 +67,7 @@ impl BlobStream {
         self.passes += 1;
         if self.passes > MOST_PASSES {
             return Err(Fault::Limit {
-                what: "passes over a compressed bundle for blobs that are the same bytes".to_owned(),
+                what: "passes over a compressed bundle, whose blobs repeat the same bytes".to_owned(),
                 limit: u64::from(MOST_PASSES),
                 set: None,
             });
@@ -74,11 +76,13 @@ impl BlobStream {
         Ok(())
     }
 
-    /// Goes to the next blob, passing over what is left of the one before and what lies between; none at the end.
+    /// Advances to the next blob, and skips the rest of the blob before and the bytes between them.
+    /// Returns `None` at the end.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or decompressed, or has changed. There is no going on after that.
+    /// Returns an error if the file has changed, or cannot be read or decompressed. The stream is
+    /// unusable after an error.
     pub fn next_blob(&mut self) -> Result<Option<StreamedBlob<'_>>, Error> {
         let Some(queued) = self.queue.pop_front() else {
             return Ok(None);
@@ -109,7 +113,7 @@ impl BlobStream {
     }
 }
 
-/// A blob on its way: reads its bytes, of which any rest is passed over.
+/// Reader of one blob's bytes. The stream skips the bytes that the caller does not read.
 pub struct StreamedBlob<'s> {
     digest: Digest,
     size: u64,
@@ -117,12 +121,12 @@ pub struct StreamedBlob<'s> {
 }
 
 impl StreamedBlob<'_> {
-    /// The digest that it should have; its bytes were not checked.
+    /// Returns the digest that the catalog gives the blob. The bytes are not verified.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }

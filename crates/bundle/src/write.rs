@@ -1,14 +1,16 @@
-//! Writes bundles: an OCI image layout in a tar archive, the same bytes for the same content.
+//! Writes bundles: an OCI image layout in a tar archive. The same content gives the same bytes.
 //!
-//! It never opens an archive, chooses an image or a name, or fetches a blob by itself.
+//! The module never opens an archive, chooses an image or a name, or fetches a blob by itself.
 //!
-//! A bundle is drafted as a value ([`Draft`]: names, what they stand for, which blobs there are), laid out
-//! ([`Layout`]: every entry of the archive in its order) and written ([`write()`]), each blob being asked for when its
-//! turn comes. `oci-layout`, `index.json` and `manifest.json` stand first, then documents, then layers, so that whoever reads the
-//! archive as a stream knows all names before the first large blob. No entry tells who wrote it, when or where.
+//! A [`Draft`] is a value with the names, the targets behind them and the blobs. [`Layout`] puts
+//! every entry of the archive in order. [`write()`] writes the entries, and requests each blob when
+//! it is next. `oci-layout`, `index.json` and `manifest.json` come first, then documents, then
+//! layers. So a program that reads the archive as a stream knows all names before the first large
+//! blob. The entries do not show who wrote them, when or where.
 //!
-//! Nothing is written that is not what its digest says: each blob is hashed on its way, and an archive that cannot be
-//! finished has no end mark. Sources: OCI image-spec 1.1, "Image Layout", "Annotations"; POSIX.1-2017 `pax`.
+//! Each blob is hashed while it is written, so every blob matches its digest. An archive that
+//! cannot be completed has no end mark. Sources: OCI image-spec 1.1, "Image Layout", "Annotations";
+//! POSIX.1-2017 `pax`.
 
 mod draft;
 mod entry;
@@ -31,45 +33,47 @@ use crate::{BlobRef, Compression};
 use basics::digest::Hasher;
 use packer::{PIECE, Packer};
 
-/// Why a bundle was not written.
+/// The reason why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The draft contradicts itself, or holds more than any reader takes; what it is, with its way out.
+    /// The draft contradicts itself, or exceeds what readers accept. The text says where, and the
+    /// remedy.
     #[error("{0}")]
     Draft(String),
     /// The archive cannot be written.
     #[error("cannot {action}")]
     Target {
-        /// What was being attempted.
+        /// The call that failed.
         action: &'static str,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A blob cannot be had.
+    /// A blob cannot be read.
     #[error("cannot read blob {digest}")]
     Blob {
-        /// The blob.
+        /// Digest of the blob.
         digest: Digest,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A blob has another length than its descriptor says.
     #[error("blob {digest} should have {expected} bytes and has {}", how_many(*.expected, *.found))]
     Size {
-        /// The blob.
+        /// Digest of the blob.
         digest: Digest,
-        /// Bytes that its descriptor says.
+        /// Length in bytes that its descriptor gives.
         expected: u64,
-        /// Bytes that there are; one more than expected where reading stopped there.
+        /// Number of bytes that were read. One more than expected if there are more, since reading
+        /// stops there.
         found: u64,
     },
-    /// A blob's bytes are not what its digest says.
+    /// The bytes of a blob do not match its digest.
     #[error("blob {digest} is corrupt: its bytes have the digest {found}")]
     Digest {
-        /// The blob.
+        /// Digest that the blob should have.
         digest: Digest,
-        /// What its bytes hash to.
+        /// Digest of its bytes.
         found: Digest,
     },
 }
@@ -82,13 +86,13 @@ fn how_many(expected: u64, found: u64) -> String {
     }
 }
 
-/// Gives the bytes of blobs, in the order of [`Layout::blobs`], each once.
+/// A source of blobs. The writer opens each blob once, in the order of [`Layout::blobs`].
 pub trait BlobFeed {
-    /// Begins a blob. Its bytes may be wrong: they are checked by whoever reads them.
+    /// Opens a blob. The writer verifies its bytes.
     ///
     /// # Errors
     ///
-    /// If the blob cannot be had.
+    /// Returns an error if the blob cannot be read.
     fn open(&mut self, blob: &BlobRef) -> io::Result<Box<dyn Read + '_>>;
 }
 
@@ -98,29 +102,30 @@ impl<F: FnMut(&BlobRef) -> io::Result<Box<dyn Read>>> BlobFeed for F {
     }
 }
 
-/// How much was written, in bytes.
+/// Sizes of a written bundle in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Of the archive before it was compressed.
+    /// Size of the archive before compression.
     pub archive: u64,
-    /// Of the file.
+    /// Size of the file.
     pub file: u64,
 }
 
-/// Writes a bundle. Blocking; holds one piece of a blob, and the codec's window.
+/// Writes a bundle. The call blocks. It keeps one piece of a blob and the codec's window in memory.
 ///
-/// The bytes depend on the layout, the compression and the version of its library, and on nothing else. Compressed
-/// with zstd it is seekable: each layer begins a frame, and a table of all frames stands in a skippable one at the
-/// end (see `docs/bundles.md`). The target is flushed, not synced.
+/// The bytes depend only on the layout, the compression and the version of its library. A bundle
+/// compressed with zstd is seekable: each layer starts a frame, and a skippable frame at the end
+/// has a table of all frames (see `docs/bundles.md`). The target is flushed but not synced.
 ///
 /// # Errors
 ///
-/// If the target cannot be written, or a blob is not to be had or not what its digest says. What is in the target by
-/// then is no bundle.
+/// Returns an error if the target cannot be written, or if a blob is unreadable or has another
+/// digest. The target is then incomplete and not a bundle.
 ///
 /// # Panics
 ///
-/// If `compression` is one that bundles are read in only: bundles are written plain, with gzip and with zstd.
+/// Panics unless `compression` is none, gzip or zstd. Bundles with other compressions can only be
+/// read.
 pub fn write(
     layout: &Layout,
     compression: Compression,
@@ -168,7 +173,7 @@ impl<W: Write> Archive<W> {
         let mut left = blob.size;
         self.packer.begin(blob.size).map_err(target_error)?;
         while left > 0 {
-            // Pieces are always full: what a codec makes may depend on them.
+            // Pieces are always full, because the output of a codec may depend on their sizes.
             let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
             let n = fill(&mut *source, &mut self.piece[..wanted]).map_err(failed)?;
             if n < wanted {

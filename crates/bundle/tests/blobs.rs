@@ -1,4 +1,4 @@
-//! An open bundle and its blobs: read from one descriptor, from any offset.
+//! An open bundle and its blobs, which are read from one descriptor and from any offset.
 
 use std::fs::File;
 

@@ -1,4 +1,5 @@
-//! Compressed bundles: the same catalog as the plain ones, in constant memory, and errors that name the codec.
+//! Compressed bundles: the same catalog as the plain bundles, in constant memory, and errors that
+//! name the codec.
 
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -25,7 +26,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     packed
 }
 
-/// Two platforms, a layer that is shared, one that is compressed and one that is JSON.
+/// Two platforms with three layers: shared, compressed, and of JSON.
 fn image() -> Image {
     let shared = Layer::new(vec![b's'; 100_000]);
     let plain = Layer::new(b"packed".to_vec());
@@ -50,7 +51,7 @@ fn layouts() -> Vec<Archive> {
         .to_vec()
 }
 
-/// The same tree as others would pack it.
+/// The same tree in the order and with the names of other programs.
 fn variants(archive: &Archive) -> Vec<Archive> {
     let mut prefixed = archive.clone();
     prefixed.prefix("./");
@@ -69,7 +70,7 @@ fn without_compression(catalog: &Catalog) -> Catalog {
     }
 }
 
-/// Every blob that a stream hands out, by digest, with its bytes.
+/// Every blob that a stream returns: its digest and its bytes.
 fn streamed(bundle: &Bundle, wanted: &HashSet<Digest>) -> Vec<(Digest, Vec<u8>)> {
     let mut stream = bundle.stream(wanted).unwrap();
     let mut blobs = Vec::new();
@@ -207,7 +208,7 @@ fn documents_for_which_there_was_no_room_are_fetched() {
     let image = Image::new("a:1").root(nested);
     let mut archive = Layout::new().image(image).image(self::image()).build();
     let expected = good(&archive).catalog().clone();
-    // Five entries of eight MiB that look like documents come before the real ones.
+    // Five entries of eight MiB that look like documents precede the real documents.
     for i in 0..5 {
         let mut decoy = vec![b' '; 8 << 20];
         decoy[0] = b'{';
@@ -331,7 +332,7 @@ fn frames_of_nothing_without_end_are_refused() {
 fn what_is_compressed_and_no_tar_is_named() {
     let tar = layouts().remove(0).to_bytes();
     let rows = [
-        (gzip(b"just text"), "no tar archive compressed with gzip"),
+        (gzip(b"just text"), "not a tar archive compressed with gzip"),
         (
             gzip(&gzip(&tar)),
             "compressed twice, with gzip and inside with gzip",
@@ -379,7 +380,7 @@ fn a_file_that_changes_between_the_passes_is_noticed() {
     let layer = archive.images[0].manifests[0].layers[0].clone();
     let error = bundle.blob(&layer).unwrap().open(0).map(drop).unwrap_err();
     assert!(error.to_string().contains("changed"), "{error}");
-    // What was kept is still there: its digest was right.
+    // The documents in memory are still valid, because their digests were right.
     let config = archive.images[0].manifests[0].config.clone();
     assert_eq!(digest_of(&blob(&bundle, &config)), config);
 }

@@ -1,4 +1,5 @@
-//! Docker archives and hybrids: made-up manifests, links between layers, and which side counts.
+//! Docker archives and hybrids: manifests that the reader makes, links between layers, and the side
+//! that counts.
 
 use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, digest_of};
@@ -231,7 +232,7 @@ fn compressed_layers_are_hashed_and_typed_as_containerd_does() {
 
 #[test]
 fn plain_layers_are_not_read_for_their_digest() {
-    // Their bytes are others than the config says, and that is for whoever moves them to find out.
+    // Their bytes do not match the config. The import finds that, not the reader.
     let mut archive = docker(two_layers());
     let built = archive.images[0].manifests[0].clone();
     archive.corrupt(&built.layers[0]);
@@ -277,7 +278,7 @@ fn what_is_wrong_with_one_image_does_not_touch_the_other() {
     dangling.replace(&layer, EntryKind::Symlink("nowhere".to_owned()));
     rows.push((
         dangling,
-        format!("layer {layer} is a link to something that is not there"),
+        format!("layer {layer} is a link to a missing file"),
         true,
     ));
 

@@ -1,4 +1,5 @@
-//! The JSON documents of layouts: read as containerd reads them, and refused where readers would differ.
+//! The JSON documents of layouts. They are read as containerd reads them, and refused if readers
+//! would differ.
 
 use serde_json::json;
 

@@ -29,7 +29,7 @@ fn open_dir(path: &Path) -> Result<Bundle, Error> {
     Bundle::open_dir(path, &Limits::default())
 }
 
-/// The state of the first layer of the only manifest's, or first manifest's, image.
+/// Returns the state of the first layer of the only image, from its first manifest.
 fn first_layer(bundle: &Bundle) -> &PartState {
     let root = &only_image(bundle).root;
     let node = match &root.content {
@@ -156,7 +156,7 @@ fn what_is_no_regular_file_is_never_waited_for() {
         let bundle = open_dir(folder.path()).unwrap();
         let state = first_layer(&bundle);
         assert!(
-            matches!(state, PartState::Broken(reason) if reason.contains("no regular file")),
+            matches!(state, PartState::Broken(reason) if reason.contains("not a regular file")),
             "{state:?}"
         );
     }

@@ -1,4 +1,4 @@
-//! zstd bundles with a table of their frames: gone into where the table is right and that pays.
+//! zstd bundles with a seek table, which is used if it is right and saves work.
 
 use std::io::Read;
 
@@ -30,7 +30,7 @@ fn a_zstd_bundle_can_be_gone_into() {
 
 #[test]
 fn a_blob_of_several_frames_is_one_blob() {
-    // Two frames, of 32 and 8 MiB: zeros, and therefore quick.
+    // Two frames, of 32 and 8 MiB. Their zeros compress quickly.
     let image = Image::new("docker.io/library/a:1").platform("linux/amd64");
     let source = good(
         &Fixture::new()
@@ -51,7 +51,7 @@ fn a_blob_of_several_frames_is_one_blob() {
 
 #[test]
 fn what_compresses_beyond_belief_is_no_bomb_when_it_is_ours() {
-    // More than any file may become whatever its size.
+    // More bytes than the limit for small files allows.
     let image = Image::new("docker.io/library/a:1").platform("linux/amd64");
     let source = good(
         &Fixture::new()
@@ -69,7 +69,7 @@ fn what_compresses_beyond_belief_is_no_bomb_when_it_is_ours() {
         );
         let image = only_image(&bundle);
         assert_blobs_are_right(&bundle, &image.root);
-        // A reader that does not go by the table takes it, too.
+        // A reader that ignores the table accepts the bundle too.
         let mut unsought = bytes.clone();
         let last = unsought.len() - 1;
         unsought[last] ^= u8::from(compression == Compression::Zstd);
@@ -90,7 +90,7 @@ fn a_table_that_lies_is_not_believed() {
         for flip in [0x01, 0x80] {
             let mut lying = bytes.clone();
             lying[at] ^= flip;
-            // The magic number and length of the skippable frame are every reader's.
+            // Every reader checks the magic number and length of the skippable frame.
             let Ok(bundle) = open(&lying) else {
                 assert!(at < length - table + 8, "byte {at} of {length}");
                 continue;
@@ -102,7 +102,7 @@ fn a_table_that_lies_is_not_believed() {
     assert_eq!(believed, 0);
 }
 
-/// Frames that contain so many bytes, and a table that takes them for one.
+/// Frames with `contained` bytes in all, and a table that describes them as one frame.
 fn with_one_row(mut frames: Vec<u8>, contained: usize) -> Vec<u8> {
     let row = [frames.len(), contained].map(|n| u32::try_from(n).unwrap().to_le_bytes());
     frames.extend(0x184D_2A5E_u32.to_le_bytes());
@@ -114,8 +114,8 @@ fn with_one_row(mut frames: Vec<u8>, contained: usize) -> Vec<u8> {
     frames
 }
 
-/// Each document or layer of such a frame costs what stands before it. So a bundle is gone into while that costs about
-/// as much as some passes over it, and otherwise read in order.
+/// Each document or layer costs the bytes before it in its frame. So a table is used while that
+/// costs about as much as a few passes over the bundle. Otherwise the bundle is read in order.
 #[test]
 fn a_frame_is_gone_into_while_that_costs_less_than_reading_it_in_order() {
     let image = |name: usize, layers: usize| {
@@ -138,7 +138,7 @@ fn a_frame_is_gone_into_while_that_costs_less_than_reading_it_in_order() {
 
 #[test]
 fn a_table_of_frames_that_hide_others_is_not_believed() {
-    // Two frames in one row: a reader of all bytes sees the frame that the table leaves out.
+    // Two frames in one row. A reader of all bytes sees the frame that the table hides.
     let source = source();
     let plain = written(&draft(&source), &source, Compression::None);
     let frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
@@ -155,7 +155,7 @@ fn a_table_of_frames_that_hide_others_is_not_believed() {
         .clone();
     let mut read = Vec::new();
     let blob = bundle.blob(&layer).unwrap();
-    // Either the table was not used at all, or what it hides is noticed where the frame ends.
+    // Either the table is not used, or the end of the frame shows the hidden frame.
     match blob.open(0).and_then(|mut reader| reader.read_to_end(&mut read)) {
         Ok(_) => assert_eq!(digest_of(&read), layer),
         Err(error) => assert!(error.to_string().contains("larger than the table"), "{error}"),

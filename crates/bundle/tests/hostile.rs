@@ -1,4 +1,4 @@
-//! Damaged and hostile bundles: whatever the bytes, there is an answer, it is right, and it is cheap.
+//! Damaged and hostile bundles. For any bytes, the reader gives a right answer at little cost.
 
 mod common;
 
@@ -11,7 +11,8 @@ use common::*;
 use proptest::prelude::*;
 use serde_json::json;
 
-/// Longest time any archive of this file may take. The slowest takes a hundredth in a debug build.
+/// Longest time that any archive of this file may take. The slowest takes a hundredth of it in a
+/// debug build.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 static ARCHIVES: LazyLock<[Archive; 3]> = LazyLock::new(|| {
@@ -28,7 +29,7 @@ static ARCHIVES: LazyLock<[Archive; 3]> = LazyLock::new(|| {
         .map(|layout| layout.image(image()).image(other.clone()).build())
 });
 
-/// Every document that the catalog calls good has the bytes of its digest.
+/// Asserts that every document that the catalog calls good matches its digest.
 fn assert_documents_are_verified(bundle: &Bundle, node: &Node) {
     match &node.content {
         Content::Index(children) => {
@@ -134,7 +135,7 @@ proptest! {
     }
 }
 
-/// An archive whose `index.json` and blobs are given by hand.
+/// Makes an archive with this `index.json` and these blobs.
 fn by_hand(index: String, blobs: &[Vec<u8>]) -> Archive {
     let mut archive = Layout::new().build();
     archive.set("index.json", index);
@@ -157,7 +158,7 @@ fn index_entry(bytes: &[u8]) -> serde_json::Value {
 
 #[test]
 fn an_index_that_refers_to_itself_many_times_over_is_cut_short() {
-    // Thirty children in each of eight levels, all the same: 30^8 descriptors out of a few KiB.
+    // Thirty equal children in each of eight levels: 30^8 descriptors in a few KiB.
     let mut blobs = vec![br#"{"manifests":[]}"#.to_vec()];
     for _ in 0..7 {
         let child = index_entry(blobs.last().unwrap());
@@ -232,7 +233,7 @@ fn annotations_beyond_the_limit_are_refused() {
     assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
 }
 
-/// Manifests of this config, all different, in one index.
+/// Many different manifests with this config, in one index.
 fn that_share_a_config(count: usize, member: &str, value: &serde_json::Value) -> Archive {
     let manifest = |n: usize| {
         Manifest::new("linux/amd64")
@@ -259,7 +260,7 @@ fn a_config_that_many_manifests_share_is_there_once() {
     assert!(Arc::ptr_eq(&first.diff_ids, &last.diff_ids));
 }
 
-/// Each image and each layer that it is about is told of by its platform.
+/// Messages name each image, and each of its layers, by its platform.
 #[test]
 fn a_platform_that_is_none_breaks_its_images_and_is_told_in_short() {
     let rows = [
@@ -275,7 +276,7 @@ fn a_platform_that_is_none_breaks_its_images_and_is_told_in_short() {
         }
     }
     good(&that_share_a_config(1, "os.features", &json!(vec!["x"; 100])));
-    // The descriptor's own, as many features as fit into a document.
+    // The descriptor's own platform, with as many features as fit into a document.
     let mut entry = index_entry(b"x");
     entry["platform"] = json!({"os": "linux", "architecture": "amd64", "os.features": vec![""; 2_000_000]});
     let bundle = good(&by_hand(json!({"manifests": [entry]}).to_string(), &[]));
@@ -283,7 +284,7 @@ fn a_platform_that_is_none_breaks_its_images_and_is_told_in_short() {
     assert!(reason.contains("more than 100 os.features"), "{reason}");
 }
 
-/// The errors of parsers quote what they found.
+/// The errors of parsers quote the text that they read.
 #[test]
 fn whatever_is_said_of_an_image_is_short() {
     let long = "x".repeat(1 << 20);
@@ -343,7 +344,7 @@ fn the_names_of_a_docker_archive_count_as_the_entries_of_a_layout_do() {
     );
 }
 
-/// A delta that relies on these blobs, whose images all have the same manifest.
+/// A delta that relies on these blobs. All its images have the same manifest.
 fn delta(relied_on: &[Vec<u8>], images: usize, layers: &[serde_json::Value]) -> Archive {
     let blob = |bytes: &Vec<u8>| json!({"digest": digest_of(bytes), "size": bytes.len()});
     let list: Vec<_> = relied_on.iter().map(blob).collect();
@@ -397,14 +398,14 @@ fn what_a_delta_relies_on_is_charged() {
     };
     let relies_on = |bundle: &Bundle| bundle.catalog().relies_on.as_ref().unwrap().blobs.len();
     assert_eq!(relies_on(&open(20_000, 1, &limits(1 << 20)).unwrap()), 20_000);
-    // Two of the largest documents and a mebibyte are 17.
+    // Two of the largest documents and a mebibyte are 17 MiB.
     let fault = open(60_000, 1, &limits(1 << 20)).unwrap_err().fault;
     assert!(
         matches!(&fault, Fault::Limit { what, .. } if what.contains("memory")),
         "{fault}"
     );
     assert_eq!(relies_on(&open(60_000, 1, &Limits::default()).unwrap()), 60_000);
-    // The catalog counts twice: as it is, and as it is where the base is.
+    // The catalog counts twice: as it is, and completed by the base.
     let small = Limits {
         json_document: 1 << 20,
         descriptors: 3_000,
@@ -419,7 +420,7 @@ fn what_a_delta_relies_on_is_charged() {
     assert!(matches!(&fault, Fault::Limit { .. }), "{fault}");
 }
 
-/// Remade for each image, this manifest takes gibibytes.
+/// A separate copy of this manifest for each image would take gibibytes.
 #[test]
 fn images_of_a_delta_share_what_they_shared_before() {
     let layer = |bytes: &[u8], urls: usize| {
@@ -458,7 +459,7 @@ fn images_of_a_delta_share_what_they_shared_before() {
     assert_eq!(states(&of(first)), [PartState::Present, PartState::Absent]);
 }
 
-/// In a document it takes three bytes, in memory a text and its place in a list.
+/// The list takes three bytes in a document. In memory, it takes a text and a slot in a list.
 #[test]
 fn lists_of_nothing_are_charged_as_what_they_take() {
     let layer = |n: usize| {
@@ -517,7 +518,7 @@ fn nothing_but_headers_comes_to_an_end() {
         matches!(error.fault, Fault::Limit { limit: 5_000, .. }),
         "{error}"
     );
-    // Extended headers count as well: GNU long names and nothing else.
+    // Extended headers count as well: this archive has GNU long names and nothing else.
     let mut long = Layout::new().build();
     long.entries.clear();
     long.add(&"x".repeat(200), "x".to_owned());
@@ -533,7 +534,7 @@ fn nothing_but_headers_comes_to_an_end() {
 fn a_layer_of_gigabytes_is_not_read_at_open() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tar");
-    // Its digest is made up, so that the test need not hash it either.
+    // The digest is invented, so that the test does not have to hash the layer either.
     let size = 64_u64 << 30;
     let mut archive = Layout::new().image(Image::new("a:1").layer(b"x")).build();
     archive
@@ -548,7 +549,8 @@ fn a_layer_of_gigabytes_is_not_read_at_open() {
 
 #[test]
 fn two_layers_that_claim_one_digest_are_no_way_to_smuggle_bytes() {
-    // The second layer claims to be the first; whoever moves it gets the first one's bytes.
+    // The second layer claims to be the first. The import of its digest gets the bytes of the
+    // first.
     let first = Layer::new(b"first".to_vec());
     let second = Layer::new(b"other".to_vec()).diff_id(first.digest().clone());
     let image = Image::new("a:1")

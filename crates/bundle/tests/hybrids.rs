@@ -1,4 +1,4 @@
-//! Archives with `index.json` and `manifest.json`: which of them counts, and for what.
+//! Archives with `index.json` and `manifest.json`: the use of each document.
 
 use crate::common::*;
 use crate::docker_archives::two_layers;
@@ -44,7 +44,7 @@ fn images_that_only_manifest_json_lists_are_left_out_with_a_warning() {
     assert_eq!(bundle.catalog().warnings, [Warning::NotInIndex { count: 1 }]);
 }
 
-/// As Docker 25.0 wrote them; https://github.com/moby/moby/issues/47065 and 47150.
+/// Docker 25.0 wrote such archives: https://github.com/moby/moby/issues/47065 and 47150.
 #[test]
 fn manifest_json_stands_in_for_a_broken_oci_side() {
     let rows = [
@@ -109,7 +109,7 @@ fn a_broken_oci_side_stays_broken_where_manifest_json_is_no_better() {
     assert_eq!(bundle.catalog().warnings, []);
 }
 
-/// As Docker 25.0 wrote them; https://github.com/moby/moby/issues/47210.
+/// Docker 25.0 wrote such archives: https://github.com/moby/moby/issues/47210.
 #[test]
 fn manifest_json_is_used_where_the_index_lists_nothing() {
     for index in [r#"{"schemaVersion":2,"manifests":null}"#, r#"{"manifests":[]}"#] {
@@ -134,7 +134,7 @@ fn manifest_json_is_used_where_a_layout_has_no_index() {
     archive.remove("index.json");
     let bundle = good(&archive);
     assert_eq!(bundle.catalog().format, Format::DockerArchive);
-    assert_eq!(bundle.catalog().warnings, [Warning::IndexUnusable("is absent")]);
+    assert_eq!(bundle.catalog().warnings, [Warning::IndexUnusable("is missing")]);
 }
 
 fn tags(names: &[&str]) -> Vec<RawName> {
@@ -155,7 +155,7 @@ fn a_name_that_only_manifest_json_has_is_the_images_name() {
     };
     for image in [
         Image::unnamed().repo_tag("multi:1").manifest(amd64()),
-        // manifest.json tells of the first one only, whichever that is.
+        // manifest.json lists only the first manifest.
         index(amd64(), arm64()),
         index(arm64(), amd64()),
     ] {
@@ -185,7 +185,7 @@ fn an_image_that_the_index_names_has_no_other_name_and_keeps_it() {
                 .repo_tag("a:1")
                 .repo_tag("docker.io/org/d:1"),
         )
-        // A tag alone is no whole name.
+        // A tag alone is not a whole name.
         .image(image("t").ref_name("2").repo_tag("r.test/t:2"))
         .build();
     let bundle = good(&archive);
@@ -206,7 +206,7 @@ fn an_image_that_the_index_names_has_no_other_name_and_keeps_it() {
     );
 }
 
-/// Everything that the documents lead to, but for the digest that stands for it.
+/// The whole effect of the documents, and the digest that stands for it.
 fn effect(archive: &Archive) -> Option<(Digest, String)> {
     let bundle = open(&archive.to_bytes()).ok()?;
     let catalog = bundle.catalog();

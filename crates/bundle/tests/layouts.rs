@@ -1,4 +1,4 @@
-//! OCI image layouts: what the catalog makes of good, odd and broken ones.
+//! OCI image layouts: the catalogs of good, odd and broken layouts.
 
 use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, Node};
@@ -123,7 +123,7 @@ fn linked_blobs_are_the_blobs_they_link_to() {
 #[test]
 fn links_that_lead_nowhere_break_what_needs_them_and_nothing_else() {
     let rows = [
-        ("nowhere", "a link to something that is not there"),
+        ("nowhere", "a link to a missing file"),
         ("../../../etc/passwd", "a link that leads out of the archive"),
         ("/etc/passwd", "a link that leads out of the archive"),
     ];
@@ -496,7 +496,7 @@ fn an_image_that_containerd_could_not_unpack_says_why() {
     );
     let other = airgapd_bundle::fixtures::digest_of(b"other");
     let manifest = || Manifest::new("linux/amd64").layer(b"x");
-    // diff_ids are sha256 whatever the layer is named by.
+    // diff_ids are sha256, even if a layer's descriptor uses sha512.
     let of_sha512 = json!([{
         "mediaType": "application/vnd.oci.image.layer.v1.tar", "size": 1,
         "digest": format!("sha512:{}", "ab".repeat(64)),
@@ -556,7 +556,8 @@ fn attestations_are_ordinary_nodes() {
 #[test]
 fn blobs_of_sha512_are_found_and_verified() {
     let mut archive = one_image();
-    // The layer under another algorithm: only its descriptor changes, the graph is put together by hand.
+    // The layer under another algorithm. Only its descriptor changes, so the test builds the graph
+    // itself.
     let sha512 = format!("sha512:{}", "ab".repeat(64));
     archive.add(
         &format!("blobs/sha512/{}", "ab".repeat(64)),

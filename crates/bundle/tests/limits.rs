@@ -1,4 +1,4 @@
-//! The limits on a bundle: an error of its own for each, and room for any real bundle.
+//! The limits on a bundle: each has its own error, and every real bundle fits.
 
 use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, Image, Layout};
@@ -50,7 +50,7 @@ fn a_sound_bundle_of_5000_images_is_taken() {
     assert_eq!(good(&archive).catalog().images.len(), 5000);
 }
 
-/// A document that is too large, or an index that nests too deep, is the matter of its image alone.
+/// A document that is too large, or an index that is nested too deeply, affects only its image.
 #[test]
 fn the_limits_on_a_single_image_name_their_keys_too() {
     let image = Image::new("a:1").in_an_index().platform("linux/amd64");
@@ -78,7 +78,7 @@ fn the_limits_on_a_single_image_name_their_keys_too() {
         ),
     ];
     for (limits, expected) in rows {
-        let bundle = open_within(&nested.to_bytes(), &limits).expect("it is no matter of the whole bundle");
+        let bundle = open_within(&nested.to_bytes(), &limits).expect("the fault affects one image");
         let root = &only_image(&bundle).root;
         let reason = match &root.content {
             airgapd_bundle::Content::Index(children) => broken(&children[0]),

@@ -1,5 +1,5 @@
-//! The tests of reading and writing bundles, in one program, which is linked once. Tests that measure the time
-//! or the memory of the process are programs of their own.
+//! The tests of reading and writing bundles, in one program that is linked once. Tests that measure
+//! the time or the memory of the process are separate programs.
 
 mod blobs;
 mod common;

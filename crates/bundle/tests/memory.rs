@@ -1,5 +1,5 @@
-//! What a bundle's documents take in memory is bounded, whatever they say. A program of its own: the peak is that of the
-//! whole process.
+//! The memory of a bundle's documents is bounded, whatever they contain. This is a separate
+//! program, because the peak is that of the whole process.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,11 +10,11 @@ use airgapd_bundle::{Bundle, Compression, Limits};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What opening may take at most, in bytes: the catalog that the limits allow, the largest document once as bytes and
-/// once as the values that it is parsed to, and room for the documents of a compressed bundle.
+/// Most memory in bytes that opening a bundle may take: the catalog within the limits, the largest
+/// document as bytes and as parsed values, and documents of a compressed bundle.
 const MOST_MEMORY: u64 = 192 << 20;
 
-/// What is said in thousands of places.
+/// Content that a document repeats in thousands of places.
 #[derive(Clone, Debug)]
 enum Saying {
     /// Digests of layers.
@@ -45,7 +45,7 @@ impl Saying {
         }
     }
 
-    /// In a descriptor, if it is said there.
+    /// Adds the content to a descriptor, if it belongs there.
     fn in_descriptor(&self, mut descriptor: Value) -> Value {
         match self {
             Self::DiffIds(_) => {}
@@ -86,8 +86,8 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     })
 }
 
-/// Writes a bundle of that many manifests, each with layers, of one config. The configs, the layers and the entries of
-/// the index say what is given.
+/// Writes a bundle of `manifests` manifests with `layers` layers each, and one config. The config,
+/// the layers and the entries of the index have the given content.
 fn write(file: &mut File, manifests: usize, layers: usize, [config, layer, entry]: &[Saying; 3]) {
     const DOCUMENT: usize = 6 << 20;
     let mut archive = Layout::new().build();
@@ -132,12 +132,12 @@ fn peak() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Has the peak begin again, at what is taken now.
+/// Resets the peak to the memory that is taken now.
 fn forget_peak() {
     fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
-/// The peak is that of all tests of this program, so there is one at a time.
+/// Runs the tests one at a time, because the peak is that of all tests of this program.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn taken_by(manifests: usize, layers: usize, sayings: &[Saying; 3]) -> u64 {
@@ -152,7 +152,7 @@ fn taken_by(manifests: usize, layers: usize, sayings: &[Saying; 3]) -> u64 {
     taken.max(before)
 }
 
-/// Without an account of what they take in memory, these take from 270 MiB to 1.8 GiB.
+/// Without the account of their memory, these documents take from 270 MiB to 1.8 GiB.
 #[test]
 fn a_small_file_of_documents_that_say_much_takes_little_memory() {
     let nothing = Saying::Text(1);

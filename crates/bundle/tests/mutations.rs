@@ -1,8 +1,8 @@
-//! Good bundles of every format and codec, cut and changed at every place of interest: what comes of it is a complete
-//! image or an error, soon and in little memory.
+//! Good bundles of every format and codec, cut and changed at every place of interest. The result
+//! is a complete image or an error, soon and in little memory.
 //!
-//! A layer is not read when a plain bundle is opened, so an image counts as complete only once all its blobs were
-//! read and have their digests, which is what containerd checks before it gets a record.
+//! Opening a plain bundle reads no layers. So an image counts as complete only after all its blobs
+//! were read and matched their digests. containerd checks the same before it gets a record.
 
 mod common;
 
@@ -15,13 +15,13 @@ use airgapd_bundle::{Bundle, Compression, Content, Format, Manifest, Node};
 use common::*;
 use oci_spec::image::Digest;
 
-/// Longest time one opening may take. A thousandth is usual.
+/// Longest time that one opening may take, about a thousand times the usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Most memory that all openings may ever have taken, in KiB.
+/// Peak of memory, in KiB, that all openings may reach.
 const MOST_MEMORY: u64 = 256 << 10;
 
-/// Places per bundle that are looked at beside its ends.
+/// Places per bundle that are changed, besides its ends.
 const POINTS: usize = 40;
 
 const CODECS: [Compression; 6] = [
@@ -39,7 +39,7 @@ struct Subject {
     format: Format,
     codec: Compression,
     roots: HashSet<Digest>,
-    /// Offsets worth a look.
+    /// Offsets of the places to change.
     places: BTreeSet<usize>,
 }
 
@@ -86,7 +86,7 @@ fn subjects() -> Vec<Subject> {
     subjects
 }
 
-/// Both ends, some evenly in between, and the borders of entries where they can be told.
+/// Both ends, some places evenly in between, and the borders of entries if they are known.
 fn places(archive: &Archive, codec: Compression, length: usize) -> BTreeSet<usize> {
     let mut places: BTreeSet<_> = (0..24).chain(length - 24..length).collect();
     places.extend((0..POINTS).map(|i| i * length / POINTS));
@@ -105,7 +105,7 @@ fn places(archive: &Archive, codec: Compression, length: usize) -> BTreeSet<usiz
     places.into_iter().filter(|place| *place < length).collect()
 }
 
-/// The digests of everything below a node that claims to be whole.
+/// Collects the digests of everything below a whole node.
 fn closure(node: &Node, found: &mut Vec<Digest>) {
     found.push(node.descriptor.digest().clone());
     match &node.content {
@@ -117,20 +117,20 @@ fn closure(node: &Node, found: &mut Vec<Digest>) {
     }
 }
 
-/// Whether all bytes below a node can be read and are the right ones.
+/// Returns true if all bytes below a node can be read and match their digests.
 fn is_complete(bundle: &Bundle, node: &Node) -> bool {
     let mut digests = Vec::new();
     closure(node, &mut digests);
     let is_right = |digest: &Digest| {
         let mut bytes = Vec::new();
-        let blob = bundle.blob(digest).expect("what is present can be had");
+        let blob = bundle.blob(digest).expect("a present blob can be read");
         let read = blob.open(0).and_then(|mut reader| reader.read_to_end(&mut bytes));
         read.is_ok() && digest_of(&bytes) == *digest
     };
     is_whole(node) && digests.iter().all(is_right)
 }
 
-/// Opens what became of a bundle; tells how many complete images it has.
+/// Opens a changed bundle. Returns the number of its complete images.
 fn judge(subject: &Subject, bytes: &[u8], what: &str) -> usize {
     let started = Instant::now();
     let opened = open(bytes);
@@ -146,14 +146,12 @@ fn judge(subject: &Subject, bytes: &[u8], what: &str) -> usize {
         .iter()
         .filter(|image| is_complete(&bundle, &image.root))
         .collect();
-    // Nothing vouches for the config of a Docker archive; of all else, it is the same image or none.
+    // No digest covers the config of a Docker archive. Everything else is either unchanged or not
+    // complete.
     if subject.format == Format::OciLayout {
         for image in &complete {
             let root = image.root.descriptor.digest();
-            assert!(
-                subject.roots.contains(root),
-                "{what}: {root} is nothing that was packed"
-            );
+            assert!(subject.roots.contains(root), "{what}: {root} was never packed");
         }
     }
     complete.len()
@@ -166,7 +164,7 @@ fn assert_little_memory() {
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .unwrap();
     let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    assert!(peak < MOST_MEMORY, "{peak} KiB at the most");
+    assert!(peak < MOST_MEMORY, "the peak is {peak} KiB");
 }
 
 #[test]

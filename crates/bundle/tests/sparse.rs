@@ -1,5 +1,5 @@
-//! Sparse entries are refused by name wherever something relies on them, in every form that tar writes, and are passed
-//! over where nothing does.
+//! Sparse entries, in every form that tar writes. They are refused by name if something needs them,
+//! and skipped otherwise.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -10,7 +10,7 @@ use airgapd_bundle::fixtures::{Archive, Image, Layout};
 use airgapd_bundle::{Bundle, Compression, Fault, Limits};
 use tar::{EntryType, Header};
 
-/// The forms of a sparse entry, as options of GNU tar: the old one, and the three of PAX headers.
+/// The forms of a sparse entry, as options of GNU tar: the old form, and the three of PAX headers.
 const FORMS: [&[&str]; 5] = [
     &["--format=oldgnu"],
     &["--format=gnu"],
@@ -19,18 +19,19 @@ const FORMS: [&[&str]; 5] = [
     &["--format=posix", "--sparse-version=1.0"],
 ];
 
-/// tar looks for holes in units of 512 bytes, file systems make them of 4096: files of this size have some.
+/// tar looks for holes in units of 512 bytes. File systems make holes of 4096 bytes, so files of
+/// this size have some.
 const UNIT: usize = 1 << 16;
 
-/// Bytes with holes before, between and after so many islands. Four islands fit into an old header, 21 into each
-/// further block.
+/// Returns `count` islands of bytes with holes before, between and after them. Four islands fit
+/// into an old header, 21 into each further block.
 fn islands(count: usize) -> Vec<u8> {
     let mut bytes = vec![0; UNIT];
     for n in 0..count {
         bytes.extend_from_slice(&[u8::try_from(n % 251 + 1).unwrap(); 4096]);
         bytes.resize(bytes.len() + UNIT, 0);
     }
-    // An end that is no whole block.
+    // The end is not at a whole block.
     bytes.resize(bytes.len() + 77, 0);
     bytes
 }
@@ -79,7 +80,8 @@ fn plain_and_compressed(bytes: &[u8]) -> [Vec<u8>; 2] {
     [bytes.to_vec(), packed]
 }
 
-/// Why the image of that name is not whole: the state of its only layer, or what is wrong with all of it.
+/// Returns the reason why the image with this name is not whole: the fault of its only layer, or of
+/// the whole image.
 fn reason(bundle: &Bundle, name: &str) -> String {
     let images = &bundle.catalog().images;
     let is_named = |image: &&airgapd_bundle::Image| image.names.iter().any(|known| known.as_str() == name);
@@ -94,7 +96,7 @@ fn assert_names_the_remedy(text: &str, entry: &str) {
     for expected in [
         entry,
         "sparse file",
-        "make the archive again without `tar --sparse`",
+        "Make the archive again without `tar --sparse`",
     ] {
         assert!(text.contains(expected), "{expected} in {text}");
     }
@@ -151,7 +153,8 @@ fn a_document_with_holes_refuses_the_bundle_and_is_named_with_its_file() {
 fn an_entry_with_holes_on_which_nothing_relies_is_passed_over() {
     for count in [0, 1, 4, 5, 60] {
         let mut archive = Layout::new().image(image("r.test/a:1", b"x")).build();
-        // Before all others, so that everything is found only if this one is passed over rightly.
+        // The sparse entry is first, so everything else is found only if it is skipped by the right
+        // size.
         archive.add("a-disk", islands(count));
         for form in FORMS {
             let packed = packed_by_tar(&archive, form);
@@ -170,7 +173,8 @@ fn an_entry_with_holes_on_which_nothing_relies_is_passed_over() {
     }
 }
 
-/// The header of a sparse file in the old form with these sizes, stored and with holes, and a first region.
+/// Returns the old form of a sparse file's header, with a first region. `stored` is the size
+/// without holes and `size` the size with them.
 fn header(name: &str, stored: u64, size: u64, has_more: bool) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_path(name).unwrap();
@@ -185,7 +189,7 @@ fn header(name: &str, stored: u64, size: u64, has_more: bool) -> Vec<u8> {
     header.as_bytes().to_vec()
 }
 
-/// A further block of an old header.
+/// Returns a further block of an old header.
 fn further(has_more: bool) -> [u8; 512] {
     let mut block = [b'7'; 512];
     block[504] = u8::from(has_more);
@@ -234,7 +238,7 @@ fn a_map_of_holes_without_end_is_refused() {
         matches!(&fault, Fault::Limit { what, .. } if what == "entries"),
         "{fault}"
     );
-    // Cut inside the map, it is an upload in progress.
+    // A file that is cut inside the map may be an upload in progress.
     assert!(looks_unfinished(&open(&bytes).unwrap_err()));
 }
 
@@ -254,7 +258,8 @@ fn an_archive_that_ends_in_an_entry_with_holes_is_cut_off() {
 #[test]
 fn the_type_of_a_sparse_entry_in_an_archive_that_is_not_gnus_is_followed_by_no_map() {
     let mut header = Header::new_ustar();
-    // A prefix so long that it reaches the byte which says in GNU's format that the map goes on.
+    // A prefix so long that it covers a certain byte. In GNU's format, that byte says that the map
+    // continues.
     header
         .set_path(format!("{}/{}", "p".repeat(150), "n".repeat(50)))
         .unwrap();

@@ -1,4 +1,4 @@
-//! Files that people bring instead of a bundle: each kind is named, with the remedy.
+//! Files that people bring instead of a bundle. The error names each kind and the remedy.
 
 use std::path::Path;
 
@@ -15,8 +15,8 @@ fn what_is_no_plain_tar_is_named() {
         (b"\xfd7zXZ\0\0\x04", "cut off: the xz data"),
         (b"\x04\x22\x4d\x18\x64", "cut off: the lz4 data"),
         (b"BZh91AY&SY", "cut off: the bzip2 data"),
-        (b"just text", "this is no tar archive"),
-        (&[b'x'; 2000], "this is no tar archive"),
+        (b"just text", "this is not a tar archive"),
+        (&[b'x'; 2000], "this is not a tar archive"),
         (&[0; 4096], "the archive is empty"),
     ];
     for (bytes, expected) in rows {
@@ -42,17 +42,17 @@ fn other_formats_are_named_with_what_helps_also_inside_compressed_data_and_in_pi
     let rows: [(&[u8], &str); 5] = [
         (
             b"PK\x03\x04 and so on",
-            "this is a zip archive; take the archive out of it with `unzip FILE`",
+            "this is a zip archive. Take the archive out of it with `unzip FILE`",
         ),
         (
             b"\x02\x21\x4c\x18 and so on",
-            "this is legacy lz4 data; decompress it with `lz4 -dc",
+            "this is legacy lz4 data. Decompress it with `lz4 -dc",
         ),
-        (&page, "this is a web page (HTML); the download failed"),
+        (&page, "this is a web page (HTML). The download failed"),
         (&gzipped, "inside it, compressed with gzip, is a web page (HTML)"),
         (
             &middle,
-            "the middle of a tar archive, one piece of several; put all pieces together",
+            "the middle of a tar archive, one piece of several: put all pieces together",
         ),
     ];
     for (bytes, expected) in rows {
@@ -126,7 +126,7 @@ fn an_archive_without_a_list_of_images_is_no_bundle_and_says_what_may_help() {
     }
 }
 
-/// An archive of files.
+/// Returns an archive of files.
 fn packed(files: &[(&str, &str)]) -> Archive {
     let mut archive = one_image();
     archive.entries.clear();

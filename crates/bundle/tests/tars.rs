@@ -1,11 +1,11 @@
-//! Tar archives: how they end, how their headers are read, what they may cost.
+//! Tar archives: their ends, their headers, and their cost.
 
 use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout};
 use airgapd_bundle::{Bundle, Ending, Fault, Limits, Warning};
 use tar::{EntryType, Header};
 
-/// An archive with one image, the documents first.
+/// Returns an archive with one image, the documents first.
 pub(crate) fn documents_first() -> Archive {
     let image = Image::new("a:1").platform("linux/amd64").layer(vec![b'x'; 3000]);
     let mut archive = Layout::new().image(image).build();
@@ -13,7 +13,7 @@ pub(crate) fn documents_first() -> Archive {
     archive
 }
 
-/// Bytes of one entry with a header of the test's own.
+/// Returns the bytes of one entry with a custom header.
 fn entry(change: impl FnOnce(&mut Header), data: &[u8]) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_path("odd").unwrap();
@@ -45,7 +45,7 @@ fn pax(flag: u8, records: &[(&str, &str)]) -> Vec<u8> {
     )
 }
 
-/// The archive's bytes with others put in front.
+/// Returns the archive's bytes after the bytes in `start`.
 fn after(start: &[u8], archive: &Archive) -> Vec<u8> {
     [start, &archive.to_bytes()].concat()
 }
@@ -85,7 +85,7 @@ fn a_cut_is_found_wherever_it_is() {
     let bytes = archive.to_bytes();
     let boundaries = archive.boundaries();
     let index = 512 + archive.bytes_of("index.json").len() as u64;
-    // The first bytes, those of a name, look like any text.
+    // The first bytes are a name and look like any text.
     for cut in (64..*boundaries.last().unwrap()).step_by(64) {
         let at_boundary = boundaries.contains(&cut);
         let result = open(&bytes[..usize::try_from(cut).unwrap()]);
@@ -167,7 +167,7 @@ fn a_tail_of_zeros_is_a_missing_tail() {
     let bundle = open(&bytes).unwrap();
     assert!(!is_whole(&only_image(&bundle).root));
 
-    // As when a copying tool allocates first: far more zeros than any padding.
+    // Some copying tools allocate the file first. Then it ends in far more zeros than any padding.
     bytes.resize(from + (3 << 20), 0);
     let bundle = open(&bytes).unwrap();
     let expected = Warning::TrailingData {
@@ -283,12 +283,12 @@ fn sizes_are_read_in_every_encoding_and_absurd_ones_refused() {
         (
             "pax that is no number",
             pax_size("+5", 5),
-            Some("no number or too large"),
+            Some("not a number, or is too large"),
         ),
         (
             "pax beyond 63 bits",
             pax_size("18446744073709551615", 5),
-            Some("no number or too large"),
+            Some("not a number, or is too large"),
         ),
         ("negative", field([0xff; 12]), Some("negative")),
         ("2^87", field(*b"\x80\x80\0\0\0\0\0\0\0\0\0\0"), Some("too large")),
@@ -466,7 +466,7 @@ fn checksums_of_signed_bytes_are_taken() {
 #[test]
 fn entries_of_other_kinds_are_passed_over() {
     for flag in [b'3', b'4', b'5', b'6'] {
-        // No data follows these, whatever their size says.
+        // No data follows these entries, whatever their size says.
         let start = entry(
             |header| {
                 header.set_entry_type(EntryType::new(flag));

@@ -1,4 +1,5 @@
-//! Bundles that are written: the same bytes for the same content, read back as what they were drafted.
+//! Bundles that are written. The same content gives the same bytes, and reading them gives the
+//! draft.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -12,7 +13,7 @@ use oci_spec::image::Digest;
 
 const WRITTEN: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
 
-/// Noise, so that compressing it does not make it small.
+/// Returns noise, which compression cannot make small.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let step = |_| {
@@ -50,7 +51,7 @@ pub(crate) fn draft(bundle: &Bundle) -> Draft {
     }
 }
 
-/// Gives blobs of a bundle, at most so many bytes at a time.
+/// Provides the blobs of a bundle, in pieces of at most this many bytes.
 struct Slow<'a>(&'a Bundle, usize);
 
 struct SlowReader(Box<dyn Read + Send>, usize);
@@ -81,7 +82,7 @@ pub(crate) fn written(draft: &Draft, from: &Bundle, compression: Compression) ->
     bytes
 }
 
-/// What a catalog says of its images, whatever the archive is like.
+/// Returns the catalog's view of its images, independent of the archive's form.
 pub(crate) fn images(catalog: &Catalog) -> Vec<(String, Node_)> {
     let mut images: Vec<_> = catalog
         .images
@@ -155,7 +156,7 @@ fn names_come_first_and_headers_tell_nothing_of_their_writer() {
     }
     assert_eq!(&names[..2], ["oci-layout", "index.json"]);
     let first_layer = sizes.iter().position(|size| *size >= 70_000).unwrap();
-    // Two indexes, three manifests, three configs, and the two documents of the archive.
+    // These are two indexes, three manifests, three configs, and the two documents of the archive.
     assert_eq!(first_layer, 10);
 }
 
@@ -188,8 +189,9 @@ fn every_name_gets_an_entry_for_all_readers() {
     }
 }
 
-/// The elements of the `manifest.json` that is written for these images: configs, names and layers; `None` where there
-/// is no such document. What is written is read back as the layout that it is.
+/// Returns the elements of the `manifest.json` for these images: configs, names and layers. Returns
+/// `None` if there is no such document. Also checks that the written bundle is read as an OCI
+/// layout.
 fn listed(
     images: impl IntoIterator<Item = Image>,
     change: impl FnOnce(&mut Draft),
@@ -275,7 +277,11 @@ fn readers_of_docker_archives_find_every_image_or_no_list() {
         let digest = draft.images[0].target.digest();
         draft.images[0].names = vec![format!("docker.io/library/a@{digest}")];
     });
-    assert_eq!(tags(by_digest), Some(vec![vec![]]), "a name by digest is no tag");
+    assert_eq!(
+        tags(by_digest),
+        Some(vec![vec![]]),
+        "a name by digest is not a tag"
+    );
 
     assert_eq!(listed([two_platforms()], unchanged), None);
     assert_eq!(listed([one(a), two_platforms()], unchanged), None);
@@ -285,7 +291,7 @@ fn readers_of_docker_archives_find_every_image_or_no_list() {
         let layer = draft.images[0].layers[0].digest.clone();
         draft.leave_out("base.tar", &HashSet::from([layer]));
     });
-    assert_eq!(delta, None, "an image without a layer is none to them");
+    assert_eq!(delta, None, "they cannot use an image without a layer");
 }
 
 #[test]
@@ -313,7 +319,7 @@ fn one_image_with_a_tag_and_its_digest_is_the_only_entry() {
     let (tag, digest) = ("localhost:5000/a:1", "localhost:5000/a@DIGEST");
     assert_eq!(entries(&[digest, tag]), [tag]);
     assert_eq!(entries(&[digest]), [digest]);
-    // Where a name has to be given all the same, both stay for those who import without airgapd.
+    // If a name must be given, both stay, for operators who import without airgapd.
     for kept in [
         [tag, "localhost:5000/a:2", digest],
         [tag, "quay.io/a@DIGEST", digest],
@@ -379,7 +385,12 @@ fn a_draft_that_contradicts_itself_is_refused() {
     assert!(Layout::of(&Draft::default()).is_err());
     let mut sizes = good.clone();
     sizes.images[0].layers[0].size += 1;
-    assert!(Layout::of(&sizes).unwrap_err().to_string().contains("bytes and"));
+    assert!(
+        Layout::of(&sizes)
+            .unwrap_err()
+            .to_string()
+            .contains("has two sizes")
+    );
     let mut rootless = good.clone();
     rootless.images[0].documents.remove(0);
     assert!(

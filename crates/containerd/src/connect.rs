@@ -1,8 +1,9 @@
-//! Connections: one for short calls, and a few for blobs, each blob alone on its own.
+//! Connections to containerd: one for short calls, and one for each blob that is being written.
 //!
-//! containerd reads a connection with one thread, so parallel blobs gain nothing on a shared one. HTTP/2 pings
-//! are not used: gRPC servers in Go hang up on clients that ping more often than every five minutes, and the
-//! end of a local process closes its sockets anyway. A containerd that hangs is noticed by deadlines.
+//! containerd reads a connection with one thread, so blobs gain nothing from sharing a connection.
+//! The client sends no HTTP/2 pings: gRPC servers in Go hang up on clients that ping more often
+//! than every five minutes. It needs none, because the end of a local process closes its sockets.
+//! Deadlines detect a containerd that hangs.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -13,28 +14,31 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::error::Error;
 
-/// containerd sends at most 16 MiB per message unless configured otherwise; leave it some room.
+/// Largest message that the client accepts, in bytes. containerd sends at most 16 MiB per message
+/// unless configured otherwise. The rest is a reserve.
 pub(crate) const MAX_MESSAGE: usize = 32 << 20;
 
-/// Error texts travel in headers; above this limit a text would arrive as a broken connection.
+/// Largest header list that the client accepts, in bytes. Error texts travel in headers. A longer
+/// text would arrive as a broken connection.
 const MAX_HEADER_LIST: u32 = 1 << 20;
 
-/// How patient a [`crate::Client`] is, and how many blobs it writes at a time.
+/// Time limits of a [`crate::Client`], and the number of blobs that it writes at a time.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// For a short call from request to answer. Default 30 s.
+    /// Limit for a short call, from request to answer. Default 30 s.
     pub deadline: Duration,
-    /// For calls that wait for a garbage collection. Default 5 min.
+    /// Limit for a call that waits for a garbage collection. Default 5 min.
     pub collection_deadline: Duration,
-    /// Without an acknowledged byte while bytes are under way. Default 60 s.
+    /// Limit without an acknowledged byte while bytes are under way. Default 60 s.
     pub stall: Duration,
-    /// For another client that writes the same blob, since its last progress; a commit may take its time. Default 60 s.
+    /// Limit without progress of another client that writes the same blob. A commit may take that
+    /// long. Default 60 s.
     pub lock_wait: Duration,
-    /// For another importer that writes the same blob under a name of its own, since its last progress. Longer would wait
-    /// for what was left behind by one that died. Default 10 s.
+    /// Limit without progress of another importer that writes the same blob under its own name. A
+    /// longer limit would wait for the leftovers of an importer that died. Default 10 s.
     pub other_wait: Duration,
-    /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 8:
-    /// four that gain from each other, and some for what is small and must not wait for them.
+    /// Number of connections for writing, and so of blobs under way at a time. The next blob waits.
+    /// Default 8: four gain from each other, and the others let small blobs pass large ones.
     pub write_connections: usize,
 }
 
@@ -68,7 +72,7 @@ fn invalid_socket(socket: &Path, reason: &str) -> Error {
     ))
 }
 
-/// The connections for blobs, made when first needed and used by one blob at a time.
+/// The connections for blobs, made when first needed. One blob at a time uses a connection.
 pub(crate) struct WriteConnections {
     endpoint: Endpoint,
     permits: Arc<Semaphore>,
@@ -100,7 +104,7 @@ impl WriteConnections {
     }
 }
 
-/// One connection, given back when dropped.
+/// One connection. Dropping it makes the connection free for the next blob.
 pub(crate) struct WriteConnection {
     channel: Channel,
     idle: Arc<Mutex<Vec<Channel>>>,
@@ -113,7 +117,7 @@ impl WriteConnection {
         self.channel.clone()
     }
 
-    /// Has the next blob make a new connection: on this one, something hangs.
+    /// Drops this connection because something hangs on it. The next blob makes a new connection.
     pub(crate) fn discard(mut self) {
         self.is_usable = false;
     }

@@ -1,4 +1,4 @@
-//! Containers, as far as images are concerned: which one was made from what.
+//! The containers of a namespace, and the image that each was made from.
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::{Container as WireContainer, ListContainersRequest};
@@ -10,27 +10,31 @@ use crate::wire::{self, Labels};
 use crate::within;
 use crate::{Client, MOST_LISTED};
 
-/// Where CRI keeps what it knows of a container: JSON, in a message of a type that changes its name with each release.
+/// Key of CRI's metadata about a container. The value is JSON, in a message of a type that changes
+/// its name with each release.
 const CRI_METADATA: &str = "io.cri-containerd.container.metadata";
 
 /// A container, running or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// Its id.
+    /// The container's id.
     pub id: String,
-    /// The name of the image record that it was made from; the record may point elsewhere by now. May be empty.
+    /// Name of the image record that the container was made from. May be empty. The record may
+    /// point to another image by now.
     pub image: String,
-    /// The image's id (its config's digest) where CRI made the container; CRI keeps an image record by that name.
+    /// The image's id (its config's digest) if CRI made the container. CRI keeps an image record of
+    /// that name.
     pub image_id: Option<String>,
-    /// Its labels; CRI's tell the pod.
+    /// The container's labels. Those of CRI name the pod.
     pub labels: Labels,
 }
 
 impl Client {
-    /// Lists the containers of the namespace, one message each, since a container's specification may be large.
+    /// Lists the containers of the namespace. Each comes in its own message, since a container's
+    /// specification may be large.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn containers(&self) -> Result<Vec<Container>, Error> {
         let attempt = "list containers";
         let request = self.request(ListContainersRequest::default());
@@ -72,7 +76,7 @@ fn container_from_wire(container: WireContainer) -> Container {
     }
 }
 
-/// What CRI's metadata says about the image. Of an unknown form they say nothing.
+/// Returns the image's id in CRI's metadata. Metadata of an unknown form has none.
 fn image_id(metadata: &[u8]) -> Option<String> {
     let document: Value = serde_json::from_slice(metadata).ok()?;
     let id = document["Metadata"]["ImageRef"].as_str()?;

@@ -1,4 +1,5 @@
-//! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own module.
+//! The content store: blobs, their labels, and ingests (blobs being written). The module `write`
+//! writes blobs.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -22,35 +23,35 @@ use crate::parts;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
 use crate::{Client, LOOKUPS, MOST_LISTED, within};
 
-/// A blob with more pieces without a byte than this does not get on.
+/// Largest number of empty pieces in a stream. A blob with more makes no progress.
 const MOST_EMPTY: usize = 1000;
 
-/// A blob that is looked up costs containerd as much as so many that it walks over in a list, as measured.
+/// Cost of one look-up, in blobs that containerd walks over in a list (measured).
 const LOOKUP_COSTS: usize = 32;
 
 /// A committed blob as this namespace sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobInfo {
-    /// The digest it was committed under.
+    /// The digest under which the blob was committed.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// This namespace's labels on it.
+    /// The blob's labels in this namespace.
     pub labels: Labels,
 }
 
-/// A write that was begun and neither committed nor aborted.
+/// A write that was started and neither committed nor aborted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ingest {
-    /// The ingest's name; see [`ingest_ref`] for ours.
+    /// The ingest's name. [`ingest_ref`] gives those of this client.
     pub reference: String,
     /// Bytes written so far.
     pub offset: u64,
-    /// Bytes expected in the end, 0 when the writer did not say.
+    /// Bytes expected in the end. 0 if the writer did not say.
     pub total: u64,
-    /// When it was begun, where containerd says so.
+    /// Time of the start, if containerd gives it.
     pub started_at: Option<Timestamp>,
-    /// When something was last written, where containerd says so.
+    /// Time of the last write, if containerd gives it.
     pub updated_at: Option<Timestamp>,
 }
 
@@ -59,7 +60,7 @@ pub struct BlobReader {
     client: Client,
     digest: Digest,
     stream: Streaming<ReadContentResponse>,
-    /// Pieces without a byte so far.
+    /// Number of empty pieces so far.
     empty: usize,
 }
 
@@ -72,10 +73,11 @@ impl std::fmt::Debug for BlobReader {
 }
 
 impl BlobReader {
-    /// The next bytes, about a MiB; none at the end. A piece is lost when this is cancelled.
+    /// Returns the next bytes, about 1 MiB, or `None` at the end. Cancelling the call loses a
+    /// piece.
     ///
     /// # Errors
-    /// [`Error::Gone`] when the blob was deleted; otherwise those of any call.
+    /// Returns [`Error::Gone`] if the blob was deleted, and otherwise an error if the call fails.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         match self.client.next(&mut self.stream).await {
             Ok(Some(piece)) if piece.data.is_empty() && self.empty == MOST_EMPTY => {
@@ -91,20 +93,22 @@ impl BlobReader {
     }
 }
 
-/// The names of our ingests begin with it.
+/// Prefix of the names of this client's ingests.
 pub const INGEST_PREFIX: &str = "airgapd-";
 
-/// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found again by the
-/// next run, and two of us writing the same blob wait for each other instead of writing it twice.
+/// Returns the name of this client's ingest of a blob. The name follows from the digest, so the
+/// next run finds an interrupted write again. Two clients with the same blob wait for each other
+/// instead of writing it twice.
 pub fn ingest_ref(digest: &Digest) -> String {
     format!("{INGEST_PREFIX}{digest}")
 }
 
 impl Client {
-    /// Asks for one blob. That a blob is there does not keep it there: see [`Client::hold_blob`].
+    /// Looks up one blob. A blob that exists may still be collected as garbage: see
+    /// [`Client::hold_blob`].
     ///
     /// # Errors
-    /// Those of any call; an absent blob is not one.
+    /// Returns an error if the call fails. An absent blob is not an error.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobInfo>, Error> {
         check_digest(digest)?;
         let request = self.request(InfoRequest {
@@ -117,7 +121,7 @@ impl Client {
         }
     }
 
-    /// The blob that was asked for, and no other.
+    /// Returns the blob of the answer. An answer about another blob is an error.
     fn info_of(&self, digest: &Digest, answer: Option<Info>) -> Result<Option<BlobInfo>, Error> {
         match answer {
             Some(info) if info.digest != *digest.as_ref() => {
@@ -127,19 +131,23 @@ impl Client {
         }
     }
 
-    /// Lists all blobs of the namespace. They are in memory all at once: see [`Client::blobs_of`] where only some of them matter.
+    /// Lists all blobs of the namespace. The whole list is in memory at once. If only some blobs
+    /// matter, use [`Client::blobs_of`].
     ///
     /// # Errors
-    /// As [`Client::blobs_of`].
+    /// Returns the errors of [`Client::blobs_of`].
     pub async fn blobs(&self) -> Result<Vec<BlobInfo>, Error> {
         self.blobs_where(|_| true).await
     }
 
-    /// Asks for these blobs; those that are not there are left out. One by one where that costs containerd less than a walk
-    /// over all blobs of the namespace: as many as there were last time, or very many where there are very many records.
+    /// Looks up these blobs and leaves out absent ones.
+    ///
+    /// The client looks them up one by one if that costs containerd less than a list. For a list,
+    /// containerd walks over all blobs of the namespace. The size of the last list decides. Without
+    /// a last list, a very long list of image records stands for very many blobs.
     ///
     /// # Errors
-    /// Those of any call; [`Error::Invalid`] for a list that does not end.
+    /// Returns an error if the call fails, and [`Error::Invalid`] for a list that does not end.
     pub async fn blobs_of(&self, digests: &HashSet<Digest>) -> Result<Vec<BlobInfo>, Error> {
         let there = match self.shared.blobs_there.load(Ordering::Relaxed) {
             0 if self.has_long_list() => usize::MAX,
@@ -151,10 +159,11 @@ impl Client {
         }
     }
 
-    /// Asks for these blobs as [`Client::blobs_of`] does, and lists nothing, however many they are.
+    /// Looks up these blobs like [`Client::blobs_of`], but never lists all blobs, however many
+    /// digests are given.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn blobs_one_by_one(&self, digests: &HashSet<Digest>) -> Result<Vec<BlobInfo>, Error> {
         let digests: Vec<Digest> = digests.iter().cloned().collect();
         let calls = digests
@@ -181,7 +190,7 @@ impl Client {
             .await
             .map_err(|failure| self.fail(failure, attempt))?
         {
-            // An empty page counts, too: it is no more of an end than another.
+            // An empty page counts too, so that a stream of empty pages ends.
             there += page.info.len().max(1);
             if there > MOST_LISTED {
                 return Err(self.endless(attempt));
@@ -195,10 +204,11 @@ impl Client {
 
     /// Sets some labels of a blob and leaves its others alone. An empty value removes the label.
     ///
-    /// All of it is one call, so either all labels are set or none.
+    /// This is one call: containerd sets all labels or none.
     ///
     /// # Errors
-    /// [`Error::Gone`] when there is no such blob; [`Error::Refused`] for a label over 4096 bytes (key and value).
+    /// Returns [`Error::Gone`] if there is no such blob, and [`Error::Refused`] for a label over
+    /// 4096 bytes (key and value).
     pub async fn set_blob_labels(&self, digest: &Digest, labels: &Labels) -> Result<BlobInfo, Error> {
         let attempt = || format!("label blob {digest}");
         let gone = || Error::gone(format!("blob {digest}"), attempt());
@@ -229,8 +239,8 @@ impl Client {
     /// Reads a whole blob of at most `limit` bytes into memory and checks its digest.
     ///
     /// # Errors
-    /// [`Error::Gone`] when there is no such blob; [`Error::Content`] when its bytes are not the digest's;
-    /// [`Error::Invalid`] when it is larger than `limit`.
+    /// Returns [`Error::Gone`] if there is no such blob, and [`Error::Content`] if its bytes do not
+    /// match the digest. Returns [`Error::Invalid`] if the blob is larger than `limit`.
     pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
         let mut reader = self.open_blob(digest, 0).await?;
         let mut bytes = Vec::new();
@@ -246,16 +256,17 @@ impl Client {
         if found != *digest {
             return Err(Error::content(
                 digest,
-                format!("containerd's copy is rotten, it hashes to {found}"),
+                format!("containerd's copy is damaged: its bytes hash to {found}"),
             ));
         }
         Ok(bytes)
     }
 
-    /// Begins to read a blob, from an offset in bytes on. What is read is not checked.
+    /// Starts reading a blob at an offset in bytes. The client does not check the bytes.
     ///
     /// # Errors
-    /// [`Error::Gone`] when there is no such blob, which may also turn out with the first piece.
+    /// Returns [`Error::Gone`] if there is no such blob. containerd may report this only with the
+    /// first piece.
     pub async fn open_blob(&self, digest: &Digest, offset: u64) -> Result<BlobReader, Error> {
         check_digest(digest)?;
         let request = self.request(ReadContentRequest {
@@ -284,11 +295,11 @@ impl Client {
         self.fail(failure, attempt)
     }
 
-    /// Whether containerd can read the last byte of a blob of this size: its file is there and has not lost its end. What it
-    /// cannot say of a blob speaks for it.
+    /// Returns true if containerd can read the last byte of a blob of this size: its file exists
+    /// and has not lost its end. If containerd cannot tell, the blob is taken to be whole.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] and [`Error::Stalled`].
+    /// Returns [`Error::Unreachable`] and [`Error::Stalled`].
     pub async fn has_end(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
         check_digest(digest)?;
         let Some(last) = size.checked_sub(1).and_then(|last| i64::try_from(last).ok()) else {
@@ -315,10 +326,10 @@ impl Client {
         }
     }
 
-    /// Deletes a blob from the namespace; says whether it was there.
+    /// Deletes a blob from the namespace. Returns true if the blob existed.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn delete_blob(&self, digest: &Digest) -> Result<bool, Error> {
         check_digest(digest)?;
         let request = self.request(DeleteContentRequest {
@@ -331,23 +342,24 @@ impl Client {
         }
     }
 
-    /// Lists the ingests of the namespace, everybody's.
+    /// Lists the ingests of the namespace, of all clients.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn ingests(&self) -> Result<Vec<Ingest>, Error> {
         self.ingests_where(Vec::new()).await
     }
 
-    /// Lists the ingests whose names begin with a text. Others do not make the answer longer.
+    /// Lists the ingests whose names begin with a text. Other ingests do not make the answer
+    /// longer.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn ingests_beginning(&self, text: &str) -> Result<Vec<Ingest>, Error> {
         self.ingests_where(vec![parts::beginning("ref", text)]).await
     }
 
-    /// Lists the ingests that have a digest in their names, whatever they call it.
+    /// Lists the ingests with a digest in their names, of all clients.
     pub(crate) async fn ingests_of(&self, digest: &Digest) -> Result<Vec<Ingest>, Error> {
         self.ingests_where(vec![parts::containing("ref", digest.digest())])
             .await
@@ -362,10 +374,10 @@ impl Client {
         Ok(statuses.into_iter().map(ingest_from_wire).collect())
     }
 
-    /// Throws an ingest away, with the space it takes; says whether it was there.
+    /// Aborts an ingest and frees its space. Returns true if the ingest existed.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn abort_ingest(&self, reference: &str) -> Result<bool, Error> {
         let request = self.request(AbortRequest {
             r#ref: reference.to_owned(),
@@ -386,12 +398,12 @@ pub(crate) fn content_client(channel: Channel) -> ContentClient<Channel> {
     ContentClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 
-/// Blobs under a digest we do not know are none of ours, and left out.
+/// Leaves out a blob whose digest has an unknown algorithm: this client did not write it.
 fn info_from_wire(info: Info) -> Option<BlobInfo> {
     let Some(digest) = digest_from_wire(&info.digest) else {
         tracing::debug!(
             digest = info.digest,
-            "left out a blob with a digest of an unknown kind"
+            "skipped a blob with a digest of an unknown kind"
         );
         return None;
     };

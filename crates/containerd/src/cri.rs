@@ -1,4 +1,4 @@
-//! The container runtime interface on the same socket: how kubelet sees the images.
+//! The container runtime interface (CRI) on the same socket: images as kubelet sees them.
 
 use std::time::Duration;
 
@@ -16,16 +16,17 @@ use crate::error::Error;
 use crate::introspection::Plugin;
 use crate::{Client, within};
 
-/// A large image over a slow line takes minutes; a pull that takes longer than this will not end.
+/// Time limit of a pull. A large image over a slow line takes minutes. A pull that takes longer
+/// than this will not end.
 const LONGEST_PULL: Duration = Duration::from_secs(1800);
 
-/// containerd's CRI service, which works in the namespace `k8s.io` whatever the client's is.
+/// containerd's CRI service. It works in the namespace `k8s.io`, even if the client has another.
 #[derive(Clone, Debug)]
 pub struct Cri {
     client: Client,
 }
 
-/// An image as kubelet sees it. That kubelet sees it does not prove that its layers are there.
+/// An image as kubelet sees it. Its layers may be missing all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CriImage {
     /// The config's digest.
@@ -34,22 +35,22 @@ pub struct CriImage {
     pub repo_tags: Vec<String>,
     /// Names with a digest.
     pub repo_digests: Vec<String>,
-    /// Whether kubelet's garbage collector leaves it alone.
+    /// True if kubelet's garbage collector keeps the image.
     pub pinned: bool,
 }
 
-/// Where CRI keeps images.
+/// The file system on which CRI keeps images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageFilesystem {
     /// The snapshotter's directory.
     pub(crate) mountpoint: String,
-    /// The snapshotter's name, where the directory tells it.
+    /// The snapshotter's name, if it follows from the directory.
     pub(crate) snapshotter: Option<String>,
-    /// Bytes used by it.
+    /// Bytes used by the snapshotter.
     pub(crate) used_bytes: u64,
 }
 
-/// What CRI says of itself.
+/// The version that CRI reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CriVersion {
     /// The runtime's name, `containerd`.
@@ -59,17 +60,17 @@ pub struct CriVersion {
 }
 
 impl Client {
-    /// The CRI service on this socket; see [`Client::has_cri`] for whether there is one.
+    /// Returns the CRI service on this socket. [`Client::has_cri`] says whether there is one.
     pub fn cri(&self) -> Cri {
         Cri { client: self.clone() }
     }
 
-    /// Whether this containerd offers CRI, and so may be a kubelet's.
+    /// Returns true if this containerd offers CRI, and so may be a kubelet's.
     ///
-    /// Its plugin must have come up, and the service must answer or be about to.
+    /// CRI's plugin must have loaded, and the service must answer or be about to.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn has_cri(&self) -> Result<bool, Error> {
         let plugin_is_up = self
             .plugins()
@@ -80,7 +81,7 @@ impl Client {
         match self.unary(self.cri().runtime_client().version(request)).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.is_unimplemented() => Ok(false),
-            // The service is refused with UNAVAILABLE or UNKNOWN until it is initialised.
+            // CRI answers UNAVAILABLE or UNKNOWN until it is initialised.
             Err(failure) if !failure.is_transport() => Ok(plugin_is_up),
             Err(failure) => Err(self.fail(failure, "ask for CRI's version")),
         }
@@ -95,7 +96,7 @@ impl Cri {
     /// Asks for CRI's version.
     ///
     /// # Errors
-    /// [`Error::Refused`] when there is no CRI on the socket.
+    /// Returns [`Error::Refused`] if there is no CRI on the socket.
     pub async fn version(&self) -> Result<CriVersion, Error> {
         let answer = self
             .client
@@ -108,13 +109,15 @@ impl Cri {
         })
     }
 
-    /// Asks which image every pod is started with (often called pause); `None` where CRI does not tell.
+    /// Asks for the sandbox image, from which every pod is started (often called pause). Returns
+    /// `None` if CRI does not give it.
     ///
-    /// containerd up to 1.7 has it in the configuration that its verbose status shows. From 2.0 on it is in another
-    /// plugin's configuration and not shown, so the pods that there are tell it, if there are any.
+    /// containerd up to 1.7 has it in the configuration that its verbose status shows. From 2.0 on
+    /// it belongs to another plugin's configuration, which the status does not show. There the
+    /// newest pod shows it, if there is a pod.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn sandbox_image(&self) -> Result<Option<String>, Error> {
         let attempt = "ask CRI for its sandbox image";
         let mut client = self.runtime_client();
@@ -136,7 +139,7 @@ impl Cri {
             .await;
         let pods = match pods {
             Ok(pods) => pods,
-            // CRI knows no parts of this list.
+            // CRI cannot list pods in parts.
             Err(failure) if failure.is_too_large() => return Ok(None),
             Err(failure) => return Err(self.client.fail(failure, attempt)),
         };
@@ -148,16 +151,17 @@ impl Cri {
         };
         match self.client.unary(client.pod_sandbox_status(request)).await {
             Ok(status) => Ok(text_in(status.info.get("info"), "image")),
-            // It has gone meanwhile.
+            // The pod ended meanwhile.
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(self.client.fail(failure, attempt)),
         }
     }
 
-    /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to pull.
+    /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to
+    /// pull.
     ///
     /// # Errors
-    /// Those of any call; an unknown image is not one.
+    /// Returns an error if the call fails. An unknown image is not an error.
     pub async fn image_status(&self, reference: &str) -> Result<Option<CriImage>, Error> {
         let image = ImageSpec {
             image: reference.to_owned(),
@@ -180,14 +184,15 @@ impl Cri {
         }))
     }
 
-    /// Lets CRI pull an image as kubelet would, with the registries and credentials of its own configuration. Gives
-    /// the id of what it pulled.
+    /// Lets CRI pull an image as kubelet would, with the registries and credentials of CRI's own
+    /// configuration. Returns the id of the pulled image.
     ///
-    /// Takes as long as the registry does, half an hour at most: from 1.7 on CRI itself gives up a pull without
-    /// progress. Cancelling it cancels the pull.
+    /// The pull takes as long as the registry does, up to half an hour. From 1.7 on, CRI itself
+    /// gives up a pull without progress. Cancelling this call cancels the pull.
     ///
     /// # Errors
-    /// Those of any call, with CRI's reason where the registry has no such image or cannot be reached.
+    /// Returns an error if the call fails. It has CRI's reason if the registry has no such image or
+    /// cannot be reached.
     pub async fn pull_image(&self, reference: &str) -> Result<String, Error> {
         let image = ImageSpec {
             image: reference.to_owned(),
@@ -204,10 +209,10 @@ impl Cri {
         Ok(pulled.into_inner().image_ref)
     }
 
-    /// Asks where images are kept; `None` when CRI does not say.
+    /// Asks for the file system on which CRI keeps images. Returns `None` if CRI does not give it.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub(crate) async fn image_filesystem(&self) -> Result<Option<ImageFilesystem>, Error> {
         let answer = self
             .client
@@ -234,14 +239,14 @@ impl Cri {
     }
 }
 
-/// A text of a JSON object that CRI shows to people.
+/// Returns a text value of a JSON object from a verbose answer of CRI.
 fn text_in(document: Option<&String>, key: &str) -> Option<String> {
     let document: serde_json::Value = serde_json::from_str(document?).ok()?;
     let text = document.get(key)?.as_str()?;
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Snapshotters keep their data in a directory named after the plugin.
+/// Returns the snapshotter whose data a directory holds. Each directory has its plugin's name.
 fn snapshotter_of(mountpoint: &str) -> Option<&str> {
     let (_, directory) = mountpoint.rsplit_once('/')?;
     directory

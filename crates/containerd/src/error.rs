@@ -1,9 +1,8 @@
-//! What can go wrong between us and containerd, and what to do about it.
+//! The errors between this client and containerd, and the way to recover from each.
 //!
-//! This is the only place that reads gRPC codes and containerd's error texts. A reply that is not a success
-//! becomes a [`Failure`] first; the call that got it may give it a meaning of its own (an absent blob is an
-//! answer, not an error), and what is left becomes an [`Error`]. Codes and texts stand in one file, however long, so that no
-//! other reads them.
+//! Only this file reads gRPC codes and containerd's error texts, so it is long. A reply without
+//! success becomes a [`Failure`] first. The caller may give it a meaning of its own: an absent blob
+//! is an answer, not an error. Every other failure becomes an [`Error`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,10 +11,10 @@ use std::{fmt, io};
 use oci_spec::image::Digest;
 use tonic::{Code, Status};
 
-/// A call to containerd that did not do what it was asked to.
+/// A call to containerd that failed.
 ///
-/// Variants name the thing and what was being attempted; causes are in the source chain. Ask
-/// [`Error::recovery`] what to do next instead of matching on variants.
+/// Variants name the thing and the attempted action. Causes are in the source chain.
+/// [`Error::recovery`] says what to do next, so callers need not match on variants.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing answers on the socket, or the connection broke during the call.
@@ -24,29 +23,30 @@ pub enum Error {
     Unreachable {
         /// The socket that was tried.
         socket: PathBuf,
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
-        /// Why the connection could not be made or broke.
+        /// The reason why the connection could not be made or broke.
         source: Cause,
     },
     /// containerd holds the connection but does not answer.
-    #[error("cannot {attempt}: containerd on {} has not moved for {} s", socket.display(), waited.as_secs())]
+    #[error("cannot {attempt}: containerd on {} has made no progress for {} s", socket.display(), waited.as_secs())]
     #[non_exhaustive]
     Stalled {
         /// The socket that went quiet.
         socket: PathBuf,
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
-        /// How long it was waited for.
+        /// Time without an answer.
         waited: Duration,
     },
-    /// Somebody else is writing this very blob, and got no further within the time we wait for that.
-    #[error("blob {digest} is held by another client of containerd, which has not moved for {} s", waited.as_secs())]
+    /// Another client is writing the same blob and made no progress for
+    /// [`crate::Options::lock_wait`].
+    #[error("another client of containerd is writing blob {digest} and has made no progress for {} s", waited.as_secs())]
     #[non_exhaustive]
     Locked {
         /// The blob.
         digest: Digest,
-        /// How long it was waited for.
+        /// Time without progress of the other client.
         waited: Duration,
         /// containerd's answer to the last try.
         source: Cause,
@@ -55,38 +55,38 @@ pub enum Error {
     #[error("cannot {attempt}: no space left for containerd")]
     #[non_exhaustive]
     Space {
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
         /// containerd's answer.
         source: Cause,
     },
     /// containerd's disk fails, or was made read-only because it failed.
-    #[error("cannot {attempt}: containerd's disk fails; the kernel's log has more")]
+    #[error("cannot {attempt}: containerd's disk fails (see the kernel log)")]
     #[non_exhaustive]
     Disk {
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
         /// containerd's answer.
         source: Cause,
     },
-    /// The lease is gone: expired and collected, or deleted by somebody.
+    /// The lease is gone: it expired, or another client deleted it.
     #[error("cannot {attempt}: lease {lease} is gone")]
     #[non_exhaustive]
     LeaseLost {
         /// The lease's id.
         lease: String,
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
         /// containerd's answer.
         source: Cause,
     },
-    /// Something that was there a moment ago is not, for instance collected as garbage.
+    /// A thing that existed a moment ago is gone, for instance collected as garbage.
     #[error("cannot {attempt}: {what} is not in containerd")]
     #[non_exhaustive]
     Gone {
         /// The missing thing.
         what: String,
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
     },
     /// The bytes are not what the digest or the declared size promises.
@@ -95,7 +95,7 @@ pub enum Error {
     Content {
         /// The blob.
         digest: Digest,
-        /// What differs, with both values where they are known.
+        /// The difference, with both values if they are known.
         reason: String,
     },
     /// The source of a blob could not be read.
@@ -107,47 +107,49 @@ pub enum Error {
         /// The source's error.
         source: io::Error,
     },
-    /// A name, digest or value that containerd could never take, or an answer we could never use.
+    /// A name, digest or value that containerd never accepts, or an answer that this client cannot
+    /// use.
     #[error("{0}")]
     #[non_exhaustive]
     Invalid(String),
-    /// containerd understood and said no.
+    /// containerd understood the request and refused it.
     #[error("cannot {attempt}: containerd refused")]
     #[non_exhaustive]
     Refused {
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
         /// containerd's answer.
         source: Cause,
     },
-    /// The request or the answer is larger than a message to or from containerd may be: 16 MiB, unless it is configured
-    /// otherwise (`max_send_message_size`). The connection is as good as before, and asking again changes nothing.
+    /// The request or the answer is larger than a message to or from containerd may be. The limit
+    /// is 16 MiB, unless it is configured otherwise (`max_send_message_size`). The connection still
+    /// works, and a retry changes nothing.
     #[error(
-        "cannot {attempt}: that is larger than containerd's messages may be on {} (max_send_message_size in containerd's \
-         configuration allows more)",
+        "cannot {attempt}: the message exceeds the size limit of containerd on {} (raise max_send_message_size in \
+         containerd's configuration)",
         socket.display()
     )]
     #[non_exhaustive]
     TooLarge {
         /// The socket of that containerd.
         socket: PathBuf,
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
-        /// containerd's answer, or our own finding, with both sizes.
+        /// containerd's answer, or this client's own finding, with both sizes.
         source: Cause,
     },
-    /// containerd failed at it; trying again later may help.
+    /// containerd failed at the request. A later retry may help.
     #[error("cannot {attempt}: containerd failed")]
     #[non_exhaustive]
     Failed {
-        /// What was being attempted.
+        /// The attempted action.
         attempt: String,
         /// containerd's answer.
         source: Cause,
     },
 }
 
-/// What a connection is made for. To have connected is not worth a word beside that there is no connection.
+/// The attempt to connect. Its error leaves this word out, because "no connection" already says it.
 const CONNECT: &str = "connect";
 
 fn trying(attempt: &str) -> String {
@@ -157,25 +159,26 @@ fn trying(attempt: &str) -> String {
     }
 }
 
-/// What to do after an [`Error`].
+/// The way to recover from an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
-    /// Try again with a backoff: containerd is restarting, busy, or changed under us.
+    /// Retry with a backoff: containerd is restarting or busy, or another client changed its
+    /// content.
     Transient,
-    /// Try again when there is more space; what was half written has been taken back.
+    /// Retry when there is more space. The client has already removed the half-written blob.
     Space,
-    /// Try again with a backoff, and loudly: a disk fails, containerd's or the one that is read from.
+    /// Retry with a backoff, and warn: a disk fails, either containerd's or the bundle's.
     Disk,
     /// Make a new lease and start the bundle again.
     LeaseLost,
-    /// The bundle is bad; trying again is pointless until the file changes.
+    /// The bundle is bad. A retry is pointless until the file changes.
     Content,
-    /// Somebody has to change something: permission, configuration, version.
+    /// The operator has to change something: permission, configuration, version.
     Permanent,
 }
 
 impl Error {
-    /// Says what to do about this error.
+    /// Returns the way to recover from this error.
     pub fn recovery(&self) -> Recovery {
         match self {
             Error::Unreachable { .. }
@@ -246,7 +249,7 @@ impl From<tonic::transport::Error> for Cause {
 }
 
 impl Cause {
-    /// Why a connection could not be made or broke, in the system's words: those of the layers above say nothing else.
+    /// Returns the system's words for a broken connection. The layers above the system add nothing.
     fn of_transport(error: &(dyn std::error::Error + 'static)) -> Cause {
         const LAYERS: [&str; 4] = [
             "transport error",
@@ -264,7 +267,7 @@ impl Cause {
             next = link.source();
         }
         Cause {
-            text: "it broke".to_owned(),
+            text: "the connection broke".to_owned(),
             source: None,
         }
     }
@@ -287,8 +290,8 @@ impl From<Status> for Cause {
     }
 }
 
-/// The errors below `error` as one chain of texts, so that no foreign type leaves this crate. Links that only
-/// repeat the one above are left out.
+/// Returns the errors below `error` as one chain of texts, so that no foreign type leaves this
+/// crate. Leaves out links that only repeat the link above.
 fn deeper(error: &dyn std::error::Error) -> Option<Box<dyn std::error::Error + Send + Sync>> {
     let above = error.to_string();
     let mut next = error.source();
@@ -305,7 +308,7 @@ fn deeper(error: &dyn std::error::Error) -> Option<Box<dyn std::error::Error + S
     None
 }
 
-/// The size of a message that was too large, and how large it may be, in bytes.
+/// The size of a message that was too large, and its limit, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Oversize {
     pub(crate) size: u64,
@@ -321,7 +324,7 @@ pub(crate) enum Failure {
     Deadline(Duration),
     /// The server ended a stream before its last answer.
     Ended,
-    /// Each try was undone by somebody else.
+    /// Another client undid each attempt.
     Contended,
 }
 
@@ -348,14 +351,16 @@ impl Failure {
         self.code() == Some(Code::FailedPrecondition)
     }
 
-    /// A write at another place than the ingest's end.
+    /// Returns true if the write was at another place than the ingest's end.
     pub(crate) fn is_out_of_range(&self) -> bool {
         self.code() == Some(Code::OutOfRange)
     }
 
-    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart. Where containerd 2.0 and later
-    /// notice it with the first byte only, the text is all there is: "truncate failed: ref ... locked for 14ms (...):
-    /// unavailable" is UNKNOWN.
+    /// Returns true if another client has locked the ingest.
+    ///
+    /// UNAVAILABLE means a locked ingest or a dead daemon, and only the text tells them apart.
+    /// containerd 2.0 and later may notice the lock only at the first byte. Then the code is
+    /// UNKNOWN, and the text is "truncate failed: ref ... locked for 14ms (...): unavailable".
     pub(crate) fn is_locked(&self) -> bool {
         match self.code() {
             Some(Code::Unavailable) => self.message().contains("locked"),
@@ -366,12 +371,14 @@ impl Failure {
         }
     }
 
-    /// The digest of what was written is not the expected one. The size would have been another text.
+    /// Returns true if the digest of the written bytes is not the expected digest. A wrong size has
+    /// another text.
     pub(crate) fn is_digest_mismatch(&self) -> bool {
         self.is_failed_precondition() && self.message().contains("unexpected commit digest")
     }
 
-    /// A message is larger than the sender or the receiver allows: containerd's limit, or ours.
+    /// Returns true if a message is larger than its sender or receiver allows. The limit is
+    /// containerd's or this client's.
     pub(crate) fn is_too_large(&self) -> bool {
         match self.code() {
             Some(Code::ResourceExhausted) => !self.is_space(),
@@ -380,8 +387,10 @@ impl Failure {
         }
     }
 
-    /// How large the message would have been that was too large, where the refusal tells: `(45310080 vs. 16777216)` in
-    /// containerd's words, `found 45310080 bytes, the limit is: 33554432 bytes` in those of our own transport.
+    /// Returns the size that the message would have had, and its limit, if the refusal gives them.
+    ///
+    /// containerd writes `(45310080 vs. 16777216)`. The transport of this client writes `found
+    /// 45310080 bytes, the limit is: 33554432 bytes`.
     pub(crate) fn oversize(&self) -> Option<Oversize> {
         let mut numbers = self
             .message()
@@ -392,12 +401,12 @@ impl Failure {
     }
 
     pub(crate) fn is_space(&self) -> bool {
-        // ENOSPC comes as UNKNOWN with the system's text; the codes for it are not used by containerd.
+        // ENOSPC comes as UNKNOWN with the system's text. containerd does not use the codes for it.
         const TEXTS: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
         !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
     }
 
-    /// EIO, EROFS or EUCLEAN, as containerd passes them on.
+    /// Returns true for EIO, EROFS and EUCLEAN, as containerd passes them on.
     pub(crate) fn is_disk(&self) -> bool {
         const TEXTS: [&str; 3] = [
             "input/output error",
@@ -411,8 +420,10 @@ impl Failure {
         self.code() == Some(Code::NotFound) && self.message().contains("lease")
     }
 
-    /// Whether containerd's answer to having to unpack a layer is about the layer. What is about the machine comes under
-    /// the same codes, and is told by the system's words and by those that a failed mount begins with.
+    /// Returns true if the layer is to blame for a failed unpacking.
+    ///
+    /// Failures of the machine come under the same codes. The system's words tell them apart, and
+    /// the words at the start of a failed mount.
     pub(crate) fn blames_the_layer(&self) -> bool {
         const MACHINE: [&str; 8] = [
             "failed to mount",
@@ -438,8 +449,10 @@ impl Failure {
         by_code && !by_machine && !self.is_space() && !self.is_disk()
     }
 
-    /// Why containerd does not take the bytes of a blob at its commit, by its "unexpected commit digest X, expected Y" and
-    /// "unexpected commit size N, expected M".
+    /// Returns the reason why containerd refused the bytes of a blob at its commit.
+    ///
+    /// containerd writes "unexpected commit digest X, expected Y" or "unexpected commit size N,
+    /// expected M".
     pub(crate) fn reason_of_bytes(&self, digest: &Digest) -> String {
         let found = |what: &str| {
             let (_, rest) = self.message().split_once(what)?;
@@ -448,15 +461,18 @@ impl Failure {
         let other = found("unexpected commit digest ").and_then(|other| basics::digest::parse(other).ok());
         match (other, found("unexpected commit size ")) {
             (Some(other), _) => basics::digest::mismatch(digest, &other),
-            (None, Some(size)) => format!("{digest} has {size} bytes in containerd, and should have others"),
+            (None, Some(size)) => {
+                format!("{digest} has {size} bytes in containerd, which is not the expected size")
+            }
             (None, None) => format!(
-                "containerd does not take the bytes of {digest}: {}",
+                "containerd does not accept the bytes of {digest}: {}",
                 plain(self.message(), "failed precondition")
             ),
         }
     }
 
-    /// Why a layer cannot be unpacked, without the folder that containerd tried it in.
+    /// Returns the reason why a layer cannot be unpacked, without the folder in which containerd
+    /// tried it.
     pub(crate) fn reason_of_unpacking(&self) -> &str {
         let words = self.code().and_then(meaning).map_or("", |(_, words)| words);
         let message = plain(self.message(), words);
@@ -466,12 +482,13 @@ impl Failure {
             .map_or(message, |(_, reason)| reason)
     }
 
-    /// The connection failed, rather than containerd answering. Only then has the status a local source.
+    /// Returns true if the connection failed and containerd did not answer. Only such a status has
+    /// a local source.
     pub(crate) fn is_transport(&self) -> bool {
         matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())
     }
 
-    /// containerd's text, or nothing.
+    /// Returns containerd's text. Empty if containerd sent none.
     pub(crate) fn message(&self) -> &str {
         match self {
             Failure::Status(status) => status.message(),
@@ -486,12 +503,12 @@ impl Failure {
         }
     }
 
-    /// Whether containerd is there and answered.
+    /// Returns true if containerd answered.
     pub(crate) fn is_answer(&self) -> bool {
         self.code().is_some()
     }
 
-    /// A locked ingest that was waited for in vain.
+    /// Makes the error for an ingest that stayed locked for the whole wait.
     pub(crate) fn into_locked(self, digest: &Digest, waited: Duration) -> Error {
         Error::Locked {
             digest: digest.clone(),
@@ -500,7 +517,7 @@ impl Failure {
         }
     }
 
-    /// A failure found to come from the lease's end.
+    /// Makes the error for a failure that comes from the lease's end.
     pub(crate) fn into_lease_lost(self, lease: &str, attempt: String) -> Error {
         Error::LeaseLost {
             lease: lease.to_owned(),
@@ -514,12 +531,12 @@ impl Failure {
             Failure::Status(status) => return Cause::from(*status),
             Failure::Deadline(waited) => format!("no answer for {} s", waited.as_secs()),
             Failure::Ended => "the stream ended before its last answer".to_owned(),
-            Failure::Contended => "others keep changing it at the same time".to_owned(),
+            Failure::Contended => "other clients keep changing it at the same time".to_owned(),
         };
         Cause { text, source: None }
     }
 
-    /// Gives the failure its general meaning. `lease` is the one the call was made under.
+    /// Gives the failure its general meaning. `lease` is the lease under which the call was made.
     pub(crate) fn into_error(self, socket: &Path, lease: Option<&str>, attempt: impl Into<String>) -> Error {
         let (attempt, socket) = (attempt.into(), socket.to_path_buf());
         if let Failure::Deadline(waited) = self {
@@ -554,16 +571,19 @@ impl Failure {
     }
 }
 
-/// Whether the system says that a disk fails, rather than that something is not as it should be: EIO, EROFS (file systems
-/// are made read-only when they fail) or EUCLEAN (they are found to be damaged).
+/// Returns true if the system reports a failing disk.
+///
+/// The codes are EIO, EROFS and EUCLEAN. The kernel makes a file system read-only when its disk
+/// fails, and reports EUCLEAN when the file system is damaged.
 pub fn is_disk_failure(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::IO | Errno::ROFS | Errno::UCLEAN))
 }
 
-/// Answers that stay the same however often one asks. UNKNOWN is not among them: containerd passes most of its
-/// own trouble (a database closing at shutdown, an input/output error) on under it.
+/// Returns true for an answer that a retry does not change. UNKNOWN is not such an answer:
+/// containerd uses it for most of its own trouble. Examples are a database that closes at shutdown
+/// and an input/output error.
 fn is_permanent(code: Code) -> bool {
     match code {
         Code::InvalidArgument
@@ -586,27 +606,29 @@ fn is_permanent(code: Code) -> bool {
     }
 }
 
-/// What an answer means, where its code says more than its text, and the words by which containerd's libraries repeat the
-/// code at the end of the text. "It" is containerd.
+/// Returns the meaning of a code that says more than its text, and containerd's words for the code.
+/// containerd's libraries repeat these words at the end of the text. "It" in the meaning is
+/// containerd.
 fn meaning(code: Code) -> Option<(&'static str, &'static str)> {
     match code {
         Code::Unavailable => Some(("it is starting, stopping or busy", "unavailable")),
         Code::Unimplemented => Some(("it does not know this request", "not implemented")),
-        Code::PermissionDenied => Some(("it does not allow that", "permission denied")),
-        Code::Unauthenticated => Some(("it does not allow that", "unauthenticated")),
-        Code::Cancelled => Some(("it broke off", "context canceled")),
-        Code::Aborted => Some(("something else got in between", "aborted")),
+        Code::PermissionDenied => Some(("it does not allow this", "permission denied")),
+        Code::Unauthenticated => Some(("it does not allow this", "unauthenticated")),
+        Code::Cancelled => Some(("it cancelled the request", "context canceled")),
+        Code::Aborted => Some(("another request interfered", "aborted")),
         Code::DeadlineExceeded => Some(("it took too long", "context deadline exceeded")),
-        Code::FailedPrecondition => Some(("something has to be different before", "failed precondition")),
-        Code::ResourceExhausted => Some(("one of its own limits is reached", "resource exhausted")),
-        Code::NotFound => Some(("it does not have that", "not found")),
-        Code::AlreadyExists => Some(("it has that already", "already exists")),
-        Code::InvalidArgument => Some(("it does not take that", "invalid argument")),
+        Code::FailedPrecondition => Some(("a precondition is not met", "failed precondition")),
+        Code::ResourceExhausted => Some(("it reached one of its own limits", "resource exhausted")),
+        Code::NotFound => Some(("it does not have this", "not found")),
+        Code::AlreadyExists => Some(("it already has this", "already exists")),
+        Code::InvalidArgument => Some(("it does not accept this", "invalid argument")),
         Code::Ok | Code::Unknown | Code::OutOfRange | Code::Internal | Code::DataLoss => None,
     }
 }
 
-/// A text of containerd without what gRPC in Go puts before it, and without the words for its code at the end.
+/// Returns containerd's text without the prefix of gRPC in Go, and without the words for its code
+/// at the end.
 fn plain<'t>(text: &'t str, words: &str) -> &'t str {
     let mut text = text.trim();
     while let Some((_, rest)) = text

@@ -1,5 +1,7 @@
-//! News of image records, and of content that is deleted. An event is a hint to look again, not the truth: there is no replay, and a broken
-//! connection loses what happened meanwhile, so whoever watches lists after subscribing.
+//! Events about image records and about deleted content.
+//!
+//! An event is a hint to look again, not the truth. containerd replays no events, and a broken
+//! connection loses those that happen meanwhile. So a caller subscribes first and lists afterwards.
 
 use containerd_client::events::ContentDelete;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -13,29 +15,29 @@ use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
 
-/// A change to an image record of our namespace, or the end of a blob.
+/// A change to an image record of the client's namespace, or the deletion of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageEvent {
-    /// The record's name; the digest of a blob.
+    /// The record's name, or the blob's digest.
     pub name: String,
-    /// What happened to it.
+    /// The kind of change.
     pub kind: ImageChange,
 }
 
-/// What can happen to an image record.
+/// The kinds of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageChange {
-    /// It was created.
+    /// The record was created.
     Created,
-    /// Its target or a label changed.
+    /// The record's target or a label changed.
     Updated,
-    /// It was deleted.
+    /// The record was deleted.
     Deleted,
-    /// It is no record but a blob, and a client deleted it. What is collected as garbage is not told of.
+    /// A client deleted a blob. containerd sends no event for a blob that it collects as garbage.
     ContentDeleted,
 }
 
-/// A subscription to the changes of image records. Dropping it ends it.
+/// A subscription to the changes of image records. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct ImageEvents {
     events: mpsc::Receiver<ImageEvent>,
@@ -43,7 +45,8 @@ pub struct ImageEvents {
 }
 
 impl ImageEvents {
-    /// Waits for the next event. `None` means that the connection broke: subscribe again, then list.
+    /// Waits for the next event. `None` means that the connection broke: subscribe again, then
+    /// list.
     ///
     /// Cancel safe: a dropped call loses no event.
     pub async fn next(&mut self) -> Option<ImageEvent> {
@@ -51,24 +54,25 @@ impl ImageEvents {
     }
 }
 
-/// Events on their way to a reader that is busy; containerd buffers the rest.
+/// Number of events on their way to a busy reader. containerd buffers the rest.
 const BACKLOG: usize = 256;
 
 impl Client {
-    /// Subscribes to the changes of image records in our namespace.
+    /// Subscribes to the changes of image records in the client's namespace.
     ///
-    /// Subscribe first and list then. containerd answers a subscription only together with its first event; what
-    /// this call waits for instead is the answer to a later call on the same connection.
+    /// Subscribe first and list then. containerd answers a subscription only together with its
+    /// first event. So this call waits for the answer to a later call on the same connection
+    /// instead.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn image_events(&self) -> Result<ImageEvents, Error> {
         let (sender, events) = mpsc::channel(BACKLOG);
         let (client, namespace) = (self.clone(), self.namespace().to_owned());
         let (sent, is_sent) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(async move { client.relay(&namespace, &sender, sent).await });
         let subscription = AbortOnDropHandle::new(task);
-        // An error means that the task has ended, which `next` will tell.
+        // An error means that the task has ended, and `next` will return `None`.
         let _ = is_sent.await;
         self.version().await?;
         Ok(ImageEvents {
@@ -90,7 +94,7 @@ impl Client {
         });
         let mut client = EventsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
         let mut subscribing = std::pin::pin!(client.subscribe(request));
-        // One poll hands the request to the connection; the answer comes with the first event.
+        // One poll hands the request to the connection. The answer comes with the first event.
         let first = futures_util::poll!(subscribing.as_mut());
         let _ = sent.send(());
         let answer = match first {
@@ -118,8 +122,9 @@ impl Client {
     }
 }
 
-/// Reads an envelope, or nothing if it is not about an image of ours. The filter has said so already, but a
-/// server that does not know the filter must not make us look at other people's images.
+/// Reads an envelope. Returns `None` if it is not about an image or blob of this namespace. The
+/// filter asks for no others, but a server may not know the filter. The client must not react to
+/// images of other namespaces.
 fn image_event(envelope: &Envelope, namespace: &str) -> Option<ImageEvent> {
     if envelope.namespace != namespace {
         return None;

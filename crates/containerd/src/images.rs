@@ -31,85 +31,86 @@ use crate::{Client, LOOKUPS, within};
 /// A list of image records that is too long for one message.
 #[derive(Clone)]
 pub(crate) struct LongList {
-    /// The parts in which it fitted last time, or those to begin with.
+    /// The parts in which the list fitted last time, or the parts to start with.
     parts: Vec<Part>,
-    /// Since when it is known to be too long.
+    /// Time since when the list is known to be too long.
     since: Instant,
-    /// How many records were seen in it.
+    /// Number of records seen in the list.
     seen: usize,
 }
 
-/// The call that lists.
+/// Path of the call that lists.
 const LIST: &str = "/containerd.services.images.v1.Images/List";
 
-/// The answer to [`LIST`], its records still as they came: decoded one at a time, they take no more memory than the message.
+/// The answer to [`LIST`], with its records still encoded. Decoded one at a time, they take no more
+/// memory than the message.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Listed {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     images: Vec<prost::bytes::Bytes>,
 }
 
-/// How long a list is taken for too long without trying.
+/// Time for which a list counts as too long without another attempt.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-/// A list of fewer bytes fits into a message again, with some room.
+/// Size in bytes below which a list fits into one message again, with some room.
 const SHORT: usize = 12 << 20;
 
 /// An image record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRecord {
-    /// Its name, as it is; containerd does not normalise.
+    /// The record's name, unchanged: containerd does not normalise names.
     pub name: String,
-    /// What it names: an index or a manifest. Whether that is there is another question.
+    /// The index or manifest that the record points to. It may be missing.
     pub target: Descriptor,
-    /// Its labels, everybody's.
+    /// The record's labels, of all clients.
     pub labels: Labels,
-    /// When it was made; changes to it do not move that. `None` where containerd does not tell.
+    /// Time of creation, which later changes keep. `None` if containerd does not give it.
     pub created_at: Option<Timestamp>,
 }
 
-/// An image record to be made.
+/// An image record to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewImage {
-    /// Its name.
+    /// The record's name.
     pub name: String,
-    /// What it will name.
+    /// The index or manifest that the record will point to.
     pub target: Descriptor,
-    /// Its labels.
+    /// The record's labels.
     pub labels: Labels,
 }
 
-/// Whether a record was created by this call.
+/// Result of a call that creates a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Creation {
-    /// It was created now.
+    /// This call created the record.
     Created,
-    /// A record of this name was there and was left as it was.
+    /// A record of this name existed. The call left it unchanged.
     Exists,
 }
 
-/// Changes to an image record. What is not named here stays as it is.
+/// Changes to an image record. The rest of the record stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageUpdate {
-    /// A new target, if it shall change.
+    /// A new target. `None` keeps the target.
     pub target: Option<Descriptor>,
-    /// Labels to set, or with `None` to remove.
+    /// Labels to set, or to remove if the value is `None`.
     pub labels: BTreeMap<String, Option<String>>,
 }
 
 impl Client {
-    /// Lists all image records of the namespace, in the order of their names. They are in memory all at once: see
-    /// [`Client::each_image`] for a namespace with very many.
+    /// Lists all image records of the namespace, sorted by name. The whole list is in memory at
+    /// once. For a namespace with very many records, use [`Client::each_image`].
     ///
     /// # Errors
-    /// As [`Client::each_image`].
+    /// Returns the errors of [`Client::each_image`].
     pub async fn images(&self) -> Result<Vec<ImageRecord>, Error> {
         self.images_where(&[]).await
     }
 
-    /// Lists the image records that have one of these labels, whatever its value, in the order of their names.
+    /// Lists the image records that have one of these labels with any value, sorted by name.
     ///
     /// # Errors
-    /// As [`Client::each_image`].
+    /// Returns the errors of [`Client::each_image`].
     pub async fn images_labelled(&self, keys: &[&str]) -> Result<Vec<ImageRecord>, Error> {
         let filters: Vec<String> = keys.iter().map(|key| parts::labelled(key)).collect();
         match filters.is_empty() {
@@ -118,10 +119,10 @@ impl Client {
         }
     }
 
-    /// Lists the image records that point at one of these targets, in the order of their names.
+    /// Lists the image records that point to one of these targets, sorted by name.
     ///
     /// # Errors
-    /// As [`Client::each_image`].
+    /// Returns the errors of [`Client::each_image`].
     pub async fn images_targeting(&self, digests: &[&Digest]) -> Result<Vec<ImageRecord>, Error> {
         let filters: Vec<String> = digests
             .iter()
@@ -144,14 +145,15 @@ impl Client {
         Ok(records)
     }
 
-    /// Shows all image records of the namespace, in no order, until `look` has seen enough.
+    /// Calls `look` with each image record of the namespace, in no order, until `look` breaks.
     ///
-    /// A list that is too long for one message is asked for in parts, as many as it takes, and one part is in memory at a time.
-    /// Parts are not of one moment: a record that comes or goes meanwhile may be shown or not, as it may right after any
-    /// list. Each part costs containerd a walk over all records.
+    /// If the list is too long for one message, the client asks for it in parts. One part is in
+    /// memory at a time. The parts are not of one moment. A record that is created or deleted
+    /// meanwhile may be shown or not. Each part costs containerd a walk over all records.
     ///
     /// # Errors
-    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a message.
+    /// Returns an error if the call fails. [`Error::TooLarge`] means that a single record is too
+    /// large for a message.
     pub async fn each_image(&self, look: impl FnMut(ImageRecord) -> ControlFlow<()>) -> Result<(), Error> {
         self.each_where(&[], look).await
     }
@@ -161,7 +163,7 @@ impl Client {
         filters: &[String],
         mut look: impl FnMut(ImageRecord) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        // What fitted last time is asked for again, instead of what did not.
+        // Start with the parts that fitted last time, not with the whole list.
         let known = self.long_list().filter(|_| filters.is_empty());
         let mut parts: Vec<(Part, Option<u64>)> = match known {
             Some(known) => known.parts.into_iter().map(|part| (part, None)).collect(),
@@ -194,8 +196,8 @@ impl Client {
         Ok(())
     }
 
-    /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted, each with its size in bytes. The
-    /// largest are asked for first next time.
+    /// Remembers the parts of a list: those that were not asked for, and those that fitted, each
+    /// with its size in bytes. The next list starts with the largest.
     fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>, seen: usize) {
         fitting.sort_by_key(|(size, _)| *size);
         let size: usize = fitting.iter().map(|(size, _)| size).sum();
@@ -208,7 +210,7 @@ impl Client {
         }
     }
 
-    /// Shows the records of an answer, one at a time; says whether that was enough.
+    /// Calls `look` with the records of an answer, one at a time. Returns true if `look` broke.
     fn look_at(
         &self,
         answer: Listed,
@@ -241,16 +243,17 @@ impl Client {
                 .unary(request, PathAndQuery::from_static(LIST), codec)
                 .await
         };
-        // containerd walks over all records before it answers, which takes seconds where there are very many.
+        // containerd walks over all records before it answers. With very many records, that takes
+        // seconds.
         let answer = within(self.options().stall, call).await;
         answer.map(Response::into_inner)
     }
 
-    /// Shows all image records as [`Client::each_image`] does, if their list fits into one message. Gives `false` and shows none
-    /// if it does not, which is then not tried again for an hour.
+    /// Calls `look` with each image record, if their list fits into one message. Otherwise returns
+    /// `false` without a call of `look`, and does not ask again for an hour.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn each_image_if_few(&self, mut look: impl FnMut(ImageRecord)) -> Result<bool, Error> {
         if self.has_long_list() {
             return Ok(false);
@@ -273,11 +276,13 @@ impl Client {
         }
     }
 
-    /// Asks for the image records of these names; those that are not there are left out. One call for each name: containerd
-    /// finds a record by its name at once, however many there are, and walks over all of them for any list.
+    /// Looks up the image records of these names and leaves out absent ones.
+    ///
+    /// Each name is one call. containerd finds a record by its name at once, however many records
+    /// there are. For any list it walks over all of them.
     ///
     /// # Errors
-    /// As [`Client::image`].
+    /// Returns the errors of [`Client::image`].
     pub async fn images_named(
         &self,
         names: impl IntoIterator<Item = &str>,
@@ -293,8 +298,8 @@ impl Client {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// How many records were seen in the last list that was too long for one message, all of them or the first parts; 0 where
-    /// there was none for an hour.
+    /// Returns the number of records seen in the last list that was too long for one message. If
+    /// `look` broke early, only its first parts count. 0 if no list was too long for an hour.
     pub fn images_seen(&self) -> usize {
         self.long_list().map_or(0, |known| known.seen)
     }
@@ -330,10 +335,10 @@ impl Client {
             .expect("no holder of this lock panics") = None;
     }
 
-    /// Asks for one image record by its exact name.
+    /// Looks up one image record by its exact name.
     ///
     /// # Errors
-    /// Those of any call; an absent record is not one.
+    /// Returns an error if the call fails. An absent record is not an error.
     pub async fn image(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
         let request = self.request(GetImageRequest {
             name: name.to_owned(),
@@ -345,11 +350,12 @@ impl Client {
         }
     }
 
-    /// Creates an image record, whole, in one call. containerd does not check that its target is there.
+    /// Creates a whole image record in one call. containerd does not check that its target exists.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a record containerd does not take (empty name or media type, size 0, a label over
-    /// 4096 bytes). That it exists is an answer.
+    /// Returns [`Error::Refused`] for a record that containerd does not accept: an empty name or
+    /// media type, size 0, or a label over 4096 bytes. An existing record is an answer, not an
+    /// error.
     pub async fn create_image(&self, image: &NewImage) -> Result<Creation, Error> {
         let message = CreateImageRequest {
             image: Some(Image {
@@ -371,13 +377,14 @@ impl Client {
         }
     }
 
-    /// Changes an image record in one call; gives the record afterwards, or `None` when there is none.
+    /// Changes an image record in one call. Returns the changed record, or `None` if there is no
+    /// such record.
     ///
-    /// Labels are changed one by one, never as a whole, so other people's survive. An update without any change
-    /// is a look-up.
+    /// The call changes labels one by one, never as a whole, so labels of other clients survive. An
+    /// update without any change is a look-up.
     ///
     /// # Errors
-    /// [`Error::Refused`] for values containerd does not take.
+    /// Returns [`Error::Refused`] for values that containerd does not accept.
     pub async fn update_image(&self, name: &str, update: &ImageUpdate) -> Result<Option<ImageRecord>, Error> {
         let paths = mask_of(update);
         if paths.is_empty() {
@@ -410,7 +417,7 @@ impl Client {
         }
     }
 
-    /// The record that was asked for, and no other.
+    /// Returns the record of the answer. An answer about another record is an error.
     fn record_of(&self, name: &str, answer: Option<Image>) -> Result<Option<ImageRecord>, Error> {
         match answer {
             Some(image) if image.name != name => Err(self.answered_for(&image.name, name)),
@@ -418,11 +425,11 @@ impl Client {
         }
     }
 
-    /// Deletes an image record; says whether it was there. With `sync`, returns after the garbage collection
-    /// that follows.
+    /// Deletes an image record. Returns true if the record existed. With `sync`, the call returns
+    /// after the garbage collection that follows.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn delete_image(&self, name: &str, sync: bool) -> Result<bool, Error> {
         let request = self.request(DeleteImageRequest {
             name: name.to_owned(),
@@ -446,7 +453,7 @@ impl Client {
     /// Lists the names of all namespaces of this containerd.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn namespaces(&self) -> Result<Vec<String>, Error> {
         let mut client = NamespacesClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
         let answer = self
@@ -463,7 +470,7 @@ impl Client {
     }
 }
 
-/// Only what the update names: `target`, and one path per label.
+/// Returns the paths that the update names: `target`, and one path per label.
 fn mask_of(update: &ImageUpdate) -> Vec<String> {
     let target = update.target.iter().map(|_| "target".to_owned());
     target
@@ -471,8 +478,8 @@ fn mask_of(update: &ImageUpdate) -> Vec<String> {
         .collect()
 }
 
-/// containerd 1.7 and 2.x crash on an update without a target, even when the mask leaves the target alone; what
-/// is in it does not matter then.
+/// Returns the target to send. containerd 1.7 and 2.x crash on an update without a target, even
+/// when the mask leaves the target alone. In that case the content of the target does not matter.
 fn target_of(update: &ImageUpdate) -> Result<types::Descriptor, Error> {
     match &update.target {
         Some(target) => descriptor_to_wire(target),
@@ -480,7 +487,7 @@ fn target_of(update: &ImageUpdate) -> Result<types::Descriptor, Error> {
     }
 }
 
-/// Records with a target of an unknown kind are none of ours, and left out.
+/// Leaves out a record whose target has an unknown digest algorithm: this client did not write it.
 fn image_from_wire(image: Image) -> Option<ImageRecord> {
     let Image {
         name,
@@ -492,7 +499,7 @@ fn image_from_wire(image: Image) -> Option<ImageRecord> {
     let Some(target) = target.and_then(descriptor_from_wire) else {
         tracing::debug!(
             name,
-            "left out an image record whose target has a digest of an unknown kind"
+            "skipped an image record whose target has a digest of an unknown kind"
         );
         return None;
     };

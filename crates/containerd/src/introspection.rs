@@ -1,4 +1,4 @@
-//! What this containerd is: version, identity, plugins, the platform it runs on.
+//! Facts about this containerd: version, identity, plugins, and the platform it runs on.
 
 use std::path::PathBuf;
 
@@ -16,18 +16,18 @@ use crate::error::Error;
 /// A containerd's version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// As containerd gives it, for instance `1.6.20~ds1` or `v2.1.9-k3s1`.
+    /// The text that containerd gives, for instance `1.6.20~ds1` or `v2.1.9-k3s1`.
     pub text: String,
-    /// First number, 0 when the text has none.
+    /// First number. 0 if the text has none.
     pub major: u64,
-    /// Second number, 0 when the text has none.
+    /// Second number. 0 if the text has none.
     pub minor: u64,
-    /// Third number, 0 when the text has none.
+    /// Third number. 0 if the text has none.
     pub patch: u64,
 }
 
 impl Version {
-    /// Reads the first dotted number of a version text, whatever is around it.
+    /// Reads the first dotted number of a version text and ignores the rest.
     pub fn parse(text: &str) -> Version {
         let start = text.find(|c: char| c.is_ascii_digit()).unwrap_or(text.len());
         let dotted = &text[start..];
@@ -44,15 +44,17 @@ impl Version {
         }
     }
 
-    /// Whether the text had a number at all. Builds from a working tree have none.
+    /// Returns true if the text has a number. Builds from a working tree have none.
     pub fn is_known(&self) -> bool {
         (self.major, self.minor, self.patch) != (0, 0, 0)
     }
 
-    /// How this containerd matches platforms. A containerd without a number is taken for a new one.
+    /// Returns the rules by which this containerd matches platforms. A containerd without a number
+    /// counts as a new one.
     ///
-    /// The number tells which library containerd's own releases were built with. `+unknown` is what containerd 2.x says
-    /// of itself where its own build did not set the version. Debian's 2.1 says so, and has the library of 2.3.
+    /// The number tells which platform library a release of the containerd project was built with.
+    /// A containerd 2.x calls itself `+unknown` if its build did not set the version. Debian's 2.1
+    /// does so, and has the library of 2.3.
     pub fn rules(&self) -> Rules {
         let is_of_a_distribution = self.major >= 2 && self.text.ends_with("+unknown");
         if !self.is_known() || is_of_a_distribution {
@@ -75,11 +77,11 @@ pub(crate) struct Plugin {
     pub(crate) r#type: String,
     /// For instance `overlayfs`.
     pub(crate) id: String,
-    /// The platforms it works for.
+    /// The platforms that the plugin works for.
     pub(crate) platforms: Vec<Platform>,
-    /// Whether it came up. Skipped and failed plugins did not.
+    /// True if the plugin loaded. Skipped and failed plugins did not.
     pub(crate) healthy: bool,
-    /// Where it keeps its data, as containerd sees it, for plugins that say so.
+    /// Folder of the plugin's data, as containerd sees it, if the plugin gives it.
     pub(crate) root: Option<PathBuf>,
 }
 
@@ -89,12 +91,13 @@ impl Plugin {
     }
 }
 
-/// Something in use that a later containerd will not have any more.
+/// A deprecated feature in use, which a later containerd will not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deprecation {
     /// For instance `io.containerd.deprecation/cri-registry-mirrors`.
     pub id: String,
-    /// What it is, since when it is deprecated, when it goes, what to use instead: in containerd's words.
+    /// containerd's own description: the feature, the dates of its deprecation and removal, and its
+    /// replacement.
     pub message: String,
 }
 
@@ -102,12 +105,12 @@ impl Client {
     /// Asks for containerd's version.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn version(&self) -> Result<Version, Error> {
         self.version_or("ask for containerd's version").await
     }
 
-    /// The version, asked for while something else is attempted.
+    /// Asks for the version on behalf of another attempt, which errors name.
     pub(crate) async fn version_or(&self, attempt: &str) -> Result<Version, Error> {
         let answer = self
             .unary(VersionClient::new(self.channel()).version(self.request(())))
@@ -116,10 +119,11 @@ impl Client {
         Ok(Version::parse(&version))
     }
 
-    /// Asks for the UUID that this containerd made for itself; it changes when its root directory is wiped.
+    /// Asks for the UUID that this containerd made for itself. The UUID changes if containerd's
+    /// root directory is wiped.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn server_uuid(&self) -> Result<String, Error> {
         let answer = self.unary(self.introspection().server(self.request(()))).await;
         Ok(answer
@@ -127,11 +131,11 @@ impl Client {
             .uuid)
     }
 
-    /// Lists what is in use on this containerd and deprecated. Before 1.7 containerd tells of nothing; later patch releases
-    /// of 1.6 do.
+    /// Lists the deprecated features in use on this containerd. Releases before 1.7 report none,
+    /// except later patch releases of 1.6.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn deprecations(&self) -> Result<Vec<Deprecation>, Error> {
         let answer = self.unary(self.introspection().server(self.request(()))).await;
         let warnings = answer
@@ -147,7 +151,7 @@ impl Client {
     /// Lists containerd's plugins.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub(crate) async fn plugins(&self) -> Result<Vec<Plugin>, Error> {
         let answer = self
             .unary(
@@ -161,18 +165,21 @@ impl Client {
         Ok(plugins.into_iter().map(plugin_from_wire).collect())
     }
 
-    /// The platform containerd takes its node for, where its plugins say so.
+    /// Asks for the platform of the node as containerd sees it. Returns `None` if no plugin gives
+    /// it.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn node_platform(&self) -> Result<Option<Platform>, Error> {
         Ok(node_platform(&self.plugins().await?))
     }
 
-    /// The folder of containerd's content store, in containerd's view of the file system. All namespaces share it.
+    /// Asks for the folder of containerd's content store, as containerd sees the file system. All
+    /// namespaces share it.
     ///
     /// # Errors
-    /// Those of any call. A containerd that does not say is not one.
+    /// Returns an error if the call fails. A containerd that does not give the folder is not an
+    /// error.
     pub async fn content_root(&self) -> Result<Option<PathBuf>, Error> {
         let plugins = self.plugins().await?;
         let store = plugins
@@ -186,8 +193,8 @@ impl Client {
     }
 }
 
-/// Plugins that report the default platform of the host, best witness first: CRI judges images by its own.
-/// Others (proxies, emulated runtimes) may name platforms of their own.
+/// Plugins that report the default platform of the host, most reliable first: CRI judges images by
+/// its own platform. Other plugins (proxies, emulated runtimes) may name platforms of their own.
 const WITNESSES: [(&str, &str); 6] = [
     ("io.containerd.cri.v1", "images"),
     ("io.containerd.grpc.v1", "cri"),

@@ -1,4 +1,4 @@
-//! Leases: what keeps blobs from containerd's garbage collector until an image record does.
+//! Leases, which protect blobs from containerd's garbage collector until an image record does.
 
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{
@@ -15,35 +15,36 @@ use crate::error::Error;
 use crate::parts;
 use crate::wire::{self, Labels, digest_from_wire, time_from_wire};
 
-/// Label with the instant after which containerd ignores and removes a lease (RFC 3339).
+/// Label with the time after which containerd ignores and removes a lease (RFC 3339).
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 
 /// A lease of this namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Its id, unique in the namespace.
+    /// The lease's id, unique in the namespace.
     pub id: String,
-    /// When it was created, where containerd says so.
+    /// Time of creation, if containerd gives it.
     pub created_at: Option<Timestamp>,
-    /// When it ends by itself; `None` means never, for instance because the label cannot be read.
+    /// Time at which the lease expires. `None` means never, for instance because the label cannot
+    /// be read.
     pub expires: Option<Timestamp>,
-    /// All its labels, with the one that says when it expires.
+    /// All labels of the lease, including the label with its expiry.
     pub labels: Labels,
 }
 
-/// Whether a lease was created by this call.
+/// Result of a call that creates a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
-    /// It was created now, with this expiry and these labels.
+    /// This call created the lease, with this expiry and these labels.
     New,
-    /// A lease of this id was there; nothing about it was changed (leases cannot be).
+    /// A lease of this id existed. The call left it unchanged, since leases cannot be changed.
     Existed,
 }
 
-/// Something a lease protects.
+/// A resource that a lease protects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
-    /// A blob, and what its gc labels refer to. It need not exist yet.
+    /// A blob, and everything its gc labels refer to. The blob need not exist yet.
     Blob(Digest),
     /// A write in progress.
     Ingest(String),
@@ -54,30 +55,32 @@ pub enum Resource {
         /// The snapshot's key.
         key: String,
     },
-    /// A kind this client has no word for.
+    /// A kind of resource that this client does not know.
     Other {
         /// containerd's name of the kind.
         kind: String,
-        /// The thing's id.
+        /// The resource's id.
         id: String,
     },
 }
 
 impl Client {
-    /// Creates a lease that ends by itself at `expires`.
+    /// Creates a lease that expires at `expires`.
     ///
-    /// containerd compares with the wall clock, and a lease cannot be renewed: choose it long, and make a second
-    /// one in time.
+    /// containerd compares with the wall clock, and a lease cannot be renewed. So choose a late
+    /// expiry, and create a second lease in time.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty id, otherwise those of any call. That it exists is an answer.
+    /// Returns [`Error::Invalid`] for an empty id, and otherwise an error if the call fails. An
+    /// existing lease is an answer, not an error.
     pub async fn create_lease(
         &self,
         id: &str,
         expires: Timestamp,
         labels: &Labels,
     ) -> Result<Created, Error> {
-        // containerd would invent an id, and nobody would find the lease again after a crash.
+        // Without an id, containerd would invent one. After a crash, the next run would not find
+        // the lease.
         if id.is_empty() {
             return Err(Error::Invalid("a lease needs an id".to_owned()));
         }
@@ -97,15 +100,15 @@ impl Client {
     /// Lists all leases of the namespace.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn leases(&self) -> Result<Vec<Lease>, Error> {
         self.leases_where(Vec::new()).await
     }
 
-    /// Lists the leases whose ids begin with a text. Others do not make the answer longer.
+    /// Lists the leases whose ids begin with a text. Other leases do not make the answer longer.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn leases_beginning(&self, text: &str) -> Result<Vec<Lease>, Error> {
         self.leases_where(vec![parts::beginning("id", text)]).await
     }
@@ -119,11 +122,11 @@ impl Client {
         Ok(leases.into_iter().map(lease_from_wire).collect())
     }
 
-    /// Deletes a lease; says whether it was there. With `sync`, returns after the garbage collection that
-    /// follows, which may take minutes on a busy node.
+    /// Deletes a lease. Returns true if the lease existed. With `sync`, the call returns after the
+    /// garbage collection that follows, which may take minutes on a busy node.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Returns an error if the call fails.
     pub async fn delete_lease(&self, id: &str, sync: bool) -> Result<bool, Error> {
         let request = self.request(DeleteRequest {
             id: id.to_owned(),
@@ -143,10 +146,11 @@ impl Client {
         }
     }
 
-    /// Puts a resource under a lease. Adding it twice is the same as once, and the resource need not exist.
+    /// Puts a resource under a lease. Adding it twice has the same effect as once. The resource
+    /// need not exist.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] when there is no such lease.
+    /// Returns [`Error::LeaseLost`] if there is no such lease.
     pub async fn add_to_lease(&self, id: &str, resource: &Resource) -> Result<(), Error> {
         let attempt = || format!("add {} to lease {id}", resource.id());
         let message = AddResourceRequest {
@@ -161,10 +165,10 @@ impl Client {
             .map_err(|failure| self.fail_leased(failure, id, attempt()))
     }
 
-    /// Lists what a lease protects directly, not what its blobs refer to.
+    /// Lists the resources that a lease protects directly, without those that its blobs refer to.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] when there is no such lease.
+    /// Returns [`Error::LeaseLost`] if there is no such lease.
     pub async fn lease_resources(&self, id: &str) -> Result<Vec<Resource>, Error> {
         let request = self.request(ListResourcesRequest { id: id.to_owned() });
         let answer = self.unary(self.lease_client().list_resources(request)).await;

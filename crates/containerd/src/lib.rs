@@ -1,9 +1,15 @@
 //! A typed client of containerd, bound to one namespace.
 //!
-//! It knows containerd's services, their traps and their error texts, and nothing of bundles. No gRPC type and
-//! no gRPC code leaves this crate. Everything it writes is either finished or can be found again: blobs under
-//! way are ingests named after their digest, protection is a lease that expires, and so every future here may
-//! be dropped at any await; what a dropped call leaves behind is said where it matters.
+//! The client knows containerd's services, their traps and their error texts. It knows nothing of
+//! bundles. No gRPC type and no gRPC code leaves this crate.
+//!
+//! Everything that the client writes is either finished or can be found again. Blobs under way are
+//! ingests named after their digest, and a lease that expires protects them. So every future here
+//! may be dropped at any await. Where a dropped call leaves something behind, its documentation
+//! says so.
+//!
+//! Any call can fail because the connection breaks, containerd does not answer, or containerd
+//! refuses. `# Errors` sections name the variants of [`Error`] that have a special meaning.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), containerd::Error> {
@@ -58,17 +64,17 @@ use images::LongList;
 
 /// Header that names the namespace of a call.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
-/// How many records or blobs are looked up at a time.
+/// Number of records or blobs looked up at a time.
 const LOOKUPS: usize = 16;
-/// A list of more entries than this is taken for one that does not end.
+/// Longest list, in entries. A list with more counts as endless.
 const MOST_LISTED: usize = 2_000_000;
-/// Header that names the lease a call's resources are added to.
+/// Header that names the lease to which the call's resources are added.
 const LEASE_HEADER: &str = "containerd-lease";
 
-/// A connection to one containerd, seeing one namespace of it. Clones share the connection.
+/// A connection to one containerd and one of its namespaces. Clones share the connection.
 ///
-/// A client outlives restarts of containerd: calls fail with [`Error::Unreachable`] while it is down and
-/// connect again when it is back.
+/// A client survives restarts of containerd. While containerd is down, calls fail with
+/// [`Error::Unreachable`]. When it is back, calls connect again.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -81,9 +87,10 @@ struct Shared {
     options: Options,
     channel: Channel,
     writes: WriteConnections,
-    /// What is known of a list of image records that is too long for one message; `None` while it is not.
+    /// Facts about a list of image records that is too long for one message. `None` if the list
+    /// fits.
     long_list: Mutex<Option<LongList>>,
-    /// How many blobs there were when they were listed last.
+    /// Number of blobs in the last list.
     blobs_there: AtomicUsize,
 }
 
@@ -100,21 +107,22 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects with default [`Options`] and makes sure that a containerd answers.
+    /// Connects with default [`Options`] and checks that a containerd answers.
     ///
-    /// The namespace need not exist; the first write creates it.
+    /// The namespace need not exist. The first write creates it.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when nothing listens, [`Error::Stalled`] when nothing answers, [`Error::Refused`]
-    /// when it is not a containerd, [`Error::Invalid`] for a namespace that cannot be one.
+    /// Returns [`Error::Unreachable`] if nothing listens, and [`Error::Stalled`] if nothing
+    /// answers. Returns [`Error::Refused`] if the server is not a containerd, and
+    /// [`Error::Invalid`] for an invalid namespace.
     pub async fn connect(socket: &Path, namespace: &str) -> Result<Client, Error> {
         Client::connect_with(socket, namespace, Options::default()).await
     }
 
-    /// Connects like [`Client::connect`], with chosen limits of patience.
+    /// Connects like [`Client::connect`], with the given time limits.
     ///
     /// # Errors
-    /// As [`Client::connect`].
+    /// Returns the errors of [`Client::connect`].
     pub async fn connect_with(socket: &Path, namespace: &str, options: Options) -> Result<Client, Error> {
         let namespace_header = namespace_header(namespace)?;
         let endpoint = connect::endpoint(socket)?;
@@ -146,12 +154,12 @@ impl Client {
         Ok(client)
     }
 
-    /// The socket of this containerd.
+    /// Returns the socket of this containerd.
     pub fn socket(&self) -> &Path {
         &self.shared.socket
     }
 
-    /// The namespace that every call works in.
+    /// Returns the namespace of every call.
     pub fn namespace(&self) -> &str {
         &self.shared.namespace
     }
@@ -164,7 +172,7 @@ impl Client {
         &self.shared.options
     }
 
-    /// Addresses a message to our namespace.
+    /// Addresses a message to the client's namespace.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request
@@ -173,7 +181,7 @@ impl Client {
         request
     }
 
-    /// Addresses a message to our namespace, its effects to be protected by a lease.
+    /// Addresses a message to the client's namespace and puts its effects under a lease.
     pub(crate) fn leased_request<T>(&self, lease: &str, message: T) -> Result<Request<T>, Error> {
         let header = AsciiMetadataValue::try_from(lease)
             .ok()
@@ -184,7 +192,7 @@ impl Client {
         Ok(request)
     }
 
-    /// Waits for a short call's answer.
+    /// Waits for the answer of a short call.
     pub(crate) async fn unary<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -194,7 +202,7 @@ impl Client {
             .map(Response::into_inner)
     }
 
-    /// Waits for the answer to a call that containerd may hold back until it has collected garbage.
+    /// Waits for an answer that containerd may hold back until it has collected garbage.
     pub(crate) async fn synchronous<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -224,20 +232,20 @@ impl Client {
         }
     }
 
-    /// An answer about something else than was asked for.
+    /// Makes the error for an answer about another thing than the call asked for.
     pub(crate) fn answered_for(&self, other: &str, asked: &str) -> Error {
         let socket = self.socket().display();
         let other = foreign::quoted(other);
         Error::Invalid(format!(
-            "containerd on {socket} was asked for {asked} and answered for {other}: it cannot be used"
+            "containerd on {socket} answered for {other} instead of {asked}: this containerd cannot be used"
         ))
     }
 
-    /// A stream that does not come to its end.
+    /// Makes the error for a stream that does not end.
     pub(crate) fn endless(&self, attempt: &str) -> Error {
         let socket = self.socket().display();
         Error::Invalid(format!(
-            "cannot {attempt}: what containerd on {socket} sends has not ended after very many messages"
+            "cannot {attempt}: the answer of containerd on {socket} has not ended after very many messages"
         ))
     }
 
@@ -261,7 +269,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// containerd's rule for namespaces: letters, digits, and single `.`, `_`, `-` between them, at most 76 bytes.
+/// Returns a namespace as a header. containerd's rule for namespaces: letters, digits, and single
+/// `.`, `_`, `-` between them, at most 76 bytes.
 fn namespace_header(namespace: &str) -> Result<AsciiMetadataValue, Error> {
     let words_are_fine = namespace
         .split(['.', '_', '-'])

@@ -1,12 +1,13 @@
 //! Lists of image records in parts, for namespaces whose list is too long for one message.
 //!
-//! containerd answers a list with one message of at most 16 MiB and knows no pages, only filters. Each question costs it a
-//! walk over all records of the namespace, and an answer that does not fit costs more than one that does. So the answer
-//! that did not fit tells how many parts to ask for: its size is in containerd's refusal.
+//! containerd answers a list with one message of at most 16 MiB. It knows filters, but no pages.
+//! Each request costs it a walk over all records of the namespace. An answer that does not fit
+//! costs more than an answer that fits. containerd's refusal gives the size of the answer, so the
+//! client can compute how many parts to ask for.
 //!
-//! The parts follow the last characters of the names: names share their beginnings (a registry's host, a repository) and
-//! differ at their ends, in a tag or a digest. Where the ends are alike too (`:latest`), and the targets are not, the parts
-//! follow the first digits of the targets' digests.
+//! The parts follow the last characters of the names. Names share their beginnings (a registry's
+//! host, a repository) and differ at their ends, in a tag or a digest. The ends may be alike too
+//! (`:latest`). If the targets differ, the parts then follow the first digits of their digests.
 
 use crate::error::Oversize;
 
@@ -14,33 +15,36 @@ use crate::error::Oversize;
 const HEX: [char; 16] = [
     '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
 ];
-/// How many digits of a digest tell parts apart: 256 parts of 8 MiB are more than any node has.
+/// Number of digits of a digest that tell parts apart. 256 parts of 8 MiB are more than any node
+/// has.
 const DIGITS: usize = 2;
 
-/// Parts are aimed at this share of the largest message, since they are not all equally large, and are in memory one at a time.
+/// Divisor of the largest message that gives the intended size of a part. Parts differ in size, and
+/// one part is in memory at a time.
 const AIM: u64 = 2;
 
-/// What no character is below.
+/// The lowest character.
 const FIRST: char = '\0';
-/// What no character is above.
+/// The highest character.
 const LAST: char = char::MAX;
 
-/// Where all characters are cut at once: most names end in a decimal or hexadecimal digit.
+/// Characters at which the full range is cut at once. Most names end in a decimal or hexadecimal
+/// digit.
 const ENDS: [char; 7] = ['2', '4', '6', '8', ':', 'd', 'g'];
 
-/// Where a range of characters is cut into two, the first that lies within it.
+/// Characters at which a range is cut into two. The first that lies within the range is used.
 const CUTS: [char; 13] = [
     '8', 'g', '4', 'c', '2', '6', 'a', 'e', 'n', '{', '0', ':', '\u{80}',
 ];
 
-/// Some of the records in a namespace.
+/// A part of the records in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     targets: Targets,
     names: Names,
 }
 
-/// Those whose target's digest begins with `begin`, and after that with a digit of `HEX[first..end]`.
+/// Records whose target's digest starts with `begin`, followed by a digit of `HEX[first..end]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Targets {
     begin: String,
@@ -48,17 +52,17 @@ struct Targets {
     end: usize,
 }
 
-/// Some of the names.
+/// A part of the names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Names {
-    /// Those that end in `suffix`, and before that in a character from `first` to `last`.
+    /// Names that end in `suffix`, with a character from `first` to `last` before it.
     Ending { first: char, last: char, suffix: String },
-    /// This one.
+    /// This name alone.
     Named(String),
 }
 
 impl Part {
-    /// All records.
+    /// Returns the part with all records.
     pub(crate) fn all() -> Part {
         Part {
             targets: Targets::after(String::new()),
@@ -66,7 +70,7 @@ impl Part {
         }
     }
 
-    /// The part as a filter of containerd's; none for all records.
+    /// Returns the part as a filter of containerd, or `None` for all records.
     pub(crate) fn filter(&self) -> Option<String> {
         let filters: Vec<String> = self
             .targets
@@ -77,7 +81,8 @@ impl Part {
         (!filters.is_empty()).then(|| filters.join(","))
     }
 
-    /// The same of those records only that one of containerd's filters accepts; of all where there is none.
+    /// Returns filters for the records of this part that one of the given filters accepts. Without
+    /// given filters, every record of the part counts.
     pub(crate) fn filters(&self, given: &[String]) -> Vec<String> {
         match self.filter() {
             None => given.to_vec(),
@@ -86,12 +91,16 @@ impl Part {
         }
     }
 
-    /// Parts that have the records of this one between them, none twice, the most likely ones last; `None` for a single name.
+    /// Cuts this part into parts that have its records between them, none twice. Parts that likely
+    /// hold many records come last. Returns `None` for a single name.
     ///
-    /// `told` is how large the answer would have been, and `above` how large the one was that this part was cut from: what
-    /// was cut by the ends of names and hardly became smaller is cut by targets next, and the other way round. A single
-    /// name comes last, and is to be asked for first: a containerd that finds every list too long finds that one so, too,
-    /// and longer and longer ends are not tried for ever.
+    /// `told` is the size that the answer would have had, and the limit. `above` is the size of the
+    /// part from which this part was cut. A cut by the ends of names may make a part hardly
+    /// smaller. The next cut is then by targets, and the other way round.
+    ///
+    /// A single name comes last, so the caller asks for it first. If containerd finds every list
+    /// too long, it finds this name's list too long as well. So the client does not try longer and
+    /// longer ends for ever.
     pub(crate) fn pieces(self, told: Option<Oversize>, above: Option<u64>) -> Option<Vec<Part>> {
         let times = told.map_or(2, |told| told.size.div_ceil((told.limit / AIM).max(1)).max(2));
         let hardly_smaller = told
@@ -127,7 +136,7 @@ impl Targets {
         self.begin.is_empty() && (self.first, self.end) == (0, HEX.len())
     }
 
-    /// A colon stands once in a digest, before its digits.
+    /// Returns the filter. A digest has one colon, before its digits.
     fn filter(&self) -> Option<String> {
         if self.is_all() {
             return None;
@@ -137,7 +146,8 @@ impl Targets {
         Some(format!("target.digest~=\":{begin}[{digits}]\""))
     }
 
-    /// So many pieces, or up to twice as many; `None` where digits do not tell them apart any more.
+    /// Cuts this into at least `times` pieces, and at most twice as many. Returns `None` if digits
+    /// do not tell the records apart any more.
     fn pieces(self, times: u64) -> Option<Vec<Targets>> {
         let Targets { begin, first, end } = self;
         let width = end - first;
@@ -169,7 +179,7 @@ impl Targets {
 }
 
 impl Names {
-    /// The names that end in `suffix` and are longer; no name is empty.
+    /// Returns the names that end in `suffix` and are longer. No name is empty.
     fn before(suffix: String) -> Names {
         Names::Ending {
             first: FIRST,
@@ -195,7 +205,8 @@ impl Names {
         }
     }
 
-    /// Two pieces, or those of the usual ends where two are too few; `None` for a single name.
+    /// Cuts the names into two pieces, or at [`ENDS`] if two are too few. Returns `None` for a
+    /// single name.
     fn pieces(self, times: u64) -> Option<Vec<Names>> {
         let Names::Ending { first, last, suffix } = self else {
             return None;
@@ -216,58 +227,59 @@ impl Names {
             suffix: suffix.clone(),
         };
         let mut pieces: Vec<Names> = firsts.zip(lasts).map(piece).collect();
-        // Those that end in digits come last.
+        // Names that end in digits come last.
         pieces.reverse();
         Some(pieces)
     }
 }
 
-/// A filter for the records that have a label, whatever its value.
+/// Returns a filter for the records that have a label with any value.
 pub(crate) fn labelled(key: &str) -> String {
     format!("labels.\"{}\"", quoted(key))
 }
 
-/// A filter for the records of a target.
+/// Returns a filter for the records of a target.
 pub(crate) fn targeting(digest: &str) -> String {
     format!("target.digest==\"{}\"", quoted(digest))
 }
 
-/// A filter for the things whose `field` begins with a text.
+/// Returns a filter for the things whose `field` begins with a text.
 pub(crate) fn beginning(field: &str, text: &str) -> String {
     format!("{field}~=\"^{}\"", pattern(text))
 }
 
-/// A filter for the things whose `field` has a text in it.
+/// Returns a filter for the things whose `field` contains a text.
 pub(crate) fn containing(field: &str, text: &str) -> String {
     format!("{field}~=\"{}\"", pattern(text))
 }
 
-/// A text within quotes.
+/// Escapes a text for use within quotes.
 fn quoted(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-/// The character that the upper half begins with; above `first` and not above `last`.
+/// Returns the first character of the upper half. It is above `first` and not above `last`.
 fn cut(first: char, last: char) -> char {
     let known = CUTS.into_iter().find(|cut| first < *cut && *cut <= last);
     known.unwrap_or_else(|| {
         let middle = (u32::from(first) + u32::from(last)).div_ceil(2);
-        // Between these two ranges are the surrogates, which are no characters.
+        // The surrogates lie between the two ranges. They are not characters.
         char::from_u32(middle).unwrap_or('\u{e000}')
     })
 }
 
-/// The character before one that is not the first.
+/// Returns the character before this one, which is not the lowest.
 fn below(character: char) -> char {
     char::from_u32(u32::from(character) - 1).unwrap_or('\u{d7ff}')
 }
 
-/// A regular expression for exactly this text, in which nothing has a meaning for containerd's filters.
+/// Returns a regular expression for exactly this text, without a character that containerd's
+/// filters interpret.
 fn pattern(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// A character by its number; within quotes a backslash is written twice.
+/// Writes a character by its number. Within quotes, a backslash is written twice.
 fn escaped(character: char) -> String {
     format!("\\\\x{{{:x}}}", u32::from(character))
 }
@@ -276,7 +288,7 @@ fn escaped(character: char) -> String {
 mod tests {
     use super::*;
 
-    /// A record by name, and the digits of its target's digest.
+    /// A record's name, and the digits of its target's digest.
     type Record<'a> = (&'a str, &'a str);
 
     fn has(part: &Part, (name, digits): &Record<'_>) -> bool {
@@ -295,7 +307,8 @@ mod tests {
         is_of_targets && is_named
     }
 
-    /// Asks until no answer has more than `most` records, each of one byte. Gives the parts that fit, and how many did not.
+    /// Asks until no answer has more than `most` records, each of one byte. Returns the parts that
+    /// fit, and the number of answers that did not fit.
     fn asked(records: &[Record<'_>], most: usize) -> (Vec<Part>, usize) {
         let (mut found, mut wasted) = (Vec::new(), 0);
         let mut parts = vec![(Part::all(), None)];

@@ -1,11 +1,12 @@
-//! Snapshots: unpacking layers ahead, so that the first pod does not have to wait for it.
+//! Snapshots: unpacking layers in advance, so that the first pod does not wait for it.
 //!
-//! containerd does all the work, mounts included; what is here is the order of calls that every version takes. A layer
-//! is prepared under a key that nobody else uses, applied, and only then given its name, the chain ID, which says to
-//! every client that its files are there. Whoever comes second finds the name taken and that is that.
+//! containerd does all the work, mounts included. This module has the order of calls that every
+//! version accepts. It prepares a layer under a unique key and applies it. Only then does the
+//! snapshot get its name, the chain ID, which tells every client that the layer's files exist. If
+//! two clients unpack the same layer, the second finds the name taken and uses that snapshot.
 //!
-//! Everything is under a lease from its first call on. What was begun and not committed has no name, is found by
-//! nobody, and goes with the lease.
+//! Everything is under a lease from its first call on. An unfinished snapshot has no name, so no
+//! client finds it, and it is removed with the lease.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -31,73 +32,78 @@ use crate::wire::{check_digest, descriptor_to_wire};
 use crate::write::Held;
 use crate::{Client, MOST_LISTED, within};
 
-/// The plugins that keep snapshots.
+/// The type of the plugins that keep snapshots.
 const SNAPSHOTTER_PLUGIN: &str = "io.containerd.snapshotter.v1";
-/// What CRI unpacks with unless it is told otherwise, and what works everywhere.
+/// The snapshotters to use without CRI: CRI's own default, and then the snapshotter that works
+/// everywhere.
 const USUAL_SNAPSHOTTERS: [&str; 2] = ["overlayfs", "native"];
-/// Says what a snapshot is going to be named, so that containerd can say at once that it is there.
+/// Label with the future name of a snapshot. containerd reads it and reports at once if a snapshot
+/// of that name exists.
 const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
-/// How our keys begin, as those of containerd's own client do.
+/// Prefix of this client's keys. containerd's own client uses the same.
 const KEY_PREFIX: &str = "extract-";
-/// Tries to prepare a snapshot that others take and remove at the same time.
+/// Number of attempts to prepare a snapshot that other clients create and remove at the same time.
 const TRIES: usize = 3;
 
 /// A snapshotter of this containerd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshotter {
-    /// Its name, for instance `overlayfs`.
+    /// The snapshotter's name, for instance `overlayfs`.
     pub name: String,
-    /// Where it keeps its files, in containerd's view of the file system, where it or CRI says so.
+    /// Folder of its files, as containerd sees the file system, if the snapshotter or CRI gives it.
     pub root: Option<PathBuf>,
 }
 
-/// A layer to be unpacked.
+/// A layer to unpack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// The layer's blob, with the media type that says how it is compressed.
+    /// The layer's blob. Its media type gives the compression.
     pub blob: Descriptor,
-    /// The digest of its uncompressed tar, as the image's config has it.
+    /// The digest of the uncompressed tar, from the image's config.
     pub diff_id: Digest,
-    /// The chain ID of everything up to this layer: the snapshot's name.
+    /// The chain ID of all layers up to this one. It is the snapshot's name.
     pub chain: Digest,
-    /// The chain ID of everything below; `None` for the lowest layer.
+    /// The chain ID of the layers below. `None` for the lowest layer.
     pub parent: Option<Digest>,
 }
 
-/// A layer that is applied and not committed: its files are there, and nobody sees them yet.
+/// A layer that is applied and not committed. Its files exist, and no other client sees them yet.
 ///
-/// Dropping it leaves a snapshot without a name, which goes with the lease.
+/// Dropping it leaves a snapshot without a name, which is removed with the lease.
 #[derive(Debug)]
-#[must_use = "a layer that is not committed is thrown away with the lease"]
+#[must_use = "a layer that is not committed is removed with the lease"]
 pub struct Applied {
     draft: Draft,
 }
 
-/// What [`Client::prepare`] came to.
+/// Result of [`Client::prepare`].
 enum Prepared {
     Draft(Draft, Vec<Mount>),
-    /// A snapshot of that name is there, and on the lease.
+    /// A snapshot of that name exists and is under the lease.
     Present,
 }
 
-/// A snapshot that is ours alone, under a key that nobody else uses.
+/// A snapshot under a unique key, which no other client uses.
 #[derive(Debug)]
 struct Draft {
     client: Client,
     lease: String,
     snapshotter: String,
     key: String,
-    /// The blob of the layer, which errors name.
+    /// The layer's blob, which errors name.
     blob: Digest,
     chain: Digest,
 }
 
 impl Client {
-    /// The snapshotter that images are unpacked with: CRI's where `cri`, otherwise overlayfs where it works, else
-    /// native. `None` when there is none, or CRI does not tell its own: then nobody knows where unpacking is of use.
+    /// Returns the snapshotter for unpacking images. With `cri`, that is CRI's snapshotter.
+    /// Otherwise it is overlayfs if it works, and else native.
+    ///
+    /// Returns `None` if there is none, or if CRI does not give its own. Without CRI's answer, the
+    /// client cannot know where unpacking helps.
     ///
     /// # Errors
-    /// Those of any call. CRI refuses to answer until it is initialised.
+    /// Returns an error if the call fails. CRI refuses to answer until it is initialised.
     pub async fn snapshotter(&self, cri: bool) -> Result<Option<Snapshotter>, Error> {
         let plugins = self.plugins().await?;
         if !cri {
@@ -113,7 +119,8 @@ impl Client {
     /// Lists the names of all committed snapshots of the namespace.
     ///
     /// # Errors
-    /// [`Error::Refused`] when there is no such snapshotter, otherwise those of any call.
+    /// Returns [`Error::Refused`] if there is no such snapshotter, and otherwise an error if the
+    /// call fails.
     pub async fn snapshots(&self, snapshotter: &str) -> Result<HashSet<String>, Error> {
         let fail = |failure| self.fail(failure, format!("list the snapshots of {snapshotter}"));
         let request = self.request(ListSnapshotsRequest {
@@ -135,14 +142,15 @@ impl Client {
         Ok(names)
     }
 
-    /// Puts a committed snapshot under a lease, and with it those below.
+    /// Puts a committed snapshot and those below it under a lease.
     ///
-    /// It is added first and looked at afterwards, so that no garbage collection can come in between. When it is
-    /// absent the lease goes on naming it, which does no harm and holds it should it come.
+    /// The call adds the snapshot first and looks it up afterwards, so that no garbage collection
+    /// can come in between. If the snapshot is absent, the lease keeps naming it. That does no
+    /// harm, and protects the snapshot if it is created later.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] when there is no such lease, [`Error::Refused`] when there is no such snapshotter,
-    /// otherwise those of any call.
+    /// Returns [`Error::LeaseLost`] if there is no such lease, and [`Error::Refused`] if there is
+    /// no such snapshotter. Otherwise returns an error if the call fails.
     pub async fn hold_snapshot(&self, lease: &str, snapshotter: &str, chain: &Digest) -> Result<Held, Error> {
         check_digest(chain)?;
         let resource = Resource::Snapshot {
@@ -162,21 +170,27 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot on top of the layer's parent and has containerd apply the layer to it. `None` when the
-    /// snapshot is there already; then it is on the lease.
+    /// Prepares a snapshot on top of the layer's parent and lets containerd apply the layer to it.
+    /// Returns `None` if the snapshot exists already. It is then under the lease.
     ///
-    /// Waits for as long as containerd takes, which on a slow disk is minutes, if it answers other calls meanwhile.
-    /// From 1.7 on it syncs what it has unpacked before it answers; where that matters (a commit outlives a power
-    /// cut that the files do not), sync the snapshotter's folder before [`Applied::commit`] all the same.
+    /// The call waits as long as containerd takes (minutes on a slow disk), if containerd answers
+    /// other calls meanwhile. From 1.7 on, containerd syncs the unpacked files before it answers.
+    /// After a power cut, the commit may survive while the files do not. If that matters, sync the
+    /// snapshotter's folder before [`Applied::commit`] on every version.
     ///
     /// # Errors
-    /// [`Error::Content`], naming the blob, when containerd cannot make files of it or they are not what the diff ID
-    /// promises. [`Error::Gone`] when the blob or the parent is not there (any more): begin with the lowest layer
-    /// again. [`Error::Space`] and [`Error::Disk`] for the disk, [`Error::LeaseLost`] when there is no such lease,
-    /// [`Error::Failed`] when containerd cannot mount. What was unpacked is removed, as far as containerd can be asked.
+    /// - [`Error::Content`] names the blob if containerd cannot unpack it, or if the files do not
+    ///   match the diff ID.
+    /// - [`Error::Gone`]: the blob or the parent is missing. Start with the lowest layer again.
+    /// - [`Error::Space`] and [`Error::Disk`]: the disk is full or fails.
+    /// - [`Error::LeaseLost`]: there is no such lease.
+    /// - [`Error::Failed`]: containerd cannot mount.
+    ///
+    /// After an error, the call removes the unpacked files if containerd still answers.
     ///
     /// # Cancel safety
-    /// May be dropped at any await: containerd stops unpacking, and what it has unpacked goes with the lease.
+    /// May be dropped at any await. containerd stops unpacking, and the unpacked files are removed
+    /// with the lease.
     pub async fn apply_layer(
         &self,
         lease: &str,
@@ -214,14 +228,14 @@ impl Client {
                 draft.discard().await;
                 Err(Error::content(
                     layer.blob.digest(),
-                    format!("it unpacks to {found}, and its image promises {diff_id}"),
+                    format!("it unpacks to {found}, but its image names {diff_id}"),
                 ))
             }
             Err(failure) => Err(draft.explain(failure).await),
         }
     }
 
-    /// Prepares a snapshot for a layer, unless it is there.
+    /// Prepares a snapshot for a layer, unless the snapshot exists.
     async fn prepare(&self, lease: &str, snapshotter: &str, layer: &LayerSpec) -> Result<Prepared, Error> {
         let digest = layer.blob.digest();
         let attempt = || format!("unpack layer {digest}");
@@ -268,15 +282,16 @@ impl Client {
 }
 
 impl Applied {
-    /// Gives the snapshot its name, the chain ID, under the lease. That somebody else has unpacked the same layer
-    /// meanwhile is as good: theirs is put on the lease, and ours is removed.
+    /// Gives the snapshot its name, the chain ID, under the lease. Another client may have unpacked
+    /// the same layer meanwhile. Its snapshot then comes under the lease, and this one is removed.
     ///
     /// # Errors
-    /// [`Error::Gone`] when the snapshot, or the one that took its name, vanished: begin with the lowest layer again.
-    /// Otherwise those of any call, and of the disk; the snapshot is removed, as far as containerd can be asked.
+    /// Returns [`Error::Gone`] if the snapshot vanished, or the snapshot that took its name: start
+    /// with the lowest layer again. Otherwise returns an error if the call or the disk fails. After
+    /// an error, the call removes the snapshot if containerd still answers.
     ///
     /// # Cancel safety
-    /// May be dropped at any await. The snapshot then has its name, or goes with the lease.
+    /// May be dropped at any await. The snapshot then has its name, or is removed with the lease.
     pub async fn commit(self) -> Result<(), Error> {
         let Draft {
             client,
@@ -311,23 +326,23 @@ impl Applied {
         Err(client.fail_leased(failure, lease, attempt()))
     }
 
-    /// Removes the snapshot. Failing at that is no reason to fail: it goes with the lease.
+    /// Removes the snapshot. A failure is ignored, since the snapshot is removed with the lease.
     pub async fn discard(self) {
         self.draft.discard().await;
     }
 }
 
 impl Draft {
-    /// Labels of the prepared snapshot and of the committed one.
+    /// Returns the labels of the prepared and of the committed snapshot.
     fn labels(&self) -> HashMap<String, String> {
         HashMap::from([(TARGET_LABEL.to_owned(), self.chain.to_string())])
     }
 
-    /// Finds out why the layer could not be applied, and removes what there is of it.
+    /// Finds out why the layer could not be applied, and removes its snapshot.
     ///
-    /// Trouble of containerd's own, such as a database that is closed or a snapshot that is collected under its hands,
-    /// can look like a layer that is broken. So a layer is blamed only by a containerd that can still remove the
-    /// snapshot it was to go into.
+    /// containerd's own trouble can look like a broken layer: a closed database, or a snapshot that
+    /// is collected during the call. So the layer is blamed only if containerd can still remove the
+    /// snapshot.
     async fn explain(&self, failure: Failure) -> Error {
         let attempt = format!("unpack layer {}", self.blob);
         if !failure.is_answer() {
@@ -349,19 +364,19 @@ impl Draft {
         }
     }
 
-    /// Removes the snapshot, as far as containerd can be asked.
+    /// Removes the snapshot if containerd answers.
     async fn discard(&self) {
         if let Err(failure) = self.remove().await {
             let key = &self.key;
             tracing::debug!(
                 key,
                 reason = failure.message(),
-                "an unfinished snapshot stays behind"
+                "an unfinished snapshot is left behind"
             );
         }
     }
 
-    /// Removes the snapshot; says whether it was there.
+    /// Removes the snapshot. Returns true if it existed.
     async fn remove(&self) -> Result<bool, Failure> {
         let message = RemoveSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
@@ -387,7 +402,8 @@ fn is_committed(info: &Info) -> bool {
     info.kind() == Kind::Committed
 }
 
-/// The digest of what a layer was uncompressed to; nothing when containerd does not say, which is no digest.
+/// Returns the digest of the uncompressed layer. Without one in the answer, returns an empty text,
+/// which matches no digest.
 fn digest_of(answer: Response<ApplyResponse>) -> String {
     answer
         .into_inner()
@@ -396,7 +412,7 @@ fn digest_of(answer: Response<ApplyResponse>) -> String {
         .unwrap_or_default()
 }
 
-/// A key that nobody else uses, recognisable by those who know the keys of containerd's own client.
+/// Returns a unique key, in the form that containerd's own client uses.
 fn unique_key(chain: &Digest) -> String {
     let nanos = SystemTime::UNIX_EPOCH
         .elapsed()
@@ -418,8 +434,10 @@ fn usual_snapshotter(plugins: &[Plugin]) -> Option<Snapshotter> {
     })
 }
 
-/// CRI names a folder, which names the snapshotter, unless the snapshotter keeps its files elsewhere. Where the snapshotter
-/// does not say where that is (native on 1.6), it is the folder.
+/// Returns the snapshotter whose folder CRI names.
+///
+/// The folder's name gives the snapshotter, unless the snapshotter keeps its files elsewhere. A
+/// snapshotter that does not give its own folder (native on 1.6) uses the folder of CRI.
 fn snapshotter_of_cri(plugins: &[Plugin], name: Option<&str>, folder: &Path) -> Option<Snapshotter> {
     let is_it = |plugin: &&Plugin| {
         plugin.r#type == SNAPSHOTTER_PLUGIN

@@ -1,4 +1,4 @@
-//! Between containerd's messages and our types.
+//! Conversion between containerd's messages and the types of this crate.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// An empty label is containerd's word for none.
+/// Reads labels. In containerd, an empty label means no label.
 pub(crate) fn labels_from_wire(labels: HashMap<String, String>) -> Labels {
     labels
         .into_iter()
@@ -26,17 +26,17 @@ pub(crate) fn labels_to_wire(labels: &Labels) -> HashMap<String, String> {
         .collect()
 }
 
-/// The only masks we ever send: one label each. An empty mask would replace the whole object.
+/// Returns the path of one label in a mask. An empty mask would replace the whole object.
 pub(crate) fn label_path(key: &str) -> String {
     format!("labels.{key}")
 }
 
-/// Reads a digest of containerd's. Only sha256 and sha512 are digests to us.
+/// Reads a digest of containerd. Returns `None` unless it is sha256 or sha512.
 pub(crate) fn digest_from_wire(text: &str) -> Option<Digest> {
     digest::parse(text).ok()
 }
 
-/// Refuses what oci-spec takes for a digest and containerd does not.
+/// Refuses a digest that oci-spec accepts and containerd does not.
 pub(crate) fn check_digest(digest: &Digest) -> Result<(), Error> {
     if digest::is_accepted(digest) {
         return Ok(());
@@ -46,7 +46,7 @@ pub(crate) fn check_digest(digest: &Digest) -> Result<(), Error> {
     )))
 }
 
-/// Sizes and offsets are signed on the wire; a negative one is containerd's nonsense for none.
+/// Reads a size or offset, which is signed on the wire. A negative one counts as 0.
 pub(crate) fn size_from_wire(size: i64) -> u64 {
     u64::try_from(size).unwrap_or(0)
 }
@@ -55,7 +55,7 @@ pub(crate) fn size_to_wire(size: u64) -> Result<i64, Error> {
     i64::try_from(size).map_err(|_| Error::Invalid(format!("{size} bytes is more than containerd can count")))
 }
 
-/// Go's zero time (year 1, from 1.6) and anything out of range are no time at all.
+/// Reads a time. Go's zero time (year 1, from 1.6) and times out of range count as none.
 pub(crate) fn time_from_wire(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     let time = time.filter(|time| time.seconds > 0)?;
     Timestamp::new(time.seconds, time.nanos).ok()

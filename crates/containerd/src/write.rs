@@ -1,20 +1,25 @@
 //! Writing blobs: containerd's `Content.Write` protocol, pass by pass.
 //!
-//! [`writer`] tells the story, [`stream`] has the messages, [`feed`] reads the source; [`verdict`], [`lock`] and [`others`] decide
-//! and are pure.
+//! [`writer`] tells the story, [`stream`] has the messages, and [`feed`] reads the source.
+//! [`verdict`], [`lock`] and [`others`] decide and are pure.
 //!
-//! A small blob goes in one message that opens, fills and commits its ingest. Of any other, and where that does not do, a
-//! pass opens the blob's ingest and sees what it finds ([`verdict::Standing`]): nothing, the beginning of the blob from
-//! an interrupted write, all of it, or something unusable. A usable beginning is kept after our source has been
-//! hashed that far; the rest is streamed without waiting for acknowledgements, which are drained as they come;
-//! and COMMIT, with the digest, has containerd check what it got. Whatever ends a pass badly is judged by
-//! [`verdict`]: sometimes it is worth another pass from a clean slate, never more than three in all.
+//! A small blob goes in one message that opens, fills and commits its ingest. For a larger blob, or
+//! if that message fails, a pass opens the blob's ingest. It finds one of these
+//! ([`verdict::Standing`]): nothing, the beginning of the blob from an interrupted write, the whole
+//! blob, or unusable bytes.
 //!
-//! Before anything is sent, a look at the other ingests tells whether another importer is at the same blob
-//! ([`others`]); then its end is waited for, and mostly the blob is there.
+//! The pass hashes the source up to the end of a beginning, and keeps the beginning if it matches.
+//! It streams the rest without waiting for acknowledgements, which it drains as they come. COMMIT,
+//! with the digest, makes containerd check the bytes. [`verdict`] judges every failure of a pass.
+//! Sometimes another pass from a clean slate is worth it. There are three passes at most.
 //!
-//! Nothing is committed unless the source had exactly the declared length, and nothing stays behind after a
-//! commit that failed or on a full disk; after a broken connection the ingest stays, to be resumed.
+//! Before the client sends bytes, it looks for an ingest of another importer with the same blob
+//! ([`others`]). If there is one, the client waits for its end, and mostly finds the blob
+//! committed.
+//!
+//! A blob is committed only if the source had exactly the declared length. After a refused commit
+//! or on a full disk, the client aborts the ingest. After a broken connection, the ingest stays and
+//! is resumed.
 
 mod feed;
 mod lock;
@@ -39,14 +44,15 @@ use stream::WriteStream;
 use writer::Writer;
 
 impl Client {
-    /// Puts a blob that is already there under a lease, in one call that finds and protects it at once.
+    /// Puts an existing blob under a lease, in one call that finds and protects the blob at once.
     ///
-    /// Looking first and adding to the lease afterwards would leave a gap for the garbage collector. A blob that
-    /// only another namespace has, or that is half written, is absent, and [`Client::write_blob`] knows how to
-    /// make use of what there is.
+    /// Two calls, a look-up and then an addition to the lease, would leave a gap for the garbage
+    /// collector. A blob that only another namespace has, or that is half written, is absent.
+    /// [`Client::write_blob`] makes use of such a blob.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] when there is no such lease, otherwise those of any call.
+    /// Returns [`Error::LeaseLost`] if there is no such lease, and otherwise an error if the call
+    /// fails.
     pub async fn hold_blob(&self, lease: &str, digest: &Digest, size: u64) -> Result<Held, Error> {
         check_digest(digest)?;
         let attempt = || format!("hold blob {digest}");
@@ -61,26 +67,31 @@ impl Client {
                 Ok(Held::Absent)
             }
             Err(failure) if failure.is_already_exists() => Ok(Held::Held),
-            // Another writer is at it, so it is not there yet.
+            // Another client is still writing the blob, so it does not exist yet.
             Err(failure) if failure.is_locked() => Ok(Held::Absent),
             Err(failure) => Err(self.fail_leased(failure, lease, attempt())),
         }
     }
 
-    /// Writes a blob under a lease, sending only what containerd lacks of it.
+    /// Writes a blob under a lease and sends only the bytes that containerd lacks.
     ///
-    /// At most [`crate::Options::write_connections`] blobs are under way at a time, each on its own connection;
-    /// further calls wait their turn.
+    /// At most [`crate::Options::write_connections`] blobs are under way at a time, each on its own
+    /// connection. Further calls wait.
     ///
     /// # Errors
-    /// [`Error::Content`] when the source is shorter or longer than declared or its bytes have another digest,
-    /// [`Error::Source`] when it cannot be read, [`Error::Space`] when containerd's disk is full: in these cases
-    /// nothing is left behind. [`Error::Locked`], [`Error::Stalled`] and [`Error::Unreachable`] leave an ingest
-    /// that the next call resumes. [`Error::LeaseLost`] when there is no such lease.
+    /// After these errors, no ingest is left behind:
+    ///
+    /// - [`Error::Content`]: the source is shorter or longer than declared, or its bytes have
+    ///   another digest.
+    /// - [`Error::Source`]: the source cannot be read.
+    /// - [`Error::Space`]: containerd's disk is full.
+    ///
+    /// [`Error::Locked`], [`Error::Stalled`] and [`Error::Unreachable`] leave an ingest that the
+    /// next call resumes. [`Error::LeaseLost`] means that there is no such lease.
     ///
     /// # Cancel safety
-    /// May be dropped at any await. The thread that reads the source stops at its next chunk, an unfinished
-    /// ingest stays to be resumed, and what was committed stays under the lease.
+    /// May be dropped at any await. The thread that reads the source stops at its next chunk. An
+    /// unfinished ingest stays and can be resumed. A committed blob stays under the lease.
     pub async fn write_blob(
         &self,
         lease: &str,
@@ -98,10 +109,11 @@ impl Client {
         written
     }
 
-    /// Throws our ingest of a blob away. Failing at that is no reason to fail: it expires with the lease.
+    /// Aborts this client's ingest of a blob. A failure is ignored, since the ingest expires with
+    /// the lease.
     async fn clean_up(&self, digest: &Digest) {
         if let Err(error) = self.abort_ingest(&ingest_ref(digest)).await {
-            tracing::debug!(%digest, %error, "an unusable ingest stays behind");
+            tracing::debug!(%digest, %error, "an unusable ingest is left behind");
         }
     }
 }

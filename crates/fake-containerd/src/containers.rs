@@ -1,4 +1,4 @@
-//! `containerd.services.containers.v1`: which containers there are. None is ever made through it.
+//! `containerd.services.containers.v1`: the list of containers. The service creates none.
 
 use std::pin::Pin;
 

@@ -1,4 +1,4 @@
-//! `containerd.services.content.v1`: blobs, and the calls about them that are not the write stream.
+//! `containerd.services.content.v1`: blobs, and all calls about them except the write stream.
 
 use futures_util::Stream;
 use futures_util::stream;
@@ -13,8 +13,9 @@ use crate::state::{Blob, Ingest, Labels, State, check_labels, timestamp, without
 use crate::wire;
 use crate::wire::generated::content_server::Content;
 
-/// containerd reads and lists in pieces of this size.
+/// Bytes that containerd sends in one answer to a read.
 const READ_CHUNK: usize = 1 << 20;
+/// Blobs in one answer of containerd to a list.
 const LIST_CHUNK: usize = 100;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -135,7 +136,7 @@ impl Content for Service {
             let bytes = state
                 .blob_bytes(&call.namespace, &request.digest)
                 .ok_or_else(|| {
-                    Status::data_loss(format!("the stand-in was told not to keep {}", request.digest))
+                    Status::data_loss(format!("the stand-in kept no bytes of {}", request.digest))
                 })?;
             let (start, end) = range(&request, bytes.len())?;
             let pieces: Vec<_> = bytes[start..end]
@@ -211,7 +212,8 @@ impl Content for Service {
     }
 }
 
-/// The paths of a mask; none, or a path for all labels at once, also wipes what others wrote.
+/// Returns the paths of a mask. An empty mask, or a path for all labels, also wipes the labels of
+/// other writers.
 pub(crate) fn mask_paths(state: &mut State, rpc: &str, mask: Option<FieldMask>) -> Vec<String> {
     let paths = mask.unwrap_or_default().paths;
     if paths.is_empty() {
@@ -227,7 +229,8 @@ pub(crate) fn mask_paths(state: &mut State, rpc: &str, mask: Option<FieldMask>) 
     paths
 }
 
-/// Labels after an update by field mask: `labels.<key>` sets one, `labels` or no mask at all replaces them.
+/// Returns the labels after an update by field mask. `labels.<key>` sets one label. `labels`, or an
+/// empty mask, replaces all labels.
 fn relabelled(old: &Labels, wanted: &Labels, paths: &[String]) -> Result<Labels, Status> {
     let mut labels = old.clone();
     if paths.is_empty() {
@@ -247,7 +250,7 @@ fn relabelled(old: &Labels, wanted: &Labels, paths: &[String]) -> Result<Labels,
     Ok(without_empty(labels))
 }
 
-/// A start beyond the end is refused, an end beyond it is not.
+/// Returns the range of a read. A start past the end is refused, an end past it is not.
 fn range(request: &wire::ReadContentRequest, length: usize) -> Result<(usize, usize), Status> {
     let start = usize::try_from(request.offset)
         .map_err(|_| Status::invalid_argument("offset must be non-negative: invalid argument"))?;

@@ -1,7 +1,7 @@
-//! The part of containerd's CRI plugin that an importer meets: it adopts image records of namespace `k8s.io`, keeps what it
-//! learnt in memory, and answers `ImageStatus` from there.
+//! The part of containerd's CRI plugin that matters to an importer. It adopts image records of
+//! namespace `k8s.io`, keeps their facts in memory, and answers `ImageStatus` from there.
 //!
-//! Adoption happens within the call that wrote the record; the real plugin takes some milliseconds.
+//! Records are adopted within the call that wrote them. The real plugin takes some milliseconds.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,23 @@ use crate::state::{Image, Labels, State};
 use crate::wire::generated::{image_service_server::ImageService, runtime_service_server::RuntimeService};
 use crate::wire::{Descriptor, cri};
 
-/// The only namespace CRI looks at.
+/// The only namespace that CRI reads.
 pub(crate) const NAMESPACE: &str = "k8s.io";
-/// The label of records that CRI adopted.
+/// The label of records that CRI has adopted.
 pub(crate) const MANAGED: &str = "io.cri-containerd.image";
 const PINNED: &str = "io.cri-containerd.pinned";
-/// Indexes in indexes deeper than this are not followed.
+/// Most levels of nested indexes that are followed.
 const DEPTH: usize = 8;
 
-/// What the plugin has in memory.
+/// The plugin's memory.
 #[derive(Default)]
 pub(crate) struct Cri {
     /// By name of the record.
     known: BTreeMap<String, Known>,
-    /// Records whose manifest or config could not be read yet; looked at again later, as the real one does with back-off.
+    /// Records whose manifest or config was unreadable. They are tried again later. The real plugin
+    /// does that with back-off.
     pending: Vec<String>,
-    /// What a registry has: targets by normalised name.
+    /// The content of a registry: targets by normalised name.
     pub(crate) offers: BTreeMap<String, Descriptor>,
 }
 
@@ -40,7 +41,7 @@ struct Known {
     pinned: bool,
 }
 
-/// Takes notice of a record that was created or updated.
+/// Handles a record that was created or updated.
 pub(crate) fn observe(state: &mut State, namespace: &str, name: &str) {
     if namespace != NAMESPACE || !state.config.cri {
         return;
@@ -51,7 +52,7 @@ pub(crate) fn observe(state: &mut State, namespace: &str, name: &str) {
     }
 }
 
-/// Takes notice of a record that was deleted.
+/// Handles a record that was deleted.
 pub(crate) fn forget(state: &mut State, namespace: &str, name: &str) {
     if namespace == NAMESPACE {
         state.cri.known.remove(name);
@@ -67,7 +68,7 @@ fn retry(state: &mut State) {
     }
 }
 
-/// Learns a record; false if its config cannot be found yet.
+/// Adopts a record. Returns false if its config cannot be found yet.
 fn adopt(state: &mut State, name: &str) -> bool {
     let Some(image) = state.image(NAMESPACE, name).cloned() else {
         return true;
@@ -114,7 +115,8 @@ fn manage(state: &mut State, name: &str, image: &Image, id: &str) {
     }
 }
 
-/// Digest of the config that this node would run, and the size of the image; `None` while a document is missing.
+/// Returns the digest of the config that this node would run, and the size of the image. Returns
+/// `None` while a document is missing.
 fn config_of(state: &State, digest: &str, depth: usize) -> Option<(String, u64)> {
     let bytes = state.blob_bytes(NAMESPACE, digest)?;
     let document: Value = serde_json::from_slice(&bytes).ok()?;
@@ -150,7 +152,7 @@ fn config_of(state: &State, digest: &str, depth: usize) -> Option<(String, u64)>
     ))
 }
 
-/// The image an id, a unique beginning of one, or a reference stands for.
+/// Returns the image for an id, a unique prefix of an id, or a reference.
 fn resolve(state: &State, wanted: &str) -> Option<String> {
     if let Some(known) = state.cri.known.get(&normalised(wanted)) {
         return Some(known.id.clone());
@@ -178,8 +180,8 @@ fn resolve(state: &State, wanted: &str) -> Option<String> {
     }
 }
 
-/// A reference as CRI spells it: registry and `library/` filled in, `:latest` where there is neither tag nor digest, and the
-/// tag dropped where there is a digest.
+/// Returns a reference in CRI's spelling. The registry and `library/` are added, and `:latest` if
+/// there is neither tag nor digest. A tag before a digest is removed.
 fn normalised(reference: &str) -> String {
     if reference.starts_with("sha256:") {
         return reference.to_owned();
@@ -269,7 +271,8 @@ impl ImageService for Service {
         .await
     }
 
-    /// Makes the records that a pull makes: the name, and its repository with the digest. The content is there already.
+    /// Creates the records of a pull: the name, and its repository with the digest. The content
+    /// must be in the store already.
     async fn pull_image(
         &self,
         request: Request<cri::PullImageRequest>,
@@ -306,7 +309,7 @@ impl ImageService for Service {
         .await
     }
 
-    /// Removes every record of the image, as `crictl rmi` does; an unknown one is no error.
+    /// Removes every record of the image, like `crictl rmi`. An unknown image is not an error.
     async fn remove_image(
         &self,
         request: Request<cri::RemoveImageRequest>,

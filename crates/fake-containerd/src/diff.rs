@@ -1,4 +1,5 @@
-//! `containerd.services.diff.v1`: layers are uncompressed as their media type says, looked through as tars, and thrown away.
+//! `containerd.services.diff.v1`: decompresses layers according to their media type, reads them as
+//! tars, and discards the content.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -21,7 +22,8 @@ impl Diff for Service {
         let call = self.enter("Diff.Apply", request.metadata()).await?;
         let request = request.into_inner();
         let (media_type, bytes, version) = begin(&mut self.state_for(&call), &call, &request)?;
-        // Not under the lock: other calls are answered meanwhile, as patient clients expect.
+        // The lock is not held here, so that other calls are answered meanwhile, as patient clients
+        // expect.
         let unpacked = tokio::task::spawn_blocking(move || unpack(&media_type, &bytes, &version))
             .await
             .expect("unpacking does not panic")?;
@@ -32,13 +34,13 @@ impl Diff for Service {
     }
 }
 
-/// What a layer was uncompressed to.
+/// The digest and size of an uncompressed layer.
 struct Unpacked {
     digest: String,
     size: u64,
 }
 
-/// Finds the layer and the snapshot that it goes into.
+/// Finds the layer and its snapshot.
 fn begin(
     state: &mut State,
     call: &Call,
@@ -55,7 +57,7 @@ fn begin(
     }
     let bytes = state
         .blob_bytes(&call.namespace, digest)
-        .ok_or_else(|| Status::data_loss(format!("the stand-in was told not to keep {digest}")))?;
+        .ok_or_else(|| Status::data_loss(format!("the stand-in kept no bytes of {digest}")))?;
     if !request.sync_fs {
         state.violation(format!(
             "{} of {digest} was called without sync_fs, so a power cut can leave a snapshot of empty files",
@@ -64,7 +66,7 @@ fn begin(
     }
     if state.snapshot_at(&call.namespace, &request.mounts).is_none() {
         state.violation(format!(
-            "{} of {digest} was called with mounts that are no prepared snapshot's",
+            "{} of {digest} was called with mounts of no prepared snapshot",
             call.rpc
         ));
         return Err(vanished());
@@ -72,7 +74,7 @@ fn begin(
     Ok((diff.media_type.clone(), bytes, state.version.clone()))
 }
 
-/// Notes what was applied, if the snapshot is still there.
+/// Records the layer that was applied, if the snapshot still exists.
 fn finish(
     state: &mut State,
     call: &Call,
@@ -97,17 +99,17 @@ fn vanished() -> Status {
     Status::unknown("failed to mount /tmp/containerd-mount: no such file or directory")
 }
 
-/// How a layer is compressed.
+/// The compression of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compression {
-    /// Not at all.
+    /// Not compressed.
     None,
-    /// Somehow, or not at all: its first bytes tell.
+    /// Compressed or not, as the first bytes say.
     Unknown,
 }
 
-/// What containerd makes of a media type. OCI's type for what is not compressed is believed, also before a suffix that says
-/// nothing to it; with all the others it looks at the bytes.
+/// Returns containerd's view of a media type. It trusts OCI's type for uncompressed layers, even
+/// with an unknown suffix. For all other types it checks the bytes.
 fn compression_of(media_type: &str, version: &Version) -> Option<Compression> {
     const OCI: &str = "application/vnd.oci.image.layer.";
     const DOCKER: &str = "application/vnd.docker.image.rootfs.";
@@ -160,7 +162,7 @@ fn unpack(media_type: &str, bytes: &[u8], version: &Version) -> Result<Unpacked,
     }
 }
 
-/// Reads a tar to its end, and what comes after it.
+/// Reads a tar to its end, and the bytes after it.
 fn look_through(plain: &mut impl Read) -> io::Result<()> {
     let mut archive = tar::Archive::new(&mut *plain);
     for entry in archive.entries()? {
@@ -169,12 +171,12 @@ fn look_through(plain: &mut impl Read) -> io::Result<()> {
     io::copy(plain, &mut io::sink()).map(drop)
 }
 
-/// What the tar is read from.
+/// The reader of the tar's bytes.
 struct Counted<'a> {
     plain: Box<dyn Read + 'a>,
     hasher: Hasher,
     size: u64,
-    /// Why no more can be uncompressed.
+    /// The reason why decompression failed.
     broken: Option<String>,
 }
 
@@ -193,7 +195,7 @@ impl Read for Counted<'_> {
     }
 }
 
-/// What Go's reader of tars says of one that is cut off, or none.
+/// Returns the message of Go's tar reader for a tar that is cut off or invalid.
 fn in_gos_words(error: &io::Error) -> String {
     let text = error.to_string();
     if ["entire block", "unexpected EOF"]

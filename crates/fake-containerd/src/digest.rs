@@ -2,7 +2,8 @@
 
 use basics::digest::Hasher;
 
-/// The hasher of an ingest: sha512 if asked for by an expected digest that the emulated version understands, else sha256.
+/// Returns the hasher of an ingest: sha512 if the expected digest has it and the emulated version
+/// supports it, else sha256.
 pub(crate) fn hasher_for(expected: &str, sha512: bool) -> Hasher {
     match sha512 && expected.starts_with("sha512:") {
         true => Hasher::sha512(),
@@ -10,12 +11,12 @@ pub(crate) fn hasher_for(expected: &str, sha512: bool) -> Hasher {
     }
 }
 
-/// The sha256 digest of `bytes`, as containerd spells it.
+/// Returns the sha256 digest of `bytes` in containerd's spelling.
 pub fn sha256(bytes: &[u8]) -> String {
     basics::digest::sha256(bytes).to_string()
 }
 
-/// Whether a text is a digest that containerd's parser accepts.
+/// Returns true if containerd's parser accepts a text as a digest.
 pub(crate) fn is_valid(text: &str) -> bool {
     let Some((algorithm, hex)) = text.split_once(':') else {
         return false;
@@ -29,7 +30,7 @@ pub(crate) fn is_valid(text: &str) -> bool {
     hex.len() == length && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The first digest that occurs in an ingest ref.
+/// Returns the first digest in an ingest ref.
 pub(crate) fn within(reference: &str) -> Option<&str> {
     ["sha256:", "sha512:"].iter().find_map(|algorithm| {
         let start = reference.find(algorithm)?;

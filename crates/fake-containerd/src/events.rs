@@ -1,5 +1,5 @@
-//! `containerd.services.events.v1`: subscriptions. As with the real one, the call itself is not answered before the first
-//! event that passes its filters.
+//! `containerd.services.events.v1`: subscriptions. As in containerd, the call itself is answered
+//! only with the first event that passes its filters.
 
 use std::pin::Pin;
 
@@ -22,7 +22,8 @@ impl Events for Service {
         &self,
         request: Request<wire::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        // Listening begins before anything is awaited, so that a test which sees the subscription misses no event.
+        // The subscription starts before the first await. So a test that sees the subscription
+        // misses no event.
         let mut events = self.state().events.subscribe();
         self.meet_faults("Events.Subscribe").await?;
         let filters = Filters::parse(&request.into_inner().filters)?;

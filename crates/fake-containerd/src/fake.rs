@@ -19,28 +19,30 @@ use crate::server::{Connections, Listening};
 use crate::service::Service;
 use crate::state::State;
 
-/// How a stand-in should be.
+/// Settings of a stand-in.
 #[derive(Clone, Debug)]
 pub struct FakeConfig {
-    /// What `Version.Version` answers; it also decides which version's behaviour is emulated. Default `2.1.9`.
+    /// The answer of `Version.Version`, which also selects the emulated behaviour. Default `2.1.9`.
     pub version: String,
     /// The node's platform. Default linux/amd64.
     pub platform: NodePlatform,
-    /// Whether the CRI services are on the socket. Default true.
+    /// True if the socket has the CRI services. Default true.
     pub cri: bool,
-    /// When garbage is collected. Default after deletions.
+    /// Times of garbage collection. Default: after deletions.
     pub gc: GcPolicy,
-    /// Blobs of more bytes than this are only hashed and measured: they cannot be read back. Default: all are kept.
+    /// Largest blob in bytes whose content is kept. Larger blobs are only hashed and measured, and
+    /// cannot be read. Default: all are kept.
     pub discard_data_above: Option<u64>,
-    /// Where to listen. Default: `containerd.sock` in a temporary folder of its own.
+    /// Path of the socket. Default: `containerd.sock` in its own temporary folder.
     pub socket: Option<PathBuf>,
-    /// What introspection says the server is.
+    /// The server's id in introspection.
     pub uuid: String,
-    /// Where introspection says that content is kept. Nothing is written there. Default: it does not say.
+    /// The folder of content in introspection. Nothing is written there. Default: not reported.
     pub content_root: Option<PathBuf>,
-    /// What introspection says is in use and deprecated: ids and messages. Default: nothing.
+    /// Deprecations in introspection: ids and messages. Default: none.
     pub deprecations: Vec<(String, String)>,
-    /// Where introspection says that overlayfs keeps its snapshots. Nothing is written there. Default: it does not say.
+    /// The folder of overlayfs snapshots in introspection. Nothing is written there. Default: not
+    /// reported.
     pub snapshots_root: Option<PathBuf>,
 }
 
@@ -61,7 +63,8 @@ impl Default for FakeConfig {
     }
 }
 
-/// A running stand-in. It has threads of its own, so that tests may block; dropping it stops it and breaks its connections.
+/// A running stand-in. It has its own threads, so tests may block. Dropping it stops it and breaks
+/// its connections.
 pub struct Fake {
     state: Arc<Mutex<State>>,
     service: Service,
@@ -72,10 +75,10 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Starts a stand-in that listens when this returns.
+    /// Starts a stand-in, which listens when this returns.
     ///
     /// # Panics
-    /// If the socket cannot be bound.
+    /// Panics if the socket cannot be bound.
     #[allow(clippy::unused_async)] // The callers are asynchronous, and starting may one day be.
     pub async fn start(config: FakeConfig) -> Fake {
         Fake::start_blocking(config)
@@ -84,17 +87,17 @@ impl Fake {
     /// Starts a stand-in from a test that is not asynchronous.
     ///
     /// # Panics
-    /// If the socket cannot be bound.
+    /// Panics if the socket cannot be bound.
     pub fn start_blocking(config: FakeConfig) -> Fake {
         let fake = Fake::stopped(config);
         fake.listen();
         fake
     }
 
-    /// Prepares a stand-in whose socket is not there yet; [`Fake::listen`] brings it up.
+    /// Prepares a stand-in without its socket. [`Fake::listen`] creates the socket.
     ///
     /// # Panics
-    /// If no temporary folder or thread can be made.
+    /// Panics if a temporary folder or a thread cannot be created.
     pub fn stopped(config: FakeConfig) -> Fake {
         let (folder, socket) = match &config.socket {
             Some(socket) => (None, socket.clone()),
@@ -125,10 +128,10 @@ impl Fake {
         }
     }
 
-    /// Listens, with the state as it is. Does nothing if it listens already.
+    /// Listens, with the state unchanged. Does nothing if the stand-in already listens.
     ///
     /// # Panics
-    /// If the socket cannot be bound.
+    /// Panics if the socket cannot be bound.
     pub fn listen(&self) {
         let mut listening = self.listening.lock().expect("no holder of this lock panics");
         if listening.is_none() {
@@ -143,7 +146,8 @@ impl Fake {
         }
     }
 
-    /// Dies like containerd under SIGKILL: connections break, the socket file stays and refuses, the state is kept.
+    /// Stops like containerd under SIGKILL. Connections break, and the socket file stays but
+    /// refuses connections. The state is kept.
     pub fn kill(&self) {
         if let Some(listening) = self
             .listening
@@ -155,18 +159,18 @@ impl Fake {
         }
     }
 
-    /// Dies and comes back with its state.
+    /// Stops and starts again with its state.
     pub fn restart(&self) {
         self.kill();
         self.listen();
     }
 
-    /// Breaks all connections; new ones are welcome.
+    /// Breaks all connections. New connections are accepted.
     pub fn drop_connections(&self) {
         self.service.connections.break_all();
     }
 
-    /// The socket to connect to.
+    /// Returns the path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -174,22 +178,24 @@ impl Fake {
     /// Arms a fault.
     ///
     /// # Panics
-    /// If it names an RPC that is not in [`RPCS`](crate::RPCS).
+    /// Panics if the fault names an RPC that is not in [`RPCS`](crate::RPCS).
     pub fn inject(&self, fault: Fault) {
         self.with(|state| state.faults.arm(fault));
     }
 
-    /// Disarms all faults; a full disk has room again.
+    /// Disarms all faults. A full disk has room again.
     pub fn clear_faults(&self) {
         self.with(|state| state.faults.clear());
     }
 
-    /// Everything that containerd would have let pass and should not happen, one sentence each, in order.
+    /// Returns all violations in order, one sentence each. containerd accepts them, but an importer
+    /// must avoid them.
     pub fn violations(&self) -> Vec<String> {
         self.with(|state| state.log.violations.clone())
     }
 
-    /// Violations, and the leases, ingests and unfinished snapshots that were not given back, for when the test says that the importer is done.
+    /// Returns violations, and all leases, ingests and unfinished snapshots that were not released.
+    /// For the moment when the importer has finished.
     pub fn check_done(&self) -> Vec<String> {
         self.with(|state| {
             let mut found = state.log.violations.clone();
@@ -198,7 +204,8 @@ impl Fake {
         })
     }
 
-    /// Forgets violations, counters, events and the order log, but not the store: the beginning of a test's second act.
+    /// Clears violations, counters, events and the order log, but not the store. For a test's
+    /// second part.
     pub fn reset_log(&self) {
         self.with(|state| state.log = Default::default());
     }
@@ -209,63 +216,66 @@ impl Fake {
         self.with(State::collect);
     }
 
-    /// Sets the clock that expiries are judged by; it runs on from there.
+    /// Sets the clock that decides about expiries. The clock runs on from there.
     pub fn set_clock(&self, now: Timestamp) {
         self.with(|state| state.clock_skew = now.duration_since(Timestamp::now()));
     }
 
-    /// Moves that clock on.
+    /// Advances that clock.
     pub fn advance_clock(&self, by: Duration) {
         let by = SignedDuration::try_from(by).expect("a test's duration fits");
         self.with(|state| state.clock_skew += by);
     }
 
-    /// How often an RPC was called, as `Service.Method`; a refused or failed call counts too.
+    /// Returns the number of calls of an RPC, as `Service.Method`. A refused or failed call counts
+    /// too.
     ///
     /// # Panics
-    /// If it is not in [`RPCS`](crate::RPCS).
+    /// Panics if the RPC is not in [`RPCS`](crate::RPCS).
     pub fn calls(&self, rpc: &str) -> u64 {
-        assert!(crate::RPCS.contains(&rpc), "no RPC is called {rpc:?}; see RPCS");
+        assert!(crate::RPCS.contains(&rpc), "no RPC is called {rpc:?}: see RPCS");
         self.with(|state| state.log.calls.get(rpc).copied().unwrap_or_default())
     }
 
-    /// All RPCs that were called, and how often.
+    /// Returns the number of calls of every RPC that was called.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.with(|state| state.log.calls.clone())
     }
 
-    /// Bytes of content received, by digest (or by ingest ref where that names none), whether committed or not. What
-    /// [another importer](crate::GoImporter) sends is not counted.
+    /// Returns the bytes of content received, by digest, whether committed or not. An ingest ref
+    /// without a digest counts under the ref. The bytes of [another importer](crate::GoImporter) do
+    /// not count.
     pub fn received(&self) -> BTreeMap<String, u64> {
         self.with(|state| state.log.received.clone())
     }
 
-    /// Bytes of content received in all.
+    /// Returns the total bytes of content received.
     pub fn received_bytes(&self) -> u64 {
         self.with(|state| state.log.received.values().sum())
     }
 
-    /// Events that were published, whoever caused them, in order.
+    /// Returns the events that were published, from all causes, in order.
     pub fn events(&self) -> Vec<Event> {
         self.with(|state| state.log.events.clone())
     }
 
-    /// How many event subscriptions are open.
+    /// Returns the number of open event subscriptions.
     pub fn subscribers(&self) -> usize {
         self.with(|state| state.events.receiver_count())
     }
 
-    /// RPCs that changed something, in order: to see that leaves come before parents and the record last.
+    /// Returns the RPCs that changed something, in order. With them, tests check that leaves come
+    /// before parents and the record comes last.
     pub fn mutations(&self) -> Vec<Mutation> {
         self.with(|state| state.log.mutations.clone())
     }
 
-    /// Names of the namespaces that exist.
+    /// Returns the names of the namespaces that exist.
     pub fn namespaces(&self) -> Vec<String> {
         self.with(|state| state.namespaces.keys().cloned().collect())
     }
 
-    /// The image records of a namespace, by name.
+    /// Returns the image records of a namespace, by name.
     pub fn images(&self, namespace: &str) -> BTreeMap<String, ImageRecord> {
         self.with(|state| {
             let images = state.namespaces.get(namespace).map(|namespace| &namespace.images);
@@ -287,7 +297,7 @@ impl Fake {
         })
     }
 
-    /// The blobs of a namespace, by digest.
+    /// Returns the blobs of a namespace, by digest.
     pub fn blobs(&self, namespace: &str) -> BTreeMap<String, BlobRecord> {
         self.with(|state| {
             let blobs = state.namespaces.get(namespace).map(|namespace| &namespace.blobs);
@@ -303,13 +313,13 @@ impl Fake {
         })
     }
 
-    /// The bytes of a blob; `None` if it is not there or its bytes were not kept.
+    /// Returns the bytes of a blob, or `None` if the blob is missing or its bytes were not kept.
     pub fn blob_bytes(&self, namespace: &str, digest: &str) -> Option<Vec<u8>> {
         self.with(|state| state.blob_bytes(namespace, digest))
             .map(|bytes| bytes.to_vec())
     }
 
-    /// The leases of a namespace, by id.
+    /// Returns the leases of a namespace, by id.
     pub fn leases(&self, namespace: &str) -> BTreeMap<String, LeaseRecord> {
         self.with(|state| {
             let leases = state.namespaces.get(namespace).map(|namespace| &namespace.leases);
@@ -325,7 +335,8 @@ impl Fake {
         })
     }
 
-    /// The snapshots of a namespace and snapshotter, by name (or key, of those that are not committed).
+    /// Returns the snapshots of a namespace and snapshotter, by name. Snapshots that are not
+    /// committed are listed by key.
     pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> BTreeMap<String, SnapshotRecord> {
         self.with(|state| {
             let snapshots = state.namespace(namespace).snapshots.get(snapshotter);
@@ -342,7 +353,7 @@ impl Fake {
         })
     }
 
-    /// The ingests of a namespace, by ref.
+    /// Returns the ingests of a namespace, by ref.
     pub fn ingests(&self, namespace: &str) -> BTreeMap<String, IngestRecord> {
         self.with(|state| {
             let ingests = state
@@ -366,17 +377,14 @@ impl Fake {
         })
     }
 
-    /// Waits until something holds, at most ten seconds.
+    /// Waits until a condition holds, at most ten seconds.
     ///
     /// # Panics
-    /// If it does not hold by then; `what` says what was waited for.
+    /// Panics if the condition does not hold by then. `what` names it in the message.
     pub async fn wait_until(&self, what: &str, holds: impl Fn(&Fake) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !holds(self) {
-            assert!(
-                Instant::now() < deadline,
-                "waited ten seconds in vain for: {what}"
-            );
+            assert!(Instant::now() < deadline, "waited ten seconds in vain for {what}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -391,7 +399,7 @@ impl Drop for Fake {
     fn drop(&mut self) {
         self.kill();
         if let Some(runtime) = self.runtime.take() {
-            // Not a plain drop: that may not happen inside another runtime.
+            // A plain drop must not happen inside another runtime.
             runtime.shutdown_background();
         }
     }

@@ -1,4 +1,4 @@
-//! Faults that tests inject, and the book-keeping that decides when each of them strikes.
+//! Faults that tests inject, and the counts that decide when each of them strikes.
 
 use std::time::Duration;
 
@@ -6,102 +6,111 @@ use tonic::{Code, Status};
 
 use crate::wire::RPCS;
 
-/// A fault. Those with a count strike that often and are spent; the others last until [`Fake::clear_faults`](crate::Fake::clear_faults).
-/// RPCs are named `Service.Method` as in [`RPCS`](crate::RPCS).
+/// A fault. A fault with a count strikes that many times. Other faults last until
+/// [`Fake::clear_faults`](crate::Fake::clear_faults). RPCs are named `Service.Method` as in
+/// [`RPCS`](crate::RPCS).
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The `nth` call from now (1 is the next) fails and does nothing. A stream counts when it is opened.
+    /// The `nth` call from now (1 is the next) fails and has no effect. A stream counts when it is
+    /// opened.
     Fail {
-        /// Which RPC.
+        /// Name of the RPC.
         rpc: &'static str,
-        /// Which call, counted from the injection, from 1.
+        /// Number of the call since the injection, from 1.
         nth: u64,
-        /// The code of the answer.
+        /// Code of the answer.
         code: Code,
-        /// The text of the answer.
+        /// Text of the answer.
         message: String,
     },
-    /// Every call fails and does nothing.
+    /// Every call fails and has no effect.
     FailAll {
-        /// Which RPC.
+        /// Name of the RPC.
         rpc: &'static str,
-        /// The code of the answer.
+        /// Code of the answer.
         code: Code,
-        /// The text of the answer.
+        /// Text of the answer.
         message: String,
     },
-    /// The `nth` unary call from now takes effect, but its answer is lost: the caller sees `UNAVAILABLE`.
+    /// The `nth` unary call from now takes effect, but its answer is lost. The caller gets
+    /// `UNAVAILABLE`.
     LoseAnswer {
-        /// Which unary RPC.
+        /// Name of the unary RPC.
         rpc: &'static str,
-        /// Which call, counted from the injection, from 1.
+        /// Number of the call since the injection, from 1.
         nth: u64,
     },
-    /// Every call is answered late; for `Content.Write` every message is.
+    /// Every call is answered late. For `Content.Write`, every message is.
     Delay {
-        /// Which RPC.
+        /// Name of the RPC.
         rpc: &'static str,
-        /// How late.
+        /// Delay of each answer.
         by: Duration,
     },
-    /// One call is never answered: the next unary call, or the next `Content.Write` stream after so many answered messages.
+    /// One call is never answered: the next unary call, or the next `Content.Write` stream after
+    /// `after` answered messages.
     Stall {
-        /// Which RPC.
+        /// Name of the RPC.
         rpc: &'static str,
-        /// Messages answered before the silence; only for `Content.Write`.
+        /// Messages that are answered before. Only for `Content.Write`.
         after: u64,
     },
-    /// A `Content.Write` stream breaks with `UNAVAILABLE` once it has taken so many bytes; the ingest keeps them.
+    /// A `Content.Write` stream breaks with `UNAVAILABLE` after `after` bytes. The ingest keeps
+    /// them.
     CutStream {
-        /// Bytes taken, over all streams, before the cut.
+        /// Bytes that all streams accept before the cut.
         after: u64,
     },
-    /// All connections break once `Content.Write` streams have taken so many bytes; the ingests keep them.
+    /// All connections break after `Content.Write` streams have accepted `after` bytes. The ingests
+    /// keep them.
     CutConnections {
-        /// Bytes taken, over all streams, before the cut.
+        /// Bytes that all streams accept before the cut.
         after: u64,
     },
-    /// Only so many bytes of content fit on the disk. Aborted ingests give theirs back.
+    /// The disk has room for `free` more bytes of content. Aborted ingests return theirs.
     DiskFull {
         /// Bytes left.
         free: u64,
     },
     /// The next openings of any ingest ref are answered as if another stream held it.
     RefLocked {
-        /// How many openings.
+        /// Number of openings.
         opens: u64,
     },
-    /// After so many data messages the lease of the writing stream is gone, and garbage is collected.
+    /// After `writes` data messages, the lease of the writing stream disappears, and garbage is
+    /// collected.
     LeaseVanishes {
         /// Data messages before that.
         writes: u64,
     },
-    /// After so many commits the lease of the committing stream is gone, and garbage is collected.
+    /// After `commits` commits, the lease of the committing stream disappears, and garbage is
+    /// collected.
     LeaseVanishesAtCommit {
         /// Commits before that, the last of them included.
         commits: u64,
     },
-    /// The next commits are answered as a digest mismatch, whatever was written; the ingest stays.
+    /// The next commits are answered as a digest mismatch, whatever the bytes are. The ingest
+    /// stays.
     RefuseCommit {
-        /// How many commits.
+        /// Number of commits.
         commits: u64,
     },
-    /// Every commit takes this long.
+    /// Every commit takes longer.
     SlowCommit {
-        /// How long.
+        /// Duration of a commit.
         by: Duration,
     },
 }
 
-/// The faults that are still to come.
+/// The faults that are armed.
 #[derive(Default)]
 pub(crate) struct Faults {
     armed: Vec<Fault>,
-    /// Bytes left on the disk, if that is limited.
+    /// Bytes left on the disk, if they are limited.
     disk: Option<u64>,
 }
 
-/// What a call meets before it is carried out.
+/// The effect of faults on a call before it runs.
 #[derive(Default)]
 pub(crate) struct Obstacle {
     pub(crate) delay: Duration,
@@ -109,7 +118,7 @@ pub(crate) struct Obstacle {
     pub(crate) failure: Option<Status>,
 }
 
-/// What stops the bytes of one write message.
+/// The effect of faults on the bytes of one write message.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Barrier {
     CutStream,
@@ -120,7 +129,7 @@ pub(crate) enum Barrier {
 impl Faults {
     pub(crate) fn arm(&mut self, fault: Fault) {
         if let Some(rpc) = fault.rpc() {
-            assert!(RPCS.contains(&rpc), "no RPC is called {rpc:?}; see RPCS");
+            assert!(RPCS.contains(&rpc), "no RPC is called {rpc:?}: see RPCS");
         }
         match fault {
             Fault::DiskFull { free } => self.disk = Some(free),
@@ -132,7 +141,7 @@ impl Faults {
         *self = Faults::default();
     }
 
-    /// Counts one call and says what is in its way.
+    /// Counts one call and returns its obstacle.
     pub(crate) fn on_call(&mut self, called: &str) -> Obstacle {
         let mut obstacle = Obstacle::default();
         self.armed.retain_mut(|fault| match fault {
@@ -165,7 +174,7 @@ impl Faults {
         obstacle
     }
 
-    /// Whether the answer of this call gets lost.
+    /// Returns true if the answer of this call is lost.
     pub(crate) fn loses_answer(&mut self, called: &str) -> bool {
         let mut lost = false;
         self.armed.retain_mut(|fault| match fault {
@@ -179,7 +188,7 @@ impl Faults {
         lost
     }
 
-    /// What one message of a write stream meets; `answered` messages of this stream went before it.
+    /// Returns the obstacle for one message of a write stream, after `answered` messages of it.
     pub(crate) fn on_message(&mut self, answered: u64, commit: bool) -> Obstacle {
         let mut obstacle = Obstacle::default();
         self.armed.retain(|fault| match fault {
@@ -206,7 +215,7 @@ impl Faults {
         obstacle
     }
 
-    /// How many of `wanted` bytes get through, and what stops the rest.
+    /// Returns how many of `wanted` bytes are accepted, and the barrier for the rest.
     pub(crate) fn admit(&mut self, wanted: u64) -> (u64, Option<Barrier>) {
         let mut admitted = wanted;
         let mut barrier = None;
@@ -241,7 +250,7 @@ impl Faults {
         });
     }
 
-    /// Gives bytes back to a limited disk.
+    /// Returns bytes to a limited disk.
     pub(crate) fn free(&mut self, bytes: u64) {
         if let Some(free) = &mut self.disk {
             *free += bytes;
@@ -262,7 +271,7 @@ impl Faults {
         })
     }
 
-    /// Whether the lease of a stream vanishes with this data message.
+    /// Returns true if the lease of a stream disappears with this data message.
     pub(crate) fn lease_vanishes(&mut self) -> bool {
         self.is_last(|fault| match fault {
             Fault::LeaseVanishes { writes } => Some(writes),
@@ -270,7 +279,7 @@ impl Faults {
         })
     }
 
-    /// Whether the lease of a stream vanishes after this commit.
+    /// Returns true if the lease of a stream disappears after this commit.
     pub(crate) fn lease_vanishes_at_commit(&mut self) -> bool {
         self.is_last(|fault| match fault {
             Fault::LeaseVanishesAtCommit { commits } => Some(commits),
@@ -278,7 +287,8 @@ impl Faults {
         })
     }
 
-    /// Counts one off every fault with such a count, and says whether that was the last one of any, which is over then.
+    /// Counts one off every fault with such a count. Returns true if that was the last count of a
+    /// fault, which is then over.
     fn is_last(&mut self, count: impl Fn(&mut Fault) -> Option<&mut u64>) -> bool {
         let mut is_last = false;
         self.armed.retain_mut(|fault| {
@@ -290,7 +300,7 @@ impl Faults {
         is_last
     }
 
-    /// Takes one from the first fault with a count that is left.
+    /// Counts one off the first such fault that is left.
     fn count_down(&mut self, count: impl Fn(&mut Fault) -> Option<&mut u64>) -> bool {
         self.armed
             .iter_mut()

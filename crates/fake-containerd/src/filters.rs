@@ -1,10 +1,10 @@
-//! containerd's filter language: `field.path==value,field!=value,field~=regex` with `"quoted"` parts; the filters of a request
-//! are alternatives.
+//! containerd's filter language: `field.path==value,field!=value,field~=regex` with `"quoted"`
+//! parts. The filters of a request are alternatives.
 
 use regex::Regex;
 use tonic::Status;
 
-/// Alternatives; none accepts everything.
+/// Alternatives. An empty list accepts everything.
 pub(crate) struct Filters(Vec<Vec<Selector>>);
 
 struct Selector {
@@ -28,7 +28,7 @@ impl Filters {
             .map(Filters)
     }
 
-    /// Whether one alternative holds; `field` looks up the value at a path.
+    /// Returns true if one alternative holds. `field` looks up the value at a path.
     pub(crate) fn accept<'a>(&self, field: impl Fn(&[&str]) -> Option<&'a str>) -> bool {
         let holds = |selector: &Selector| {
             let path: Vec<&str> = selector.path.iter().map(String::as_str).collect();
@@ -87,7 +87,7 @@ fn selector(rest: &mut &str) -> Result<Selector, String> {
     Ok(Selector { path, test })
 }
 
-/// A quoted text, or the longest run of characters that may stand bare.
+/// Reads a quoted text, or the longest run of characters that need no quotes.
 fn word(rest: &mut &str, bare: fn(char) -> bool) -> Result<String, String> {
     match rest.chars().next() {
         Some(quote @ ('"' | '/' | '|')) => quoted(rest, quote),

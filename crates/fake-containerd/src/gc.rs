@@ -1,47 +1,49 @@
-//! Garbage collection by containerd's rules: what leases, image records, root labels and living ingests reach by gc labels
-//! stays, everything else goes.
+//! Garbage collection by containerd's rules. Leases, image records, root labels and living ingests
+//! are roots. Everything that gc labels reach from them stays, and everything else is removed.
 
 use std::collections::BTreeSet;
 
 use crate::state::{Image, Ingest, Labels, State, expired};
 use crate::{images, snapshots};
 
-/// When the stand-in collects garbage. containerd may do so a moment after any client's deletion, so nothing that is
-/// unprotected for even one call is safe.
+/// The times of the stand-in's garbage collection. containerd may collect just after any client's
+/// deletion. So content that is unprotected for even one call is not safe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GcPolicy {
-    /// Only on [`Fake::collect_garbage`](crate::Fake::collect_garbage) and on deletions with `sync`.
+    /// Only on [`Fake::collect_garbage`](crate::Fake::collect_garbage) and on deletions with
+    /// `sync`.
     OnRequest,
     /// Also after every call that deleted something.
     #[default]
     AfterDeletes,
-    /// After every call that changed anything, and after every message of a write stream: the "gc storm".
+    /// After every call that changed anything, and after every message of a write stream: the "gc
+    /// storm".
     AfterEveryMutation,
 }
 
-/// On a blob or a record: an image record that lives as long as it.
+/// On a blob or a record: an image record that lives as long as the blob or record.
 const IMAGE_REFERENCE: &str = "containerd.io/gc.ref.image";
-/// On a blob: the image record that it lives as long as.
+/// On a blob: an image record that the blob lives as long as.
 const IMAGE_BACK_REFERENCE: &str = "containerd.io/gc.bref.image";
-/// On a blob: the other blob that it lives as long as.
+/// On a blob: another blob that the blob lives as long as.
 const CONTENT_BACK_REFERENCE: &str = "containerd.io/gc.bref.content";
 
-/// A collectable thing: namespace, kind and id.
+/// The key of a collectable object: namespace, kind and id.
 type Node = (String, Kind, String);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Blob,
-    /// A blob held without what it refers to.
+    /// A blob that is held without its references.
     FlatBlob,
     Ingest,
     Image,
-    /// Held with what it stands on. Its id is the snapshotter, a slash, and the name or key.
+    /// A snapshot, held with its parents. Its id is the snapshotter, a slash, and the name or key.
     Snapshot,
 }
 
 impl State {
-    /// Collects if the policy asks for it after what the last call did.
+    /// Collects garbage if the policy requires it after the last call.
     pub(crate) fn settle(&mut self) {
         let due = match self.config.gc {
             GcPolicy::OnRequest => false,
@@ -54,7 +56,7 @@ impl State {
         }
     }
 
-    /// Marks from the roots and sweeps what was not reached.
+    /// Marks from the roots and removes everything that was not reached.
     pub(crate) fn collect(&mut self) {
         self.end_leases();
         let reached = self.mark();
@@ -238,7 +240,7 @@ impl State {
         unreached
     }
 
-    /// Removes what no namespace refers to from the store below them.
+    /// Removes blobs that no namespace refers to from the shared store.
     fn sweep_files(&mut self) {
         let kept: BTreeSet<&String> = self
             .namespaces
@@ -260,12 +262,12 @@ impl State {
     }
 }
 
-/// The digests that gc labels refer to.
+/// Returns the digests that gc labels refer to.
 pub(crate) fn referred(labels: &Labels) -> Vec<String> {
     named(labels, "containerd.io/gc.ref.content").collect()
 }
 
-/// What labels with this key name, whatever follows it after a dot or a slash.
+/// Returns the values of labels with this key. A dot or a slash may follow the key.
 fn named<'a>(labels: &'a Labels, key: &'static str) -> impl Iterator<Item = String> + 'a {
     let is_meant = move |label: &str| {
         label

@@ -1,13 +1,20 @@
-//! Another importer beside ours, for tests: containerd's Go import as k0s and k3s call it, spoken over gRPC.
+//! Another importer for tests: containerd's Go import as k0s and k3s call it, over gRPC.
 //!
-//! It does what that import was seen and read to do, with all its habits. Every file of the archive becomes a blob under
-//! what its bytes hash to, in the order of the archive, for whatever platform, through an ingest that is called after the
-//! path (`tar-blobs/sha256/…`) and says its size but not its digest, so nothing that is there is ever skipped. Then the
-//! index is walked for this node's platform: parents get their gc labels, what is missing is passed over. Then the names
-//! of the index become records (their target updated, or created without labels), and only then, outside the lease, the
-//! caller's labels are set. Archives of OCI image layouts only.
+//! It behaves as that import does, according to its source and to observations:
 //!
-//! The stand-in does not judge its manners: a header on each call tells it whose they are.
+//! 1. Every file of the archive becomes a blob under the digest of its bytes. The files come in the
+//!    order of the archive and for all platforms. The ingest is named after the path
+//!    (`tar-blobs/sha256/…`) and gives the size but not the digest. So files that are already
+//!    present are never skipped.
+//! 2. The importer walks the index for this node's platform. Parents get their gc labels, and
+//!    missing documents are skipped.
+//! 3. The names of the index become records. Their target is updated, or they are created without
+//!    labels.
+//! 4. The caller's labels are set last, outside the lease.
+//!
+//! The archive must be an OCI image layout.
+//!
+//! The stand-in does not report violations of this importer. A header on each call identifies it.
 
 mod calls;
 mod import;
@@ -24,49 +31,51 @@ use tonic::Status;
 use self::calls::{Calls, label_path};
 use crate::wire;
 
-/// The label in which k0s keeps the bundles of a record: a JSON object of paths and their times of change.
+/// The label in which k0s keeps the bundles of a record: a JSON object of paths and modification
+/// times.
 pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
-/// The label by which k3s knows the records that it pinned.
+/// The label that k3s sets on the records that it pinned.
 pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
 /// CRI's pin.
 const PINNED: &str = "io.cri-containerd.pinned";
 
-/// The beginning of the ids of its leases. Those of the original are random.
+/// Prefix of the ids of its leases. The original's ids are random.
 const LEASE: &str = "go-importer-";
 
-/// Where the importer is, just before it does something. Whoever is asked may keep it waiting, or let it die there.
+/// The next action of the importer. The gate receives it before the action, and can delay or kill
+/// the importer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// It is about to send a piece of a file of the archive.
     Piece {
-        /// The file, by its path in the archive.
+        /// Path of the file in the archive.
         path: String,
-        /// Bytes of it that are sent.
+        /// Bytes of the file that have been sent.
         offset: u64,
     },
     /// It is about to commit a file.
     Commit {
-        /// The file, by its path in the archive.
+        /// Path of the file in the archive.
         path: String,
     },
     /// It is about to write an image record.
     Record {
-        /// The record's name.
+        /// Name of the record.
         name: String,
     },
     /// It is about to label an image record.
     Label {
-        /// The record's name.
+        /// Name of the record.
         name: String,
     },
 }
 
-/// Why an import came to nothing.
+/// The reason why an import failed.
 #[derive(Debug)]
 pub enum ImportFailed {
-    /// It was let die: its lease, its ingests and what it did so far stay behind.
+    /// The gate killed it. Its lease, its ingests and its work so far stay behind.
     Died,
-    /// The archive or containerd was not to its liking; its lease was given back.
+    /// The archive is unusable, or containerd returned an error. The lease was released.
     Refused(String),
 }
 
@@ -86,7 +95,7 @@ fn refused(why: impl Into<String>) -> ImportFailed {
     ImportFailed::Refused(why.into())
 }
 
-/// An importer, bound to one namespace of a containerd. It remembers nothing but what is in containerd.
+/// An importer for one namespace of a containerd. It has no state of its own.
 #[derive(Clone, Debug)]
 pub struct GoImporter {
     calls: Calls,
@@ -96,17 +105,18 @@ impl GoImporter {
     /// Connects.
     ///
     /// # Panics
-    /// If nobody listens on the socket.
+    /// Panics if no process listens on the socket.
     pub async fn connect(socket: &Path, namespace: &str) -> GoImporter {
         GoImporter {
             calls: Calls::connect(socket, namespace).await,
         }
     }
 
-    /// Imports a bundle as k0s does, and labels its records with the bundle's path and time of change.
+    /// Imports a bundle like k0s, and labels its records with the bundle's path and modification
+    /// time.
     ///
     /// # Errors
-    /// As the original; and [`ImportFailed::Died`] where `gate` breaks.
+    /// Returns the errors of the original, and [`ImportFailed::Died`] if `gate` breaks.
     pub async fn import_as_k0s(
         &self,
         bundle: &Path,
@@ -132,13 +142,14 @@ impl GoImporter {
         Ok(images.into_iter().map(|image| image.name).collect())
     }
 
-    /// What k0s does after each look into its folder: records none of whose bundles is as it was lose pin and sources, in an
-    /// update without a mask that replaces the whole record by what was listed; of the others the stale sources go.
+    /// Does what k0s does after each scan of its folder. A record loses its pin and sources if all
+    /// its bundles have changed or are gone. That update has no mask, so it replaces the whole
+    /// record by the listed version. Other records lose only their stale sources.
     ///
-    /// `gate` is asked between the listing and each such record.
+    /// `gate` is called between the listing and each such record.
     ///
     /// # Errors
-    /// As the original; and [`ImportFailed::Died`] where `gate` breaks.
+    /// Returns the errors of the original, and [`ImportFailed::Died`] if `gate` breaks.
     pub async fn unpin_as_k0s(
         &self,
         mut gate: impl AsyncFnMut(Step) -> ControlFlow<()>,
@@ -170,10 +181,11 @@ impl GoImporter {
         Ok(())
     }
 
-    /// What k3s does first at its start: every record that it pinned loses its pin and k3s's mark, whoever else wants it.
+    /// Does what k3s does first when it starts. Every record that k3s pinned loses its pin and
+    /// k3s's label, even if another importer needs it.
     ///
     /// # Errors
-    /// What containerd says.
+    /// Returns the errors of containerd.
     pub async fn clear_as_k3s(&self) -> Result<(), ImportFailed> {
         for mut image in self.calls.images().await? {
             if image.labels.remove(K3S_PINNED).is_some() {
@@ -184,10 +196,11 @@ impl GoImporter {
         Ok(())
     }
 
-    /// Imports a bundle as k3s does: labels as a whole map, and a `name@digest` that is deleted and made anew where it exists.
+    /// Imports a bundle like k3s. It sets labels as a whole map. It deletes an existing
+    /// `name@digest` and creates it again.
     ///
     /// # Errors
-    /// As the original; and [`ImportFailed::Died`] where `gate` breaks.
+    /// Returns the errors of the original, and [`ImportFailed::Died`] if `gate` breaks.
     pub async fn import_as_k3s(
         &self,
         bundle: &Path,
@@ -219,10 +232,10 @@ impl GoImporter {
         Ok(images.into_iter().map(|image| image.name).collect())
     }
 
-    /// Takes away what importers that died have left: their leases, and with them their ingests.
+    /// Removes the leases that dead importers have left, and with them their ingests.
     ///
     /// # Errors
-    /// What containerd says.
+    /// Returns the errors of containerd.
     pub async fn clear_up(&self) -> Result<(), ImportFailed> {
         let leases = self.calls.all_leases().await?;
         for lease in leases.into_iter().filter(|lease| lease.id.starts_with(LEASE)) {
@@ -265,7 +278,7 @@ fn sources(labels: &HashMap<String, String>) -> BTreeMap<PathBuf, SystemTime> {
         .collect()
 }
 
-/// The bundles that are there, changed when they were.
+/// Returns the bundles that exist with these modification times.
 fn present(mut sources: BTreeMap<PathBuf, SystemTime>) -> BTreeMap<PathBuf, SystemTime> {
     sources.retain(|path, time| {
         fs::metadata(path)
@@ -279,8 +292,8 @@ fn json(sources: &BTreeMap<PathBuf, SystemTime>) -> String {
     let sources: BTreeMap<&PathBuf, String> = sources
         .iter()
         .map(|(path, time)| {
-            let time = Timestamp::try_from(*time).expect("a time of our days");
-            // In the node's zone, as Go writes it.
+            let time = Timestamp::try_from(*time).expect("a modification time fits");
+            // In the node's time zone, as Go writes it.
             (path, time.display_with_offset(jiff::tz::offset(3)).to_string())
         })
         .collect();

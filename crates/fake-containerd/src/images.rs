@@ -50,7 +50,7 @@ impl Images for Service {
             let answer = wire::ListImagesResponse {
                 images: found.map(|(name, image)| on_the_wire(name, image)).collect(),
             };
-            // What the codec refuses reaches the caller under another code than containerd's.
+            // A refusal by the codec would reach the caller with another code than containerd's.
             wire::check_size(answer.encoded_len())?;
             Ok(answer)
         })
@@ -131,7 +131,7 @@ impl Images for Service {
     }
 }
 
-/// A record with the parts whose absence containerd does not survive.
+/// Returns a record. Parts whose absence crashes containerd must be present.
 fn complete(state: &mut State, call: &Call, image: Option<wire::Image>) -> Result<wire::Image, Status> {
     let Some(image) = image else {
         return Err(missing(state, call.rpc, "image"));
@@ -163,7 +163,7 @@ fn validated(name: &str, image: &Image) -> Result<(), Status> {
     check_labels(&image.labels)
 }
 
-/// The record after an update by field mask; without a mask everything is replaced.
+/// Returns the record after an update by field mask. Without a mask, everything is replaced.
 fn merged(old: &Image, wanted: &wire::Image, paths: &[String]) -> Result<Image, Status> {
     let mut image = old.clone();
     let labels: Labels = wanted.labels.clone().into_iter().collect();
@@ -197,7 +197,8 @@ fn merged(old: &Image, wanted: &wire::Image, paths: &[String]) -> Result<Image, 
     Ok(image)
 }
 
-/// Whether an update says something about the content: it moves the target or adds labels. Taking labels away does not.
+/// Returns true if an update makes a statement about the content: it moves the target or adds
+/// labels. Removing labels does not.
 fn vouches(wanted: &wire::Image, paths: &[String]) -> bool {
     paths.is_empty()
         || paths.iter().any(|path| match path.strip_prefix("labels.") {
@@ -206,7 +207,7 @@ fn vouches(wanted: &wire::Image, paths: &[String]) -> bool {
         })
 }
 
-/// Writes a record, tells subscribers, and lets CRI have its look at it.
+/// Writes a record, notifies subscribers, and lets CRI handle it.
 pub(crate) fn put(state: &mut State, call: &Call, name: &str, image: Image, topic: &str) {
     state.changed(call.rpc, &call.namespace, name, call.lease.as_deref());
     store(state, &call.namespace, name, image, topic);
@@ -218,7 +219,7 @@ pub(crate) fn store(state: &mut State, namespace: &str, name: &str, mut image: I
     image.labels = without_empty(image.labels);
     image.target.annotations.retain(|_, value| !value.is_empty());
     let (event_name, labels) = (name.to_owned(), image.labels.clone().into_iter().collect());
-    // A record that moves or shrinks can leave content behind, like a deletion.
+    // A record that moves or loses labels can leave garbage, like a deletion.
     state.dirty |= topic == "/images/update";
     state
         .namespace_mut(namespace)
@@ -247,7 +248,7 @@ pub(crate) fn store(state: &mut State, namespace: &str, name: &str, mut image: I
     }
 }
 
-/// Removes a record, tells subscribers and CRI.
+/// Removes a record, and notifies subscribers and CRI.
 pub(crate) fn remove(state: &mut State, namespace: &str, name: &str) {
     state.namespace_mut(namespace).images.remove(name);
     state.dirty = true;

@@ -1,4 +1,4 @@
-//! What tests see of the stand-in's state: plain values, copied out of it.
+//! The tests' view of the stand-in's state: plain values that are copied out of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct ImageRecord {
     /// Name of the record.
     pub name: String,
-    /// What it points at.
+    /// The target of the record.
     pub target: Target,
-    /// Its labels.
+    /// Labels of the record.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -29,58 +29,59 @@ pub struct Target {
 /// A blob as a namespace sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobRecord {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its labels.
+    /// Labels of the blob.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRecord {
-    /// Its labels.
+    /// Labels of the lease.
     pub labels: BTreeMap<String, String>,
-    /// What it protects, as (type, id): `("content", "sha256:…")`, `("ingests", ref)`, `("snapshots/overlayfs", key)`.
+    /// The resources that the lease protects, as (type, id): `("content", "sha256:…")`,
+    /// `("ingests", ref)`, `("snapshots/overlayfs", key)`.
     pub resources: BTreeSet<(String, String)>,
 }
 
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRecord {
-    /// The name of the snapshot it stands on; none for the lowest.
+    /// Name of the parent snapshot. `None` for the lowest.
     pub parent: Option<String>,
-    /// How far it has come.
+    /// State of the snapshot.
     pub kind: SnapshotKind,
-    /// Its labels.
+    /// Labels of the snapshot.
     pub labels: BTreeMap<String, String>,
 }
 
-/// How far a snapshot has come.
+/// The state of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
-    /// It was prepared, and goes by a key.
+    /// Prepared. The snapshot has a key.
     Active,
-    /// It is finished, and has a name.
+    /// Finished. The snapshot has a name.
     Committed,
 }
 
-/// A write in progress, or one that was left behind.
+/// A write in progress, or an abandoned one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestRecord {
-    /// Bytes ingested.
+    /// Number of bytes ingested.
     pub offset: u64,
-    /// Bytes expected, 0 if nobody said.
+    /// Number of bytes expected. 0 if the writer gave none.
     pub total: i64,
-    /// Whether a stream holds the ref now.
+    /// True if a stream holds the ref now.
     pub locked: bool,
 }
 
-/// An event that was published, whoever caused it.
+/// An event that was published, from any cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The namespace it happened in.
+    /// Namespace of the event.
     pub namespace: String,
-    /// For example `/images/create`.
+    /// Topic, for example `/images/create`.
     pub topic: String,
     /// Name of the image record, digest, or the snapshot's key.
     pub subject: String,
@@ -89,11 +90,12 @@ pub struct Event {
 /// One entry of the order log: an RPC that changed something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutation {
-    /// `Service.Method`; a committed blob is `Content.Write`.
+    /// Name as `Service.Method`. A committed blob is `Content.Write`.
     pub rpc: &'static str,
-    /// The namespace of the call.
+    /// Namespace of the call.
     pub namespace: String,
-    /// Digest, name of the record, id of the lease, ingest ref, or the snapshot's key (when it is committed, its name).
+    /// Digest, name of the record, id of the lease, ingest ref, or the snapshot's key. For a
+    /// committed snapshot, its name.
     pub subject: String,
     /// The lease header of the call.
     pub lease: Option<String>,

@@ -1,4 +1,5 @@
-//! `containerd.services.introspection.v1` and `containerd.services.version.v1`: what this containerd is.
+//! `containerd.services.introspection.v1` and `containerd.services.version.v1`: facts about this
+//! containerd.
 
 use std::path::PathBuf;
 
@@ -68,7 +69,7 @@ impl Introspection for Service {
     }
 }
 
-/// The plugins an importer may look for, as the emulated version names them.
+/// Returns the plugins that an importer may look for, with the names of the emulated version.
 fn plugins(state: &State) -> Vec<wire::Plugin> {
     let platform = state.config.platform.on_the_wire();
     let plugin = |kind: &str, id: &str, platforms: &[wire::Platform]| wire::Plugin {

@@ -135,7 +135,7 @@ fn lease_mut<'a>(state: &'a mut State, namespace: &str, id: &str) -> Result<&'a 
     state.lease_mut(namespace, id).ok_or_else(|| unknown(id))
 }
 
-/// The (type, id) of a resource whose type the emulated version knows.
+/// Returns the (type, id) of a resource, if the emulated version knows its type.
 fn supported(state: &State, resource: wire::Resource) -> Result<(String, String), Status> {
     let wire::Resource { id, r#type: kind } = resource;
     let known = match kind.as_str() {

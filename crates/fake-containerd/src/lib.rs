@@ -1,14 +1,16 @@
-//! A stand-in for containerd: an in-process server that speaks containerd's real protocol over a real Unix socket, keeps
-//! state as the real one does, and is stricter where the real one lets an importer damage a node unnoticed.
+//! A stand-in for containerd: an in-process server that speaks containerd's real protocol over a
+//! real Unix socket. It keeps state as containerd does. It is stricter in places where containerd
+//! lets an importer damage a node unnoticed.
 //!
-//! [`Fake`] is the whole door. Tests start one, point a client or the program at [`Fake::socket`], and ask afterwards what
-//! the store looks like, in which order it was changed, and whether [`Fake::check_done`] finds a violation. What it answers
-//! was measured on containerd 1.6.20, 1.7.24, 2.1.9, 2.3.7 and 2.4.2; the tests of this crate run the same raw scenarios on those.
+//! [`Fake`] is the only entry point. Tests start one and connect a client or the program to
+//! [`Fake::socket`]. Afterwards they check the store, the order of its changes, and the violations
+//! that [`Fake::check_done`] returns. Its answers were measured on containerd 1.6.20, 1.7.24,
+//! 2.1.9, 2.3.7 and 2.4.2. The tests of this crate run the same raw scenarios on these versions.
 //!
-//! [`GoImporter`] plays another importer beside ours, on the stand-in and on a real containerd alike.
+//! [`GoImporter`] acts as another importer, on the stand-in and on a real containerd alike.
 //!
-//! It never mounts or runs anything, and knows nothing of how bundles are read. A layer that is unpacked is looked through
-//! from beginning to end and nothing of it is kept.
+//! The stand-in never mounts or runs anything, and knows nothing about reading bundles. It reads an
+//! unpacked layer from beginning to end and keeps nothing of it.
 
 mod containers;
 mod content;

@@ -14,7 +14,8 @@ impl Namespaces for Service {
         request: Request<wire::GetNamespaceRequest>,
     ) -> Result<Response<wire::GetNamespaceResponse>, Status> {
         self.global("Namespaces.Get", request, |state, request| {
-            // containerd reads the labels and finds none: a namespace that does not exist is no error.
+            // containerd reads the labels and finds none. A namespace that does not exist is not an
+            // error.
             let namespace = state.namespace(&request.name);
             Ok(wire::GetNamespaceResponse {
                 namespace: Some(on_the_wire(&request.name, namespace)),

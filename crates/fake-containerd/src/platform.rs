@@ -1,4 +1,5 @@
-//! The node the stand-in pretends to run on, and a deliberately independent, small version of containerd's loose matching.
+//! The platform of the emulated node, and a small version of containerd's loose matching. It is
+//! deliberately independent of the program's own matching.
 
 use serde_json::Value;
 
@@ -9,9 +10,9 @@ use crate::wire;
 pub struct NodePlatform {
     /// Operating system, for example `linux`.
     pub os: String,
-    /// Architecture as Go spells it, for example `amd64`.
+    /// Architecture in Go's spelling, for example `amd64`.
     pub architecture: String,
-    /// Variant, empty where there is none.
+    /// Variant. Empty if there is none.
     pub variant: String,
 }
 
@@ -22,7 +23,7 @@ impl Default for NodePlatform {
 }
 
 impl NodePlatform {
-    /// A platform of three texts; the variant may be empty.
+    /// Makes a platform of three texts. The variant may be empty.
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
         NodePlatform {
             os: os.to_owned(),
@@ -40,7 +41,8 @@ impl NodePlatform {
         }
     }
 
-    /// How well a manifest descriptor suits this node, 0 best; `None` if it does not. A descriptor without platform suits all.
+    /// Returns how well a manifest descriptor suits this node. 0 is best, and `None` means not at
+    /// all. A descriptor without a platform suits every node.
     pub(crate) fn rank(&self, descriptor: &Value) -> Option<usize> {
         let platform = &descriptor["platform"];
         if platform.is_null() {
@@ -56,7 +58,7 @@ impl NodePlatform {
             .position(|acceptable| *acceptable == offered)
     }
 
-    /// `architecture[/variant]`, best first.
+    /// Returns the values of `architecture[/variant]` that this node accepts, best first.
     fn acceptable(&self) -> Vec<String> {
         let arm = |from: u8| (5..=from).rev().map(|variant| format!("arm/v{variant}"));
         let own = spelling(&self.architecture, &self.variant);
@@ -71,7 +73,7 @@ impl NodePlatform {
     }
 }
 
-/// `arm64/v8` is `arm64`, `amd64/v1` is `amd64`, and `arm` is `arm/v7`.
+/// Returns the usual spelling: `arm64/v8` is `arm64`, `amd64/v1` is `amd64`, and `arm` is `arm/v7`.
 fn spelling(architecture: &str, variant: &str) -> String {
     match (architecture, variant) {
         ("arm64", "v8" | "8") | ("amd64", "v1") | (_, "") if architecture != "arm" => architecture.to_owned(),

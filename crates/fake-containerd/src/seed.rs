@@ -1,5 +1,5 @@
-//! Putting things into the store behind the protocol's back, as if another program had done so before the test began.
-//! Nothing here counts as a call, an event or a violation.
+//! Changes the store without the protocol, as if another program had done so before the test. These
+//! changes do not count as calls, events or violations.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,14 @@ use crate::fake::Fake;
 use crate::state::{Blob, File, Image, Ingest, Labels, Partial, State};
 use crate::wire::{self, Descriptor};
 
-/// An image record to be put into the store.
+/// An image record to add to the store.
 #[derive(Clone, Debug, Default)]
 pub struct SeedImage {
     /// Name of the record.
     pub name: String,
     /// Media type of the target.
     pub media_type: String,
-    /// Digest of the target, which need not be there.
+    /// Digest of the target, which may be missing in the store.
     pub digest: String,
     /// Bytes of the target.
     pub size: u64,
@@ -27,21 +27,21 @@ pub struct SeedImage {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A container to be put into the store, as CRI makes them. Nothing runs.
+/// A container to add to the store, in the form that CRI creates. Nothing runs.
 #[derive(Clone, Debug, Default)]
 pub struct SeedContainer {
-    /// Its id.
+    /// Id of the container.
     pub id: String,
-    /// The name of the image record that it was made from.
+    /// Name of the image record that the container was created from.
     pub image: String,
-    /// The image's id, as CRI notes it; empty for a container that CRI did not make.
+    /// Image id that CRI recorded. Empty for a container that CRI did not create.
     pub image_id: String,
-    /// Its labels.
+    /// Labels of the container.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Fake {
-    /// Puts a container into a namespace.
+    /// Adds a container to a namespace.
     pub fn put_container(&self, namespace: &str, container: SeedContainer) {
         let SeedContainer {
             id,
@@ -66,7 +66,8 @@ impl Fake {
         self.with(|state| state.namespace_mut(namespace).containers.push(container));
     }
 
-    /// Puts a blob into a namespace and returns its digest. A blob that is there already gets exactly these labels.
+    /// Adds a blob to a namespace and returns its digest. An existing blob gets exactly these
+    /// labels.
     pub fn put_blob(&self, namespace: &str, bytes: &[u8], labels: &[(&str, &str)]) -> String {
         let digest = digest::sha256(bytes);
         self.with(|state| {
@@ -87,7 +88,8 @@ impl Fake {
         digest
     }
 
-    /// Puts an image record into a namespace, replacing one of the same name. CRI takes notice of it.
+    /// Adds an image record to a namespace, or replaces a record with the same name. CRI handles
+    /// the record.
     pub fn put_image(&self, namespace: &str, image: SeedImage) {
         self.with(|state| {
             let now = state.now();
@@ -111,8 +113,8 @@ impl Fake {
         });
     }
 
-    /// Puts an image into a registry that CRI pulls from, under a normalised name. Its content has to be in namespace
-    /// `k8s.io` already; labels are nothing that a registry has.
+    /// Adds an image to a registry that CRI pulls from, under a normalised name. Its content must
+    /// already be in namespace `k8s.io`. Labels have no effect, because a registry has none.
     pub fn offer(&self, image: SeedImage) {
         let target = Descriptor {
             media_type: image.media_type,
@@ -123,7 +125,8 @@ impl Fake {
         self.with(|state| state.cri.offers.insert(image.name, target));
     }
 
-    /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody said.
+    /// Leaves a partial ingest under a ref, like a writer that died. `total` is 0 if the writer
+    /// gave no size.
     pub fn put_ingest(&self, namespace: &str, reference: &str, bytes: &[u8], total: i64) {
         self.with(|state| {
             let mut partial = Partial::empty(true, Hasher::sha256());
@@ -148,8 +151,8 @@ impl Fake {
         });
     }
 
-    /// Takes an image record away, with the event and the garbage collection that follow, as `ctr images rm` does.
-    /// Says whether it was there.
+    /// Removes an image record, with the event and the garbage collection that follow, like `ctr
+    /// images rm`. Returns true if the record existed.
     pub fn remove_image(&self, namespace: &str, name: &str) -> bool {
         self.with(|state| {
             let there = state.image(namespace, name).is_some();
@@ -161,8 +164,8 @@ impl Fake {
         })
     }
 
-    /// Sets one label of an image record, or removes it with an empty value, with the event, as another client would.
-    /// Says whether the record was there.
+    /// Sets one label of an image record, with the event, like another client. An empty value
+    /// removes the label. Returns true if the record exists.
     pub fn set_image_label(&self, namespace: &str, name: &str, key: &str, value: &str) -> bool {
         self.with(|state| {
             let Some(mut image) = state.image(namespace, name).cloned() else {
@@ -176,7 +179,8 @@ impl Fake {
         })
     }
 
-    /// Takes a blob out of a namespace and off the disk, as damage does. Says whether it was there.
+    /// Removes a blob from a namespace and from the disk, like damage. Returns true if the blob
+    /// existed.
     pub fn remove_blob(&self, namespace: &str, digest: &str) -> bool {
         self.with(|state| {
             let there = state.namespace_mut(namespace).blobs.remove(digest).is_some();
@@ -191,7 +195,8 @@ impl Fake {
         })
     }
 
-    /// Replaces the bytes of a blob on the disk, as bit rot does: its digest and labels stay. Says whether it was there.
+    /// Replaces the bytes of a blob on the disk, like bit rot. Its digest and labels stay. Returns
+    /// true if the blob exists.
     pub fn corrupt_blob(&self, digest: &str, bytes: &[u8]) -> bool {
         self.with(|state| match state.files.get_mut(digest) {
             Some(file) => {
@@ -210,7 +215,7 @@ fn owned(labels: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
-/// Runs something without its events going into the log or to subscribers.
+/// Runs `act` without adding its events to the log or sending them to subscribers.
 fn unlogged(state: &mut State, act: impl FnOnce(&mut State)) {
     let logged = state.log.events.len();
     let events = std::mem::replace(&mut state.events, tokio::sync::broadcast::channel(1).0);

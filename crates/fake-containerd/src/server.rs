@@ -1,4 +1,5 @@
-//! The socket: accepts connections, remembers them, and can break them all at once as a dying containerd does.
+//! The socket. It accepts and records connections, and can break them all at once like a dying
+//! containerd.
 
 use std::future::poll_fn;
 use std::net::Shutdown;
@@ -22,7 +23,7 @@ use crate::wire::generated::{
     snapshots_server::SnapshotsServer, version_server::VersionServer,
 };
 
-/// A service with tonic's own message limits out of the way; the codec has containerd's.
+/// Removes tonic's own message limits from a service. The codec has containerd's limits.
 macro_rules! unlimited {
     ($server:ident, $service:expr) => {
         $server::new($service.clone())
@@ -31,14 +32,14 @@ macro_rules! unlimited {
     };
 }
 
-/// The connections that are open, as second handles to their sockets.
+/// The open connections, as second handles to their sockets.
 #[derive(Default)]
 pub(crate) struct Connections(Mutex<Open>);
 
 #[derive(Default)]
 struct Open {
     streams: Vec<StdStream>,
-    /// How often the server died; connections accepted before its last death are not welcome any more.
+    /// Number of times that the server died. Connections accepted before its last death are closed.
     deaths: u64,
 }
 
@@ -60,7 +61,7 @@ impl Connections {
         self.break_all();
     }
 
-    /// Registers a connection that was accepted by a server of this number of deaths, and hands it back.
+    /// Registers a connection and returns it. `deaths` is the number of deaths at its accept.
     fn keep(&self, stream: UnixStream, deaths: u64) -> std::io::Result<UnixStream> {
         let stream = stream.into_std()?;
         let handle = stream.try_clone()?;
@@ -76,14 +77,15 @@ impl Connections {
 }
 
 fn break_off(stream: &StdStream) {
-    // The peer may be gone already, which is what we want.
+    // The peer may have closed the connection already, which is just as good.
     let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// A listening server.
 pub(crate) struct Listening {
     tasks: [JoinHandle<()>; 2],
-    /// A second handle to the listener. That it is no stream does not matter for shutting it down.
+    /// A second handle to the listener. Its type is a stream, which does not matter for shutting it
+    /// down.
     listener: StdStream,
     connections: Arc<Connections>,
 }
@@ -103,8 +105,8 @@ impl Listening {
         let connections = Arc::clone(&service.connections);
         let deaths = connections.open().deaths;
         let accept = tokio::spawn(async move {
-            // Unlike `accept().await`, which spins inside one poll on a listener that was shut down, this lets go of
-            // the thread now and then, so that aborting the task takes effect.
+            // After the listener was shut down, `accept().await` would spin inside one poll. This
+            // loop yields the thread now and then, so that aborting the task takes effect.
             while let Ok((stream, _)) = poll_fn(|context| listener.poll_accept(context)).await {
                 if accepted.send(connections.keep(stream, deaths)).await.is_err() {
                     break;
@@ -113,7 +115,7 @@ impl Listening {
         });
         let router = router(service, cri);
         let serve = tokio::spawn(async move {
-            // Ends when the accepting task does; a failing connection is its client's business.
+            // Ends with the accepting task. A failing connection affects only its client.
             let _ = router.serve_with_incoming(ReceiverStream::new(incoming)).await;
         });
         Ok(Listening {
@@ -123,10 +125,11 @@ impl Listening {
         })
     }
 
-    /// Refuses new connections and breaks the others before it returns. The socket file stays, as after SIGKILL.
+    /// Refuses new connections, and breaks the open ones before it returns. The socket file stays,
+    /// as after SIGKILL.
     pub(crate) fn die(&self) {
         let [accept, serve] = &self.tasks;
-        // Aborted before it can notice: it must not try to accept from a listener that is shut down.
+        // The task is aborted first, so that it does not accept from a listener that was shut down.
         accept.abort();
         break_off(&self.listener);
         self.connections.die();

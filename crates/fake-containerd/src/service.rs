@@ -1,5 +1,5 @@
-//! What every RPC has in common: it is counted, meets the faults that wait for it, needs a namespace, is one transaction on
-//! the state, and garbage is collected after it where the policy says so.
+//! The common part of every RPC. The call is counted, meets its armed faults, needs a namespace,
+//! and is one transaction on the state. After it, garbage is collected if the policy says so.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,23 +11,23 @@ use crate::faults::Obstacle;
 use crate::server::Connections;
 use crate::state::State;
 
-/// Marks the calls of another importer, whose manners are not judged and whose bytes are not counted.
+/// Header of the calls of another importer, whose violations and bytes do not count.
 pub(crate) const FOREIGN_HEADER: &str = "fake-containerd-foreign";
 
-/// One service implementation for all; cheap to clone.
+/// One implementation of all services. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Service {
     state: Arc<Mutex<State>>,
     pub(crate) connections: Arc<Connections>,
 }
 
-/// A call that got through to a namespace.
+/// A call that has reached a namespace.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) rpc: &'static str,
     pub(crate) namespace: String,
     pub(crate) lease: Option<String>,
-    /// Whether it plays another importer: its manners are not judged.
+    /// True if the caller plays another importer, whose violations do not count.
     pub(crate) foreign: bool,
 }
 
@@ -42,14 +42,14 @@ impl Service {
         state
     }
 
-    /// The state for what a call does: what another importer does is not minded.
+    /// Returns the state for a call. Violations of another importer do not count.
     pub(crate) fn state_for(&self, call: &Call) -> MutexGuard<'_, State> {
         let mut state = self.state();
         state.lenient = call.foreign;
         state
     }
 
-    /// Carries out a unary call that needs a namespace.
+    /// Runs a unary call that needs a namespace.
     pub(crate) async fn unary<Q, A>(
         &self,
         rpc: &'static str,
@@ -63,7 +63,7 @@ impl Service {
         delivered(&mut state, rpc, answer)
     }
 
-    /// Carries out a unary call that knows no namespace.
+    /// Runs a unary call without a namespace.
     pub(crate) async fn global<Q, A>(
         &self,
         rpc: &'static str,
@@ -101,7 +101,7 @@ impl Service {
         })
     }
 
-    /// Counts the call and lets the faults that wait for it strike.
+    /// Counts the call and lets its armed faults strike.
     pub(crate) async fn meet_faults(&self, rpc: &'static str) -> Result<(), Status> {
         let obstacle = {
             let mut state = self.state();
@@ -113,7 +113,7 @@ impl Service {
 }
 
 impl Obstacle {
-    /// Waits, stays silent for good, or fails, as the obstacle wants.
+    /// Waits, stalls for ever, or fails, as the obstacle says.
     pub(crate) async fn met(self) -> Result<(), Status> {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
@@ -125,7 +125,7 @@ impl Obstacle {
     }
 }
 
-/// The answer, unless it is to get lost.
+/// Returns the answer, unless a fault loses it.
 pub(crate) fn delivered<A>(
     state: &mut State,
     rpc: &str,
@@ -137,7 +137,8 @@ pub(crate) fn delivered<A>(
     answer.map(Response::new)
 }
 
-/// A request without a message it must carry. The real one may die of it, so this is an error whatever the version.
+/// Returns the error for a request without a required message. containerd may crash on such a
+/// request, so this is an error in every emulated version.
 pub(crate) fn missing(state: &mut State, rpc: &str, field: &str) -> Status {
     state.violation(format!(
         "{rpc} was called without {field}, which not every containerd survives"

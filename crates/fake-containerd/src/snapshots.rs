@@ -1,7 +1,7 @@
-//! `containerd.services.snapshots.v1`: snapshots without files. What is kept of one is what it stands on, how far it has
-//! come, and which layer was applied to it.
+//! `containerd.services.snapshots.v1`: snapshots without files. A snapshot has a parent, a state,
+//! and the layer that was applied to it.
 //!
-//! The snapshotters are those that introspection lists as healthy; each has snapshots of its own.
+//! The snapshotters are those that introspection lists as healthy. Each has its own snapshots.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -20,28 +20,28 @@ use crate::wire;
 use crate::wire::generated::snapshots_server::Snapshots;
 use crate::wire::snapshots as messages;
 
-/// The snapshotters that are there.
+/// The snapshotters that exist.
 const SNAPSHOTTERS: [&str; 2] = ["native", "overlayfs"];
 
-/// The name that a snapshot is going to have.
+/// Label with the future name of a snapshot.
 const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
 
-/// containerd lists in pieces of this size.
+/// Snapshots in one answer of containerd's list.
 const LIST_CHUNK: usize = 100;
 
 /// A snapshot, prepared or committed.
 #[derive(Clone)]
 pub(crate) struct Snapshot {
-    /// Tells the folder that its mounts lead to.
+    /// Number in the path of its mounts.
     pub(crate) number: u64,
     pub(crate) parent: Option<String>,
     pub(crate) kind: SnapshotKind,
     pub(crate) labels: Labels,
     pub(crate) created: Timestamp,
     pub(crate) updated: Timestamp,
-    /// The digest of the uncompressed layer that was applied to it.
+    /// Digest of the uncompressed layer that was applied to it.
     pub(crate) applied: Option<String>,
-    /// Another importer prepared it, whose leftovers are not minded.
+    /// True if another importer prepared it. Its leftovers do not count.
     pub(crate) foreign: bool,
 }
 
@@ -261,7 +261,7 @@ impl State {
         self.namespace(namespace).snapshots.get(snapshotter)?.get(name)
     }
 
-    /// The prepared snapshot that mounts lead to.
+    /// Returns the prepared snapshot behind these mounts.
     pub(crate) fn snapshot_at(&mut self, namespace: &str, mounts: &[wire::Mount]) -> Option<&mut Snapshot> {
         let [given] = mounts else { return None };
         let snapshots = &mut self.namespaces.get_mut(namespace)?.snapshots;
@@ -273,7 +273,7 @@ impl State {
     }
 }
 
-/// What a snapshot with this chain of layers is called.
+/// Returns the name of a snapshot with this chain of layers.
 pub(crate) fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
     match parent {
         None => diff_id.to_owned(),
@@ -281,19 +281,19 @@ pub(crate) fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
     }
 }
 
-/// One text for a snapshot of a namespace.
+/// Returns a text that identifies a snapshot in a namespace.
 pub(crate) fn id(snapshotter: &str, key: &str) -> String {
     format!("{snapshotter}/{key}")
 }
 
-/// The snapshot that [`id`] made such a text of, and its snapshotter.
+/// Returns the snapshot with such a text from [`id`], and its snapshotter.
 pub(crate) fn by_id<'a>(namespace: &'a Namespace, id: &'a str) -> Option<(&'a str, &'a Snapshot)> {
     let (snapshotter, key) = id.split_once('/')?;
     let snapshot = namespace.snapshots.get(snapshotter)?.get(key)?;
     Some((snapshotter, snapshot))
 }
 
-/// The snapshots that gc labels refer to, each with its snapshotter.
+/// Returns the snapshots that gc labels refer to, each with its snapshotter.
 pub(crate) fn referred(labels: &Labels) -> Vec<(String, String)> {
     const KEY: &str = "containerd.io/gc.ref.snapshot.";
     let snapshotter = |key: &str| {
@@ -308,7 +308,7 @@ pub(crate) fn referred(labels: &Labels) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Collects a snapshot.
+/// Removes a snapshot as garbage.
 pub(crate) fn sweep(state: &mut State, namespace: &str, id: &str) {
     let Some((snapshotter, key)) = id.split_once('/') else {
         return;
@@ -344,7 +344,8 @@ fn protect(state: &mut State, call: &Call, snapshotter: &str, key: &str) -> Resu
     state.protect(&call.namespace, call.lease.as_deref(), &kind, key)
 }
 
-/// What a prepared snapshot is mounted with. It leads nowhere: only `Diff.Apply` understands it.
+/// Returns the mount of a prepared snapshot. Its path does not exist, and only `Diff.Apply`
+/// understands it.
 fn mount(number: u64) -> wire::Mount {
     wire::Mount {
         r#type: "bind".to_owned(),

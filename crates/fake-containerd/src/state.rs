@@ -1,5 +1,5 @@
-//! The whole state of the stand-in: one value behind one lock, so that every RPC is a transaction, as in containerd's own
-//! metadata database. Nothing here knows of sockets or streams.
+//! The whole state of the stand-in: one value behind one lock. So every RPC is a transaction, as in
+//! containerd's own metadata database. The state knows nothing about sockets or streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::snapshots::Snapshot;
 use crate::version::Version;
 use crate::wire::{self, Descriptor, Envelope};
 
-/// How long an ingest without lease is kept (containerd's own constant).
+/// Lifetime of an ingest without a lease (containerd's own constant).
 const INGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// containerd's limit for one label: bytes of key plus value.
@@ -28,14 +28,14 @@ const LABEL_LIMIT: usize = 4096;
 /// Labels of a blob, a lease, a snapshot or an image record.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// Everything that survives a restart of the stand-in, and the log of what was done to it.
+/// Everything that survives a restart of the stand-in, and the log of its changes.
 pub(crate) struct State {
     pub(crate) config: FakeConfig,
     pub(crate) version: Version,
     pub(crate) namespaces: BTreeMap<String, Namespace>,
-    /// What a namespace that does not exist looks like to readers.
+    /// The namespace that readers see if theirs does not exist.
     nothing: Namespace,
-    /// The store below the namespaces: what is on containerd's disk, shared by all of them.
+    /// The files on containerd's disk, which all namespaces share.
     pub(crate) files: BTreeMap<String, File>,
     pub(crate) faults: Faults,
     pub(crate) log: Log,
@@ -43,16 +43,16 @@ pub(crate) struct State {
     pub(crate) events: broadcast::Sender<Envelope>,
     /// Added to the wall clock, in nanoseconds.
     pub(crate) clock_skew: jiff::SignedDuration,
-    /// Something was deleted since the last collection.
+    /// True if something was deleted since the last collection.
     pub(crate) dirty: bool,
-    /// Something changed since the last collection.
+    /// True if something changed since the last collection.
     pub(crate) mutated: bool,
-    /// What is done at the moment is another importer's, and not minded.
+    /// True while a call of another importer runs, whose violations do not count.
     pub(crate) lenient: bool,
     sequence: u64,
 }
 
-/// What tests ask about afterwards.
+/// The records that tests read afterwards.
 #[derive(Default)]
 pub(crate) struct Log {
     pub(crate) violations: Vec<String>,
@@ -70,12 +70,12 @@ pub(crate) struct Namespace {
     pub(crate) ingests: BTreeMap<String, Ingest>,
     pub(crate) images: BTreeMap<String, Image>,
     pub(crate) leases: BTreeMap<String, Lease>,
-    /// By snapshotter and by name, or by key as long as they have no name.
+    /// By snapshotter and by name. Snapshots without a name are listed by key.
     pub(crate) snapshots: BTreeMap<String, BTreeMap<String, Snapshot>>,
     pub(crate) containers: Vec<wire::Container>,
 }
 
-/// A blob as one namespace sees it.
+/// A blob in one namespace.
 #[derive(Clone)]
 pub(crate) struct Blob {
     pub(crate) size: u64,
@@ -84,32 +84,32 @@ pub(crate) struct Blob {
     pub(crate) updated: Timestamp,
 }
 
-/// The bytes of a blob, or only their number where they were thrown away.
+/// The bytes of a blob, or only their number if they were discarded.
 #[derive(Clone)]
 pub(crate) struct File {
     pub(crate) size: u64,
     pub(crate) bytes: Option<Arc<Vec<u8>>>,
 }
 
-/// A write in progress, or one that was left behind.
+/// A write in progress, or an abandoned one.
 pub(crate) struct Ingest {
-    /// Tells this ingest from a later one under the same ref.
+    /// Distinguishes this ingest from a later one under the same ref.
     pub(crate) id: u64,
     pub(crate) started: Timestamp,
     pub(crate) updated: Timestamp,
     pub(crate) total: i64,
-    /// Set when the content is adopted from another namespace.
+    /// Set if the content is adopted from another namespace.
     pub(crate) expected: Option<String>,
-    /// Unleased ingests go when this passes; leased ones with their lease.
+    /// Expiry of an ingest without a lease. An ingest with a lease ends with the lease.
     pub(crate) expires: Option<Timestamp>,
-    /// Since when a stream holds the ref.
+    /// The time at which a stream locked the ref.
     pub(crate) locked: Option<Timestamp>,
     pub(crate) partial: Arc<Mutex<Partial>>,
     pub(crate) seeded: bool,
 }
 
-/// The file of an ingest. `offset` and `length` differ after a ref is reopened with another total: containerd then starts at
-/// offset 0 without truncating what lies there.
+/// The file of an ingest. `offset` and `length` differ after a ref is reopened with another total.
+/// Then containerd starts at offset 0 without truncating the file.
 pub(crate) struct Partial {
     pub(crate) bytes: Option<Vec<u8>>,
     pub(crate) length: u64,
@@ -126,7 +126,7 @@ pub(crate) struct Image {
     pub(crate) updated: Timestamp,
 }
 
-/// A lease and what it protects, as (type, id).
+/// A lease and the resources that it protects, as (type, id).
 #[derive(Clone)]
 pub(crate) struct Lease {
     pub(crate) labels: Labels,
@@ -136,7 +136,7 @@ pub(crate) struct Lease {
 }
 
 impl Partial {
-    /// An empty file; `keep` false remembers only length and digest.
+    /// Makes an empty file. If `keep` is false, it remembers only length and digest.
     pub(crate) fn empty(keep: bool, hasher: Hasher) -> Self {
         Partial {
             bytes: keep.then(Vec::new),
@@ -173,7 +173,7 @@ impl Partial {
         self.hasher = self.hasher.fresh();
     }
 
-    /// Continues at the end of the file, as containerd does when it finds an ingest it can resume.
+    /// Continues at the end of the file, as containerd does for an ingest that it can resume.
     pub(crate) fn resume(&mut self) {
         if let Some(bytes) = self.bytes.as_ref().filter(|_| self.offset != self.length) {
             self.hasher = self.hasher.fresh();
@@ -213,12 +213,12 @@ impl State {
         self.sequence
     }
 
-    /// The namespace, made on first use as containerd does on the first write.
+    /// Returns the namespace. Creates it on first use, as containerd does on the first write.
     pub(crate) fn namespace_mut(&mut self, name: &str) -> &mut Namespace {
         self.namespaces.entry(name.to_owned()).or_default()
     }
 
-    /// The namespace as readers see it: reading makes none.
+    /// Returns the namespace for reading. Reading does not create it.
     pub(crate) fn namespace(&self, name: &str) -> &Namespace {
         self.namespaces.get(name).unwrap_or(&self.nothing)
     }
@@ -239,7 +239,7 @@ impl State {
         self.namespace(namespace).images.get(name)
     }
 
-    /// Bytes of a blob, as far as this namespace has it and they were kept.
+    /// Returns the bytes of a blob, if this namespace has it and the bytes were kept.
     pub(crate) fn blob_bytes(&self, namespace: &str, digest: &str) -> Option<Arc<Vec<u8>>> {
         self.blob(namespace, digest)?;
         self.files.get(digest)?.bytes.clone()
@@ -251,7 +251,7 @@ impl State {
         }
     }
 
-    /// Notes a change for the order log and for the collector.
+    /// Records a change for the order log and for the collector.
     pub(crate) fn changed(&mut self, rpc: &'static str, namespace: &str, subject: &str, lease: Option<&str>) {
         self.mutated = true;
         self.log.mutations.push(Mutation {
@@ -262,7 +262,8 @@ impl State {
         });
     }
 
-    /// Publishes an event to subscribers and to the log. The type URL is the bare full name, as containerd sends it.
+    /// Publishes an event to subscribers and to the log. The type URL is the bare full name, as
+    /// containerd sends it.
     pub(crate) fn publish<E: prost::Message + prost::Name>(
         &mut self,
         namespace: &str,
@@ -284,16 +285,17 @@ impl State {
             topic: topic.to_owned(),
             subject: subject.to_owned(),
         });
-        // Nobody listening is fine.
+        // It is fine if there are no subscribers.
         let _ = self.events.send(envelope);
     }
 
-    /// When an ingest without lease will be forgotten.
+    /// Returns the time at which a new ingest without a lease expires.
     pub(crate) fn ingest_expiry(&self) -> Timestamp {
         self.now() + INGEST_LIFE
     }
 
-    /// Adds a resource to the lease a call carries. No lease is fine here; a lease that does not exist is containerd's error.
+    /// Adds a resource to the lease of a call. A call without a lease is fine. A lease that does
+    /// not exist is containerd's error.
     pub(crate) fn protect(
         &mut self,
         namespace: &str,
@@ -309,7 +311,7 @@ impl State {
         Ok(())
     }
 
-    /// Forgets an ingest and gives its space back.
+    /// Removes an ingest and frees its space.
     pub(crate) fn drop_ingest(&mut self, namespace: &str, reference: &str) -> bool {
         let Some(namespace) = self.namespaces.get_mut(namespace) else {
             return false;
@@ -332,7 +334,7 @@ impl State {
     }
 }
 
-/// containerd's check of labels at every place that stores them.
+/// Does containerd's check of labels, which it does wherever it stores them.
 pub(crate) fn check_labels(labels: &Labels) -> Result<(), Status> {
     for (key, value) in labels {
         let length = key.len() + value.len();
@@ -346,13 +348,14 @@ pub(crate) fn check_labels(labels: &Labels) -> Result<(), Status> {
     Ok(())
 }
 
-/// An empty value deletes a label wherever labels are written.
+/// Removes labels with an empty value, which deletes a label wherever labels are written.
 pub(crate) fn without_empty(mut labels: Labels) -> Labels {
     labels.retain(|_, value| !value.is_empty());
     labels
 }
 
-/// The expiry a `containerd.io/gc.expire` label names; a text that is no time never expires.
+/// Returns true if the `containerd.io/gc.expire` label names a past time. Any other text never
+/// expires.
 pub(crate) fn expired(labels: &Labels, now: Timestamp) -> bool {
     labels
         .get("containerd.io/gc.expire")
@@ -360,7 +363,7 @@ pub(crate) fn expired(labels: &Labels, now: Timestamp) -> bool {
         .is_some_and(|instant| instant <= now)
 }
 
-/// A time stamp for the wire.
+/// Converts a time for the wire.
 pub(crate) fn timestamp(instant: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: instant.as_second(),

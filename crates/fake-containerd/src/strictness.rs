@@ -1,5 +1,6 @@
-//! Where the stand-in is stricter than containerd: things that containerd accepts and that leave a node with images that
-//! cannot run, content that vanishes, or leftovers. Each finding is a sentence in [`Fake::violations`](crate::Fake::violations).
+//! The checks in which the stand-in is stricter than containerd. containerd accepts these calls,
+//! but they leave images that cannot run, content that disappears, or leftovers. Each violation is
+//! a sentence in [`Fake::violations`](crate::Fake::violations).
 
 use serde_json::Value;
 
@@ -10,19 +11,19 @@ use crate::snapshots::Snapshot;
 use crate::state::{Image, Labels, State};
 use crate::{cri, digest, snapshots};
 
-/// Documents larger than this are not looked into.
+/// Largest document in bytes that is parsed.
 const DOCUMENT_LIMIT: usize = 8 << 20;
 
-/// What a blob refers to, as far as it is a manifest or an index.
+/// The references of a blob, if it is a manifest or an index.
 pub(crate) enum Children {
-    /// Config and layers: all are needed.
+    /// Config and layers, all of which are needed.
     Manifest(Vec<String>),
-    /// Manifests for several platforms: what is labelled is needed.
+    /// Manifests for several platforms. Those with a label are needed.
     Index(Vec<String>),
     None,
 }
 
-/// Reads the children out of a document; anything else has none.
+/// Reads the children of a document. Other blobs have none.
 pub(crate) fn children(bytes: &[u8]) -> Children {
     if bytes.len() > DOCUMENT_LIMIT || bytes.first() != Some(&b'{') {
         return Children::None;
@@ -53,7 +54,8 @@ fn digests(descriptors: &[Value]) -> Vec<String> {
 }
 
 impl State {
-    /// A record vouches for its closure: everything its target needs must be in the store and held by gc labels.
+    /// Checks a record. Everything that its target needs must be in the store and held by gc
+    /// labels.
     pub(crate) fn check_record(&mut self, namespace: &str, name: &str, target: &str) {
         let mut findings = Vec::new();
         self.check_closure(namespace, target, &mut Vec::new(), &mut findings);
@@ -62,8 +64,8 @@ impl State {
         }
     }
 
-    /// Which records CRI manages is for CRI to say, and it must get to know when one moves: only a record without the label
-    /// gets a record under its image id.
+    /// Checks CRI's label. Only CRI may set it. A moved record must lose it. Otherwise CRI creates
+    /// no record under the new image id.
     pub(crate) fn check_management(&mut self, namespace: &str, name: &str, old: Option<&Image>, new: &Image) {
         let managed = |image: &Image| {
             image
@@ -76,7 +78,7 @@ impl State {
         }
         match old.filter(|old| managed(old)) {
             None => self.violation(format!(
-                "the record {name} was given {}, which is CRI's to set",
+                "the record {name} was given {}, which only CRI may set",
                 cri::MANAGED
             )),
             Some(old) if old.target.digest != new.target.digest => self.violation(format!(
@@ -88,7 +90,7 @@ impl State {
         }
     }
 
-    /// A lease must end by itself if its owner dies.
+    /// Checks that a lease expires, so that it ends if its owner dies.
     pub(crate) fn check_lease(&mut self, id: &str, labels: &Labels) {
         let expiry = labels.get("containerd.io/gc.expire");
         if expiry.is_none_or(|text| text.parse::<jiff::Timestamp>().is_err()) {
@@ -147,7 +149,7 @@ impl State {
         above.pop();
     }
 
-    /// A parent carries its gc labels from the moment it is committed.
+    /// Checks that a parent has its gc labels when it is committed.
     pub(crate) fn check_committed_parent(&mut self, digest: &str, bytes: &[u8], labels: &Labels) {
         let labelled = referred(labels);
         let missing = match children(bytes) {
@@ -163,7 +165,8 @@ impl State {
         }
     }
 
-    /// What nothing holds yet may be collected before the next call.
+    /// Checks for a lease, because garbage collection may remove an unprotected snapshot before the
+    /// next call.
     pub(crate) fn check_leased_snapshot(&mut self, call: &Call, key: &str) {
         if call.lease.is_none() {
             self.violation(format!(
@@ -173,7 +176,8 @@ impl State {
         }
     }
 
-    /// A name says that the layers it stands for have been unpacked; nobody ever looks again.
+    /// Checks a snapshot's name. It says that the layers behind it are unpacked, and no later check
+    /// exists.
     pub(crate) fn check_committed_snapshot(&mut self, name: &str, snapshot: &Snapshot) {
         match &snapshot.applied {
             None => self.violation(format!(
@@ -190,7 +194,8 @@ impl State {
         }
     }
 
-    /// A config that refers to snapshots which are not there keeps none, and nobody puts the label right later.
+    /// Checks snapshot labels of a config. A label for a missing snapshot keeps nothing, and no
+    /// later call corrects it.
     pub(crate) fn check_snapshot_labels(&mut self, namespace: &str, digest: &str, labels: &Labels) {
         for (snapshotter, name) in snapshots::referred(labels) {
             if self.snapshot(namespace, &snapshotter, &name).is_none() {
@@ -201,7 +206,8 @@ impl State {
         }
     }
 
-    /// An ingest ref is derived from a digest, so that a stale one can only hold the same content.
+    /// Checks that an ingest ref contains its digest. Then a stale ingest can only hold the same
+    /// content.
     pub(crate) fn check_ref(&mut self, reference: &str, expected: &str) {
         match digest::within(reference) {
             None => self.violation(format!(
@@ -216,7 +222,8 @@ impl State {
         }
     }
 
-    /// Leases, ingests and unfinished snapshots that a finished caller should have given back.
+    /// Returns leases, ingests and unfinished snapshots that a finished caller should have
+    /// released.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (name, namespace) in &self.namespaces {

@@ -1,6 +1,6 @@
-//! What the emulated version of containerd does differently from the others.
+//! Differences between the emulated versions of containerd.
 
-/// A parsed `Version.Version` text; what cannot be read counts as 0.
+/// A parsed `Version.Version` text. Unreadable parts count as 0.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     major: u64,
@@ -26,7 +26,8 @@ impl Version {
         (self.major, self.minor, self.patch) >= (major, minor, patch)
     }
 
-    /// 1.x waits for about a second when a ref is locked, 2.x answers at once.
+    /// Returns true for 1.x, which waits for about a second if a ref is locked. 2.x answers at
+    /// once.
     pub(crate) fn waits_for_ref(&self) -> bool {
         !self.at_least(2, 0, 0)
     }
@@ -35,52 +36,56 @@ impl Version {
         self.at_least(2, 3, 0)
     }
 
-    /// Leases and labels hold image records, image records may expire, deletions may name a target.
+    /// Returns true if leases and labels hold image records, image records may expire, and
+    /// deletions may name a target.
     pub(crate) fn image_leases(&self) -> bool {
         self.at_least(2, 0, 0)
     }
 
-    /// Blobs say of themselves that they live as long as a record or another blob.
+    /// Returns true if a blob's own label can tie its life to a record or another blob.
     pub(crate) fn back_references(&self) -> bool {
         self.at_least(2, 2, 0)
     }
 
-    /// Commits are events; deletions of blobs always were.
+    /// Returns true if commits are events. Deletions of blobs are events in every version.
     pub(crate) fn content_create_events(&self) -> bool {
         self.at_least(2, 1, 0)
     }
 
-    /// CRI reports `pinned` since 1.6.22 and 1.7.3.
+    /// Returns true if CRI reports `pinned`, which it does since 1.6.22 and 1.7.3.
     pub(crate) fn honours_pins(&self) -> bool {
         self.at_least(1, 7, 3) || ((self.major, self.minor) == (1, 6) && self.patch >= 22)
     }
 
-    /// 1.6 sends Go's zero time where later versions leave the field out.
+    /// Returns true for 1.6, which sends Go's zero time if a field is empty. Later versions omit
+    /// the field.
     pub(crate) fn zero_times(&self) -> bool {
         !self.at_least(1, 7, 0)
     }
 
-    /// transfer and streaming came with 1.7, as did the pid in introspection.
+    /// Returns true if transfer and streaming exist, and the pid in introspection. They came with
+    /// 1.7.
     pub(crate) fn transfer(&self) -> bool {
         self.at_least(1, 7, 0)
     }
 
-    /// A snapshot that is there already is put on the lease of the call that would have made it.
+    /// Returns true if the lease of a call gets a snapshot that already exists.
     pub(crate) fn leases_targets(&self) -> bool {
         self.at_least(1, 7, 0)
     }
 
-    /// That a snapshot was collected is an event, as that it was removed always was.
+    /// Returns true if the collection of a snapshot is an event. Its removal is an event in every
+    /// version.
     pub(crate) fn tells_of_collected_snapshots(&self) -> bool {
         self.at_least(1, 7, 0)
     }
 
-    /// Docker's media type for layers with zstd is known since 2.0.
+    /// Returns true if Docker's media type for zstd layers is known, which it is since 2.0.
     pub(crate) fn docker_zstd(&self) -> bool {
         self.at_least(2, 0, 0)
     }
 
-    /// CRI was split into several plugins in 2.0.
+    /// Returns true if CRI consists of several plugins, as it does since 2.0.
     pub(crate) fn split_cri(&self) -> bool {
         self.at_least(2, 0, 0)
     }

@@ -1,7 +1,8 @@
-//! The wire: generated service traits, the message types under one roof, and a codec with containerd's message limits.
+//! The wire: generated service traits, all message types in one module, and a codec with
+//! containerd's message limits.
 //!
-//! tonic's own limit answers `OUT_OF_RANGE`; containerd answers `RESOURCE_EXHAUSTED` in grpc-go's words, and clients are
-//! meant to recognise those.
+//! tonic's own limit answers `OUT_OF_RANGE`. containerd answers `RESOURCE_EXHAUSTED` in grpc-go's
+//! words, which clients must recognise.
 
 use std::marker::PhantomData;
 
@@ -13,7 +14,7 @@ pub(crate) use containerd_client::services::v1::*;
 pub(crate) use containerd_client::types::{Descriptor, Envelope, Mount, Platform};
 pub(crate) use k8s_cri::v1 as cri;
 
-/// `google.protobuf.Empty` as prost spells it; the service generator wants a path.
+/// `google.protobuf.Empty` in prost's form. The service generator needs a path.
 pub(crate) type Empty = ();
 
 /// containerd's default for `grpc.max_recv_message_size` and `max_send_message_size`: 16 MiB.
@@ -70,7 +71,7 @@ pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.RuntimeService.rs"));
 }
 
-/// Every RPC the stand-in answers, as `Service.Method`.
+/// Every RPC of the stand-in, as `Service.Method`.
 pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
 
 /// Protobuf over gRPC with containerd's 16 MiB limit in both directions.
@@ -101,7 +102,7 @@ where
     }
 }
 
-/// Refuses to send what is larger than a message may be, as containerd does.
+/// Refuses to send a message larger than the limit, as containerd does.
 pub(crate) fn check_size(length: usize) -> Result<(), tonic::Status> {
     if length > MESSAGE_LIMIT {
         let text = format!("grpc: trying to send message larger than max ({length} vs. {MESSAGE_LIMIT})");

@@ -1,4 +1,5 @@
-//! The write stream: opening an ingest ref, the three actions, and the commit, with containerd's rules and texts.
+//! The write stream: opening an ingest ref, the three actions, and the commit, with containerd's
+//! rules and texts.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,17 +15,17 @@ use crate::service::{Call, Service};
 use crate::state::{Blob, File, Ingest, Labels, Partial, State, check_labels, timestamp, without_empty};
 use crate::wire::{WriteAction, WriteContentRequest, WriteContentResponse};
 
-/// How long 1.x keeps trying to get a locked ref before it gives up.
+/// Time for which 1.x retries a locked ref before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
-/// Go's zero time, which 1.6 sends where there is none.
+/// Go's zero time, which 1.6 sends for an empty field.
 const GO_ZERO: prost_types::Timestamp = prost_types::Timestamp {
     seconds: -62_135_596_800,
     nanos: 0,
 };
 
-/// One open stream; holds the ref until it is dropped.
+/// One open stream. It holds the ref until it is dropped.
 pub(crate) struct Session {
     service: Service,
     inbound: Streaming<WriteContentRequest>,
@@ -32,29 +33,30 @@ pub(crate) struct Session {
     answered: u64,
 }
 
-/// The writing side of one ingest, as one stream has it.
+/// The state of one stream that writes an ingest.
 struct Writer {
     service: Service,
     call: Call,
     reference: String,
     ingest: u64,
     partial: Arc<Mutex<Partial>>,
-    /// Digest and size of content in another namespace, as long as no byte was written.
+    /// Digest and size of content in another namespace, until a byte is written.
     adopted: Option<(String, u64)>,
     total: i64,
     expected: String,
     started: Timestamp,
-    /// Times and total as the last STAT was answered.
+    /// Times and total of the last answer to a STAT.
     stated: WriteContentResponse,
 }
 
-/// What comes of opening a ref.
+/// The result of opening a ref.
 enum Opening {
     Opened(Box<Writer>),
     Locked(Status),
 }
 
-/// Takes the first message, opens the ref and answers it. containerd sends no headers before that, and neither do we.
+/// Receives the first message, opens the ref and answers. Neither containerd nor the stand-in sends
+/// headers before that.
 pub(crate) async fn begin(
     service: &Service,
     call: Call,
@@ -97,7 +99,8 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
 }
 
 impl Session {
-    /// The answers to all messages, and the duplicate of the last one that containerd sends at the end.
+    /// Returns the answers to all messages, and the copy of the last answer that containerd sends
+    /// at the end.
     pub(crate) fn answers(
         mut self,
         first: WriteContentResponse,
@@ -131,7 +134,7 @@ impl Session {
 }
 
 impl State {
-    /// Findings about an opening that containerd itself would not mind.
+    /// Checks an opening for violations that containerd accepts.
     fn check_opening(&mut self, call: &Call, first: &WriteContentRequest) {
         self.check_ref(&first.r#ref, &first.expected);
         if call.lease.is_none() {
@@ -205,14 +208,14 @@ impl State {
         Ok(Opening::Opened(Box::new(writer)))
     }
 
-    /// Content that another namespace has and this one may take over without a byte being sent.
+    /// Returns content of another namespace that this namespace may adopt without receiving bytes.
     fn adoptable(&self, first: &WriteContentRequest) -> Option<(String, u64)> {
         let file = self.files.get(&first.expected)?;
         let fits = first.total == 0 || u64::try_from(first.total) == Ok(file.size);
         fits.then(|| (first.expected.clone(), file.size))
     }
 
-    /// The ingest under a ref: a new one, or the one that was left behind, made ready to continue.
+    /// Returns the ingest under a ref: a new ingest, or an abandoned ingest that it resumes.
     fn ingest(
         &mut self,
         call: &Call,
@@ -256,7 +259,7 @@ impl State {
         ingest
     }
 
-    /// Whether the bytes of a blob of this size are kept.
+    /// Returns true if the bytes of a blob of this size are kept.
     fn keeps(&self, total: i64) -> bool {
         self.config
             .discard_data_above
@@ -292,7 +295,7 @@ impl Writer {
         }
     }
 
-    /// Carries out one message, in containerd's order of checks.
+    /// Runs one message, with containerd's order of checks.
     fn act(
         &mut self,
         state: &mut State,
@@ -320,7 +323,8 @@ impl Writer {
         Ok(self.response(state, message.action))
     }
 
-    /// containerd fills in times and total when it answers a STAT, and repeats them in all later answers of the stream.
+    /// Returns the answer to a message. containerd sets times and total in the answer to a STAT.
+    /// All later answers of the stream repeat them.
     fn response(&mut self, state: &State, action: i32) -> WriteContentResponse {
         if action == WriteAction::Stat as i32 {
             self.stated = WriteContentResponse {
@@ -338,7 +342,7 @@ impl Writer {
         }
     }
 
-    /// The data of a WRITE or COMMIT, after the offset rule.
+    /// Writes the data of a WRITE or COMMIT, after checking the offset.
     fn take(&mut self, state: &mut State, message: &WriteContentRequest) -> Result<(), Status> {
         let current = self.offset();
         if message.offset > 0 && u64::try_from(message.offset) != Ok(current) {
@@ -346,7 +350,7 @@ impl Writer {
             return Err(Status::out_of_range(text));
         }
         if is_whole(message) {
-            // Cheaper to send than to ask for.
+            // Sending it is cheaper than asking for it.
             self.adopted = None;
         }
         if message.offset == 0 && current > 0 {
@@ -363,7 +367,7 @@ impl Writer {
         }
         if let Some((digest, size)) = self.adopted.take() {
             state.violation(format!(
-                "bytes of {digest} were sent although all {size} were there to be adopted"
+                "bytes of {digest} were sent although all {size} could be adopted"
             ));
         }
         self.store(state, &message.data)
@@ -372,7 +376,7 @@ impl Writer {
     fn truncate(&mut self, state: &mut State) {
         if let Some((digest, size)) = self.adopted.take() {
             state.violation(format!(
-                "{digest} was written anew although all {size} bytes were there to be adopted"
+                "{digest} was rewritten although all {size} bytes could be adopted"
             ));
         }
         let mut partial = self.partial();
@@ -409,7 +413,7 @@ impl Writer {
         }
     }
 
-    /// The digest these bytes are counted under.
+    /// Returns the digest under which these bytes are counted.
     fn subject(&self) -> String {
         if !self.expected.is_empty() {
             return self.expected.clone();
@@ -419,7 +423,7 @@ impl Writer {
             .to_owned()
     }
 
-    /// The ingest, unless it was aborted or collected while the stream was open.
+    /// Returns the ingest, unless it was aborted or collected while the stream was open.
     fn ingest<'a>(&self, state: &'a mut State) -> Option<&'a mut Ingest> {
         let ingest = state
             .namespace_mut(&self.call.namespace)
@@ -498,7 +502,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts the bytes into the store below the namespaces, where they stay even if the rest of the commit fails.
+    /// Adds the bytes to the shared store, where they stay even if the rest of the commit fails.
     fn store_file(&mut self, state: &mut State, digest: &str, size: u64) -> Option<Arc<Vec<u8>>> {
         if self.adopted.is_none() && !state.files.contains_key(digest) {
             let mut partial = self.partial();
@@ -552,7 +556,7 @@ impl Drop for Writer {
     }
 }
 
-/// Whether a message has all of a small blob and commits it. It need not say how many bytes that are.
+/// Returns true if a message has all of a small blob and commits it. It need not give the size.
 fn is_whole(message: &WriteContentRequest) -> bool {
     const SMALL: usize = 64 << 10;
     message.action() == WriteAction::Commit

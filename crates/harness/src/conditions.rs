@@ -1,4 +1,4 @@
-//! Waiting for conditions, and texts that no other test uses.
+//! Waits for conditions, and makes texts that no other test uses.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,21 +8,23 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd::Client;
 use jiff::{SignedDuration, Timestamp};
 
-/// The longest wait for a condition: it holds within this time, or never.
+/// Longest wait for a condition. A condition that does not hold by then never will.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for a condition, which is checked again and again.
+/// Polls a condition until it holds.
 ///
 /// # Panics
-/// If it does not hold within [`PATIENCE`].
+///
+/// Panics if the condition does not hold within [`PATIENCE`].
 pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
     wait_for(PATIENCE, what, holds);
 }
 
-/// Waits for a condition that may take as long as that.
+/// Polls a condition until it holds, at most for `patience`.
 ///
 /// # Panics
-/// If it does not hold by then.
+///
+/// Panics if the condition does not hold in time.
 pub fn wait_for(patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !holds() {
@@ -31,10 +33,11 @@ pub fn wait_for(patience: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
-/// Waits for a condition in an asynchronous scenario.
+/// Polls a condition until it holds, in an asynchronous scenario.
 ///
 /// # Panics
-/// If it does not hold within [`PATIENCE`].
+///
+/// Panics if the condition does not hold within [`PATIENCE`].
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
@@ -43,10 +46,12 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A text that no other test of any process uses: containerd shares content between namespaces.
+/// Returns a text that no other test of any process uses, since containerd shares content between
+/// namespaces.
 ///
 /// # Panics
-/// If the clock stands before 1970.
+///
+/// Panics if the clock shows a time before 1970.
 pub fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::UNIX_EPOCH
@@ -60,10 +65,11 @@ pub fn unique() -> String {
     )
 }
 
-/// Makes containerd collect its garbage, as any client may, and returns when it has.
+/// Makes containerd collect its garbage, the way every client can, and waits for the end.
 ///
 /// # Panics
-/// If containerd does not answer.
+///
+/// Panics if containerd does not answer.
 pub async fn collect_garbage(client: &Client) {
     let lease = format!("collection-{}", unique());
     let expires = Timestamp::now() + SignedDuration::from_hours(1);

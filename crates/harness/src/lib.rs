@@ -1,7 +1,8 @@
-//! A containerd for a test to work with: the stand-in, or a real one of each generation.
+//! The containerd that a test works with: the stand-in, or a real containerd of each generation.
 //!
-//! A scenario is a function of a [`Stage`]. [`everywhere!`] makes tests of it, one for the stand-in and one for each
-//! generation; [`play`] runs it. A scenario that stops, kills or fills its containerd gets one of its own ([`play_on_own`]).
+//! A scenario is a function of a [`Stage`]. [`everywhere!`] makes tests of it: for the stand-in and
+//! for each generation. [`play`] runs it. A scenario that stops, kills or fills its containerd gets
+//! its own ([`play_on_own`]).
 
 mod conditions;
 mod stage;
@@ -11,9 +12,11 @@ pub use fake_containerd::FakeConfig;
 pub use lab::Generation;
 pub use stage::{Own, Place, Stage, play, play_on_own};
 
-/// Makes tests of scenarios: `on_the_stand_in::<scenario>` and one on each generation, `on_containerd_1_6::<scenario>`.
+/// Makes tests of scenarios: `on_the_stand_in::<scenario>`, and a test on each generation, such as
+/// `on_containerd_1_6::<scenario>`.
 ///
-/// Before the semicolon stands the path of a function that plays a scenario at a place: a [`Place`] or a [`Generation`].
+/// The path before the semicolon names a function that plays a scenario at a place: a [`Place`] or
+/// a [`Generation`].
 #[macro_export]
 macro_rules! everywhere {
     ($play:path; $($scenario:ident)*) => {
@@ -27,7 +30,8 @@ macro_rules! everywhere {
     };
 }
 
-/// The tests of [`everywhere!`] without those on the stand-in; the function takes a [`Generation`].
+/// Makes the tests of [`everywhere!`] except those on the stand-in. The function takes a
+/// [`Generation`].
 #[macro_export]
 macro_rules! on_each_generation {
     ($play:path; $($scenario:ident)*) => {

@@ -11,12 +11,12 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::unique;
 
-/// Where a scenario runs.
+/// The containerd on which a scenario runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// On the stand-in.
+    /// The stand-in.
     Fake,
-    /// On a real containerd of this generation.
+    /// A real containerd of this generation.
     Real(Generation),
 }
 
@@ -41,18 +41,20 @@ enum Server {
     Own(Arc<Parts>, PathBuf),
 }
 
-/// A real containerd that a scenario has for itself, to stop, kill, replace or fill.
+/// A real containerd that only this scenario uses, to stop, kill, replace or fill it.
 pub struct Own {
-    /// The containerd. The stage is of no use without it.
+    /// The containerd. The stage works only while it lives.
     pub containerd: Containerd,
     /// A namespace in it.
     pub stage: Stage,
 }
 
-/// Plays a scenario on the stand-in, configured like this, or on a containerd that it shares with other scenarios.
+/// Plays a scenario on the stand-in with this configuration, or on a containerd that other
+/// scenarios use too.
 ///
 /// # Panics
-/// If the scenario fails, brings the server down, or does what the stand-in minds.
+///
+/// Panics if the scenario fails, if it crashes the server, or if the stand-in reports a violation.
 pub fn play(place: impl Into<Place>, config: FakeConfig, scenario: impl AsyncFnOnce(&Stage)) {
     let Some(stage) = Stage::at(place.into(), config) else {
         return;
@@ -65,27 +67,29 @@ pub fn play(place: impl Into<Place>, config: FakeConfig, scenario: impl AsyncFnO
     stage.assert_no_violations();
 }
 
-/// Plays a scenario on a real containerd of its own.
+/// Plays a scenario on a real containerd that no other scenario uses.
 ///
 /// # Panics
-/// If the scenario fails.
+///
+/// Panics if the scenario fails.
 pub fn play_on_own(generation: Generation, options: &Options, scenario: impl AsyncFnOnce(&mut Own)) {
     if let Some(mut own) = Own::start(generation, options) {
         runtime().block_on(scenario(&mut own));
     }
 }
 
-/// Two threads: a scenario may block one of them.
+/// Returns a runtime with two threads, since a scenario may block one of them.
 fn runtime() -> Runtime {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("threads for a scenario")
 }
 
 impl Own {
-    /// Starts one. `None` leaves the scenario out.
+    /// Starts a containerd. `None` leaves the scenario out.
     ///
     /// # Panics
-    /// If it cannot be had, and nothing may be left out.
+    ///
+    /// Panics if containerd does not start and the environment requires it.
     pub fn start(generation: Generation, options: &Options) -> Option<Own> {
         let containerd = shared::own(generation, options)?;
         let server = Server::Own(Arc::new(containerd.parts().clone()), containerd.socket());
@@ -95,10 +99,11 @@ impl Own {
 }
 
 impl Stage {
-    /// A stage at a place. `None` leaves the scenario out.
+    /// Returns a stage at a place. `None` leaves the scenario out.
     ///
     /// # Panics
-    /// If the containerd cannot be had, and nothing may be left out.
+    ///
+    /// Panics if containerd does not start and the environment requires it.
     pub fn at(place: Place, config: FakeConfig) -> Option<Stage> {
         match place {
             Place::Fake => Some(Stage::fake(config)),
@@ -106,10 +111,11 @@ impl Stage {
         }
     }
 
-    /// A stand-in of its own.
+    /// Starts a stand-in for this scenario only.
     ///
     /// # Panics
-    /// If the socket cannot be bound.
+    ///
+    /// Panics if the socket cannot be bound.
     pub fn fake(config: FakeConfig) -> Stage {
         Stage::new(Server::Fake(Arc::new(Fake::start_blocking(config))))
     }
@@ -121,13 +127,13 @@ impl Stage {
         }
     }
 
-    /// The same containerd, in a namespace that no other scenario uses.
+    /// Returns the same containerd with a namespace that no other scenario uses.
     #[must_use]
     pub fn elsewhere(&self) -> Stage {
         Stage::new(self.server.clone())
     }
 
-    /// The same containerd, in a namespace of this name.
+    /// Returns the same containerd with a namespace of this name.
     #[must_use]
     pub fn in_namespace(&self, name: &str) -> Stage {
         Stage {
@@ -136,7 +142,7 @@ impl Stage {
         }
     }
 
-    /// Holds the namespace of Kubernetes of a shared containerd. Nothing else has to be held.
+    /// Locks the Kubernetes namespace of a shared containerd. Other containerds need no lock.
     pub fn hold_kubernetes(&self) -> Option<MutexGuard<'static, ()>> {
         match self.server {
             Server::Shared(shared) => Some(shared.kubernetes()),
@@ -144,13 +150,13 @@ impl Stage {
         }
     }
 
-    /// The kind of containerd.
+    /// Returns the kind of containerd.
     pub fn place(&self) -> Place {
         self.parts()
             .map_or(Place::Fake, |parts| Place::Real(parts.generation))
     }
 
-    /// The programs of a real containerd.
+    /// Returns the programs of a real containerd.
     pub fn parts(&self) -> Option<&Parts> {
         match &self.server {
             Server::Fake(_) => None,
@@ -159,7 +165,7 @@ impl Stage {
         }
     }
 
-    /// The socket.
+    /// Returns the path of the socket.
     pub fn socket(&self) -> &Path {
         match &self.server {
             Server::Fake(fake) => fake.socket(),
@@ -168,29 +174,31 @@ impl Stage {
         }
     }
 
-    /// The name of the namespace.
+    /// Returns the name of the namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// A client of the namespace.
+    /// Connects a client to the namespace.
     ///
     /// # Panics
-    /// If containerd does not answer.
+    ///
+    /// Panics if containerd does not answer.
     pub async fn client(&self) -> Client {
         self.client_with(containerd::Options::default()).await
     }
 
-    /// The same with options of the client.
+    /// Connects a client with these options to the namespace.
     ///
     /// # Panics
-    /// If containerd does not answer.
+    ///
+    /// Panics if containerd does not answer.
     pub async fn client_with(&self, options: containerd::Options) -> Client {
         let client = Client::connect_with(self.socket(), &self.namespace, options).await;
         client.expect("containerd is there")
     }
 
-    /// The stand-in, if this is one: for claims that a real containerd cannot be asked about.
+    /// Returns the stand-in, if this is one, for checks that a real containerd cannot answer.
     pub fn as_fake(&self) -> Option<&Fake> {
         match &self.server {
             Server::Fake(fake) => Some(fake),
@@ -198,21 +206,27 @@ impl Stage {
         }
     }
 
-    /// The stand-in, in a scenario that only it can play.
+    /// Returns the stand-in, in a scenario that only the stand-in can play.
     ///
     /// # Panics
-    /// On a real containerd.
+    ///
+    /// Panics on a real containerd.
     pub fn the_fake(&self) -> &Fake {
         self.as_fake().expect("this scenario runs on the stand-in")
     }
 
-    /// Nothing was done to the stand-in that it minds.
+    /// Checks that no client call violated the rules that the stand-in knows.
     ///
     /// # Panics
-    /// If something was.
+    ///
+    /// Panics if a call did.
     pub fn assert_no_violations(&self) {
         if let Some(fake) = self.as_fake() {
-            assert_eq!(fake.violations(), Vec::<String>::new(), "what the stand-in minds");
+            assert_eq!(
+                fake.violations(),
+                Vec::<String>::new(),
+                "violations that the stand-in reports"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! containerd's content store as a place that images are looked up in, as they are in bundles: asked from a thread that may
-//! wait.
+//! containerd's content store as a [`bundle::Store`], so that images in it are looked up like those
+//! in bundles. A thread that may wait uses it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,24 +12,25 @@ use tokio::runtime::Handle;
 
 use crate::survey::is_lost;
 
-/// What containerd is called in messages.
+/// Name of containerd in messages.
 pub const CONTAINERD: &str = "containerd";
 
-/// Blobs that containerd has, their documents read one by one.
+/// The blobs of a containerd. Their documents are read one by one.
 #[derive(Debug)]
 pub struct ContentStore {
     client: Client,
     sizes: RefCell<HashMap<Digest, Option<u64>>>,
-    /// Of blobs that are not among the sizes containerd is asked, and they count where this store has them, if it is there.
+    /// `None`: `sizes` has all blobs. `Some`: the store asks containerd for every other blob. With
+    /// a folder inside, a lost blob does not count (see [`ContentStore::asking`]).
     asks: Option<Option<PathBuf>>,
     runtime: Handle,
-    /// Why containerd does not answer any more.
+    /// The error after which containerd did not answer any more.
     failure: RefCell<Option<Error>>,
 }
 
 impl ContentStore {
-    /// The store of a client, with these blobs and their sizes in bytes. To be called in a runtime, and used outside of
-    /// its threads.
+    /// Returns a store of these blobs, with their sizes in bytes. Call it inside a runtime, and use
+    /// the store outside of the runtime's threads.
     pub fn of(client: &Client, blobs: impl IntoIterator<Item = (Digest, u64)>) -> ContentStore {
         let sizes = blobs.into_iter().map(|(digest, size)| (digest, Some(size)));
         ContentStore {
@@ -41,9 +42,11 @@ impl ContentStore {
         }
     }
 
-    /// The same with all blobs that the client's namespace has, each asked for when it is needed: for a namespace with so many
-    /// that they are not listed. A blob whose file is not in `store`, if that is given, and whose end containerd cannot
-    /// read, is not there.
+    /// Returns a store of all blobs in the client's namespace. It asks for each blob when the blob
+    /// is needed, for a namespace with too many blobs to list.
+    ///
+    /// `store` is the folder of the content store, if it is visible. A blob without a file there is
+    /// absent, unless containerd can read the blob's end.
     pub fn asking(client: &Client, store: Option<PathBuf>) -> ContentStore {
         ContentStore {
             asks: Some(store),
@@ -64,7 +67,7 @@ impl ContentStore {
         Ok(is_there.then_some(blob.size))
     }
 
-    /// Why containerd did not answer, if it did not: what was found since is worth nothing.
+    /// Returns the error if containerd did not answer. The results since then are worthless.
     pub fn take_failure(&mut self) -> Option<Error> {
         self.failure.get_mut().take()
     }

@@ -1,4 +1,4 @@
-//! Why an import stopped before its end.
+//! The errors that stop an import before its end.
 
 use std::path::PathBuf;
 
@@ -11,73 +11,79 @@ use crate::space::Shortage;
 use crate::survey::Census;
 use crate::unpack::UnpackError;
 
-/// Why an import stopped before its end. What is wrong with a single image is in its report instead.
+/// An error that stopped an import before its end. A fault of a single image is in that image's
+/// report instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// containerd reported something that no other image would fare better with.
+    /// A failure of containerd that would hit every other image as well.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// The bundle was written to while it was read. Nothing wrong can have been recorded: blobs are named by digest.
-    #[error("{} changed while it was imported; it is imported again when it is still", path.display())]
+    /// The bundle changed while it was read. No wrong blob can have been recorded, since digests
+    /// name blobs.
+    #[error("{} changed during its import: the daemon imports it again once it no longer changes", path.display())]
     Changed {
         /// The bundle.
         path: PathBuf,
     },
-    /// The bundle could not be looked at again.
-    #[error("reading {}", path.display())]
+    /// The bundle could not be checked for changes.
+    #[error("cannot read {}", path.display())]
     Read {
         /// The bundle.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
-    /// The bundle cannot be read on.
+    /// The rest of the bundle cannot be read.
     #[error(transparent)]
     Bundle(bundle::Error),
-    /// The lease was deleted again and again while the import ran.
-    #[error("the lease of this import is deleted by somebody else again and again")]
+    /// Another program deleted the lease several times during the import.
+    #[error("another program keeps deleting the lease of this import")]
     LeaseKeepsVanishing,
-    /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
+    /// The missing blobs would not fit on containerd's disk, or would leave less space than
+    /// `minFree`. Nothing was sent.
     #[error(transparent)]
     NoSpace(Box<Shortage>),
-    /// The namespace would have more records than it may (see [`Census::has_no_room`]). Nothing was written.
-    #[error("{}: that is too many (`limits.records` is {most})", counted_text(*.census, *.new, *.most))]
+    /// The namespace would have more records than allowed (see [`Census::has_no_room`]). Nothing
+    /// was written.
+    #[error("too many image records: {}, but `limits.records` is {most}", counted_text(*.census, *.new, *.most))]
     TooManyRecords {
         /// The records of the namespace.
         census: Census,
-        /// Those that the bundle would add.
+        /// Number of records that the bundle would add.
         new: usize,
-        /// How many there may be.
+        /// Largest allowed number of records.
         most: usize,
     },
-    /// The bundle by itself asks for more records than the namespace may have. Nothing was written.
+    /// The bundle alone asks for more records than the namespace may have. Nothing was written.
     #[error(
-        "the bundle asks for {asked} image records, those of digests and aliases included: that is too many \
-         (`limits.records` is {most})"
+        "too many image records: the bundle asks for {asked}, including digests and aliases, but `limits.records` is {most}"
     )]
     TooManyNames {
-        /// The records that it asks for.
+        /// Number of records that the bundle asks for.
         asked: usize,
-        /// How many there may be.
+        /// Largest allowed number of records.
         most: usize,
     },
-    /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of that are in place.
+    /// The bundle is a delta, and containerd lacks blobs of its base. Images of the bundle that
+    /// need none of these blobs are in place.
     #[error(
-        "{} is a delta on {base}, which is not all here: import {base} first. {}", path.display(), missing_text(.missing)
+        "{} is a delta on {base}, and blobs of {base} are missing: import {base} first. {}",
+        path.display(),
+        missing_text(.missing)
     )]
     BaseMissing {
         /// The bundle.
         path: PathBuf,
-        /// What the base is called, fit to print.
+        /// Name of the base, fit to print.
         base: String,
-        /// The blobs that are not there.
+        /// The missing blobs.
         missing: Vec<BlobRef>,
     },
-    /// An image could not be unpacked for a reason that is not its own.
+    /// An image could not be unpacked, for a reason that lies outside the image.
     #[error(transparent)]
     Unpack(UnpackError),
-    /// A task of ours failed.
+    /// A task of the import failed.
     #[error("a task of the import failed")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -92,7 +98,7 @@ impl From<UnpackError> for Error {
 }
 
 impl Error {
-    /// Whether trying again later, with the same file, may go better.
+    /// Returns true if a later retry with the same file may succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -113,7 +119,7 @@ impl Error {
 }
 
 impl Error {
-    /// Whether containerd's disk is, or would be, full.
+    /// Returns true if containerd's disk is full, or would be.
     #[must_use]
     pub fn is_space(&self) -> bool {
         match self {
@@ -123,7 +129,7 @@ impl Error {
         }
     }
 
-    /// Why the import failed, as far as it matters to its caller.
+    /// Returns the cause of the failure, in the terms that matter to a caller.
     #[must_use]
     pub fn cause(&self) -> Cause {
         match self {
@@ -142,7 +148,7 @@ impl Error {
         }
     }
 
-    /// Whether a disk fails: containerd's, or the one that the bundle is on.
+    /// Returns true if a disk fails: containerd's disk, or the bundle's.
     #[must_use]
     pub fn is_disk(&self) -> bool {
         match self {
@@ -158,22 +164,21 @@ impl Error {
     }
 }
 
-/// The records that are held against the bound.
+/// Returns the records that count towards `limits.records`.
 fn counted_text(census: Census, new: usize, most: usize) -> String {
     let Census { ours, others } = census;
     match others > most {
         false => format!(
-            "the namespace has {}, those of others included, and the bundle adds {new}",
-            counted(ours + others, "image record")
+            "the namespace has {} (including those of other programs) and the bundle adds {new}",
+            ours + others
         ),
         true => format!(
-            "of others the namespace has more than {most} image records already, so that ours alone count: they are {ours}, and \
-             the bundle adds {new}"
+            "other programs already have more than {most}, so only airgapd's {ours} count, and the bundle adds {new}"
         ),
     }
 }
 
-/// Names the first few blobs that are missing, and counts them all.
+/// Lists the first few missing blobs and the number of the rest.
 fn missing_text(missing: &[BlobRef]) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<_> = missing

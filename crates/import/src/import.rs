@@ -1,4 +1,4 @@
-//! The flow of an import, from a bundle and a containerd to what became of every image.
+//! The flow of an import, from a bundle and a containerd to the result of every image.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,30 +17,35 @@ use crate::select::{Policy, Selection, Taken, Verdict, select, takes_sha512};
 use crate::space::Forecast;
 use crate::survey::{Census, Survey, digests_of, forget_lost, names_of};
 
-/// What an import did, as values.
+/// The result of an import, as values.
 #[derive(Debug)]
 pub struct Imported {
-    /// What became of the bundle.
+    /// The result of the bundle.
     pub result: BundleResult,
-    /// What was selected, in the order of the bundle.
+    /// The selected images, in the order of the bundle.
     pub selection: Selection,
     /// The steps.
     pub plan: Plan,
-    /// Why the run stopped before its end.
+    /// The error that stopped the run before its end.
     pub stopped: Option<Error>,
 }
 
-/// Imports a bundle, or plans to.
+/// Imports a bundle, or plans its import.
 ///
-/// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
-/// known (see [`Space`](crate::Space)): it is [`Imported::stopped`] with [`Error::NoSpace`], and one that would make more
-/// records than [`Intent::most_records`] with [`Error::TooManyRecords`]. What is decided in between takes time in the
-/// number of images, names and blobs, and happens on a thread of its own. The survey is the only thing that can fail as a
-/// whole; what goes wrong afterwards is in the report. Safe to cancel at any time (see [`carry_out`]).
+/// With `dry_run`, the import stops before its first write. It also stops there in two other cases,
+/// which [`Imported::stopped`] reports:
+///
+/// - [`Error::NoSpace`]: the import would not fit on containerd's disk, as far as the disk is
+///   visible (see [`Space`](crate::Space)).
+/// - [`Error::TooManyRecords`]: it would make more records than [`Intent::most_records`].
+///
+/// The decisions in between run on their own thread: their time grows with the number of images,
+/// names and blobs. Only the survey can fail as a whole. Later failures are in the report. Safe to
+/// cancel at any time (see [`carry_out`]).
 ///
 /// # Errors
 ///
-/// [`Error::Containerd`] when containerd could not be asked what it has.
+/// Returns [`Error::Containerd`] if containerd could not say which content it has.
 pub async fn import(
     client: &Client,
     bundle: &Arc<Bundle>,
@@ -89,8 +94,8 @@ pub async fn import(
     })
 }
 
-/// Decides which images are taken. Of a delta, those for which it lacks its base are not, and that is an error that
-/// stops none of the others.
+/// Selects the images to import. A delta's images that lack blobs of the base are not selected. The
+/// returned error reports them and does not stop the other images.
 async fn select_images(
     client: &Client,
     bundle: &Arc<Bundle>,
@@ -113,7 +118,8 @@ async fn select_images(
     Ok((selection, missing))
 }
 
-/// Asks containerd, and its disk where that can be seen, for what there is of these images.
+/// Asks containerd which records, blobs and snapshots of these images it has. Checks blobs on the
+/// disk if it is visible.
 async fn look_around(client: &Client, selection: &Selection, intent: &Intent) -> Result<Survey, Error> {
     let names = names_of(selection.taken());
     let survey = Survey::of(client, &names, &digests_of(selection.taken())).await?;
@@ -124,7 +130,7 @@ async fn look_around(client: &Client, selection: &Selection, intent: &Intent) ->
     }
 }
 
-/// A plan, and what it follows from.
+/// A plan, with the selection and the survey behind it.
 struct Decided {
     selection: Selection,
     survey: Survey,
@@ -145,7 +151,8 @@ async fn decide(selection: Selection, survey: Survey, intent: &Intent) -> Result
     .await
 }
 
-/// What the plan means for containerd's disk, where anything is to be sent and that disk can be seen.
+/// Returns the plan's effect on containerd's disk. `None` if nothing will be sent, or if the disk
+/// is not visible.
 async fn foresee(client: &Client, plan: &Plan, intent: &Intent) -> Result<Option<Forecast>, Error> {
     match plan.is_done() {
         true => Ok(None),
@@ -158,7 +165,7 @@ fn no_space(forecast: Option<&Forecast>) -> Option<Error> {
     Some(Error::NoSpace(Box::new(shortage)))
 }
 
-/// Makes containerd forget the blobs that it lists and has not got, and says how much is to come.
+/// Makes containerd forget lost blobs, and announces the number of bytes and images to come.
 async fn begin(job: &Job<'_>, survey: &Survey) -> Result<(), Error> {
     if let Some(store) = &job.intent.space.store {
         forget_lost(job.client, &survey.lost, store).await?;
@@ -168,7 +175,7 @@ async fn begin(job: &Job<'_>, survey: &Survey) -> Result<(), Error> {
     Ok(())
 }
 
-/// Holds what was selected against what was carried out.
+/// Makes the result from the selection and the finished work.
 async fn conclude(
     bundle: &Arc<Bundle>,
     selection: Selection,
@@ -183,7 +190,7 @@ async fn conclude(
     .await
 }
 
-/// Decides something on a thread where it may take its time.
+/// Runs a decision on a thread that it may block.
 async fn aside<T: Send + 'static>(decide: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(decide)
         .await
@@ -195,7 +202,8 @@ async fn aside<T: Send + 'static>(decide: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// Whether the bundle asks for more records than it may, or would make more of them in the namespace than there may be.
+/// Returns an obstacle if the bundle asks for too many records, or would make too many in the
+/// namespace.
 async fn obstacle_to_records(
     client: &Client,
     selection: &Selection,
@@ -215,11 +223,12 @@ fn too_many_names(selection: &Selection, policy: &Policy) -> Option<Error> {
     (asked > most).then_some(Error::TooManyNames { asked, most })
 }
 
-/// Whether there would be more records in the namespace than there may be. A bundle that adds none is not kept from
-/// looking after those that are there.
+/// Returns an obstacle if the namespace would have too many records. A bundle that adds none may
+/// still repair its records.
 ///
-/// The bound keeps the list of records from growing too long by our doing. Where others alone have made more than that,
-/// there is nothing left to keep, and our own are held against the bound.
+/// The bound keeps airgapd from making the list of records too long. If the records of other
+/// programs alone exceed the bound, it can no longer do that. Then only airgapd's own records
+/// count.
 async fn too_many(
     client: &Client,
     plan: &Plan,
@@ -236,7 +245,8 @@ async fn too_many(
     Ok(census.has_no_room(new, most).then_some(obstacle))
 }
 
-/// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs no request.
+/// Returns the blobs of a delta's base that containerd has. A bundle that is no delta costs no
+/// request.
 async fn relied_on_and_there(client: &Client, bundle: &Bundle) -> Result<HashSet<Digest>, Error> {
     let Some(reliance) = &bundle.catalog().relies_on else {
         return Ok(HashSet::new());
@@ -246,14 +256,14 @@ async fn relied_on_and_there(client: &Client, bundle: &Bundle) -> Result<HashSet
     Ok(there.into_iter().map(|blob| blob.digest).collect())
 }
 
-/// What to say when images are not taken for want of a delta's base.
+/// Makes the error for images that lack blobs of a delta's base.
 fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Digest>) -> Option<Error> {
     let reliance = bundle.catalog().relies_on.as_ref()?;
     let problems = selection.choices.iter().flat_map(|choice| match &choice.verdict {
         Verdict::Broken(problems) => problems.as_slice(),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => &[],
     });
-    // What other platforms would need is not missed here.
+    // Blobs that only other platforms need are not missing here.
     let named: HashSet<&Digest> = problems.filter_map(|problem| problem.blob.as_ref()).collect();
     let is_missed = |blob: &&BlobRef| !elsewhere.contains(&blob.digest) && named.contains(&blob.digest);
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();

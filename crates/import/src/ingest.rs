@@ -1,7 +1,7 @@
 //! Carries a plan out: blobs under one lease, children before parents, then the image records.
 //!
-//! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
-//! reached stops the run, and what was committed by then is found in place by the next one.
+//! This module decides nothing. An image with a damaged blob fails alone. If containerd cannot be
+//! reached, the run stops. The next run finds the committed blobs in place.
 
 mod assurance;
 mod blobs;
@@ -29,127 +29,131 @@ use crate::lease::{self, Lease};
 use crate::plan::{BlobAction, ImagePlan, Intent, Plan, RecordAction, RecordStep};
 use crate::unpack::Unpacked;
 
-/// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
-/// client has more connections than that, so that images get their manifests while layers of the next are on their way.
+/// Number of layers and configs sent at the same time, each over its own connection. containerd
+/// gains nothing from more. The client has spare connections, so that images get their manifests
+/// while layers of the next images are under way.
 const PARALLEL_BLOBS: usize = 4;
-/// Images that get their manifests and records at the same time: each of these steps is a short write to containerd's
-/// database, which takes one after the other and is not to wait for the next.
+/// Number of images that get their manifests and records at the same time. Each of these steps is a
+/// short write to containerd's database, which takes one write after the other. The next write
+/// should always be ready.
 const PARALLEL_CLOSINGS: usize = 4;
-/// How often a record is decided about again when somebody else changes it under our hands.
+/// Number of attempts at a record that another program keeps changing.
 const RECORD_ROUNDS: usize = 5;
-/// How often an image is started over when the lease vanishes.
+/// Number of attempts at an image whose lease vanishes.
 const LEASE_ROUNDS: usize = 3;
 
-/// Hears what happens during an import, as it happens. All methods may be called from any thread.
+/// Receives the events of an import as they happen. Any thread may call any method.
 pub trait Observer: Send + Sync {
-    /// So many bytes are missing in containerd and will be sent. Comes first, if the import begins at all.
+    /// Gets the number of bytes that containerd lacks and that will be sent. This call comes first.
+    /// It does not come if the import does not start.
     fn planned(&self, bytes: u64) {
         let _ = bytes;
     }
-    /// So many images will be gone through. Comes with [`Observer::planned`].
+    /// Gets the number of images to process. Comes with [`Observer::planned`].
     fn images(&self, count: usize) {
         let _ = count;
     }
-    /// A blob was sent, or found in place.
+    /// Gets a blob that was sent, or that was found in place.
     fn blob(&self, digest: &Digest, sent_bytes: Option<u64>) {
         let _ = (digest, sent_bytes);
     }
-    /// An image is done.
+    /// Gets the result of a finished image.
     fn image(&self, outcome: &IngestedImage) {
         let _ = outcome;
     }
-    /// A counter to which acknowledged bytes are added while blobs are on their way.
+    /// Returns a counter to which the import adds acknowledged bytes while blobs are under way.
     fn bytes(&self) -> Option<Arc<std::sync::atomic::AtomicU64>> {
         None
     }
 }
 
-/// Hears nothing.
+/// Ignores all events.
 #[derive(Clone, Copy, Debug)]
 pub struct Silent;
 
 impl Observer for Silent {}
 
-/// What became of an image of the plan.
+/// The result of an image of the plan.
 #[derive(Clone, Debug)]
 pub struct IngestedImage {
-    /// Where the image stands in the list that was planned.
+    /// Index of the image in the planned list.
     pub index: usize,
-    /// Its records, or why there are none.
+    /// The image's records, or the reason why it has none.
     pub records: Result<Vec<(RecordStep, RecordOutcome)>, Failure>,
 }
 
-/// Why an image has no record.
+/// The reason why an image has no record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// In one line, naming the blob or record.
+    /// The reason in one line. It names the blob or record.
     pub reason: String,
-    /// The blob whose bytes are not what they should be, where that is the failure. The reason does not name it.
+    /// The damaged blob, if damage is the failure. The reason does not name the blob.
     pub damaged: Option<Digest>,
-    /// Whether the bundle is to blame.
+    /// True if the bundle is to blame.
     pub is_content: bool,
 }
 
-/// What became of a record.
+/// The result of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordOutcome {
-    /// It is new.
+    /// The record is new.
     Created,
-    /// It points at the image now, and at something else before.
+    /// The record now points to the image, and pointed to another image before.
     Retargeted,
-    /// Only its labels changed.
+    /// Only the record's labels changed.
     Relabelled,
     /// Nothing was written.
     Unchanged,
-    /// It belongs to somebody else and stays; whether that counts as a failure.
+    /// The bundle does not get the name, and its record stays.
     Left {
-        /// By the rule `refuse`.
+        /// True if the rule `refuse` applies, so that the record counts as a failure.
         refused: bool,
     },
-    /// containerd does not take it; why, in one line.
+    /// containerd rejected the record. The text is the reason in one line.
     Rejected(String),
 }
 
-/// What became of a plan.
+/// The result of a plan.
 #[derive(Debug, Default)]
 pub struct Ingested {
-    /// The images that were gone through, in the order of the plan.
+    /// The processed images, in the order of the plan.
     pub images: Vec<IngestedImage>,
-    /// Blobs that were sent, with the bytes that went over the wire.
+    /// The blobs that were sent, with the number of bytes sent for each.
     pub sent: HashMap<Digest, u64>,
-    /// Blobs that are in place without a byte having been sent.
+    /// The blobs that are in place without a sent byte.
     pub present: HashSet<Digest>,
-    /// What became of the images that were to be unpacked, by their index in the list that was planned.
+    /// The results of the images to unpack, each with its index in the planned list.
     pub unpacked: Vec<(usize, Result<Unpacked, String>)>,
-    /// Why the run stopped before its end.
+    /// The error that stopped the run before its end.
     pub stopped: Option<Error>,
 }
 
 /// A job for [`carry_out`].
 pub struct Job<'a> {
-    /// Where the images go.
+    /// The containerd that gets the images.
     pub client: &'a Client,
-    /// Where the bytes come from; `None` when every blob is in place and only records are written.
+    /// The source of the bytes. `None` if every blob is in place and only records are written.
     pub bundle: Option<Arc<Bundle>>,
     /// The steps.
     pub plan: &'a Plan,
-    /// Under whose name.
+    /// The source in whose name records are written, and the rules for writing them.
     pub intent: &'a Intent,
-    /// Names the bundle in the lease's id.
+    /// The part of the lease's id that names the bundle.
     pub lease_id: &'a str,
-    /// Hears about it.
+    /// Receives the events of the run.
     pub observer: &'a dyn Observer,
 }
 
 /// Carries out a plan.
 ///
-/// Never fails as a whole: what went wrong is in the result, beside what went right. When the plan is done already,
-/// nothing is leased and nothing is written; only a lease that an interrupted run left behind is given back.
+/// The run never fails as a whole: the result has failures beside successes. If the plan is already
+/// done, the run takes no lease and writes nothing. It only deletes a lease that an interrupted
+/// run left behind.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any await: what is committed stays under the lease, which is found again by the next run or ends
-/// by itself, and a record is written whole or not at all.
+/// May be dropped at any await. Committed blobs stay under the lease. The next run finds the lease
+/// again, or it expires. A record is written whole or not at all.
 pub async fn carry_out(job: &Job<'_>) -> Ingested {
     let mut run = Run {
         job,
@@ -163,17 +167,18 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         unpacking: Arc::default(),
     };
     let stopped = run.all().await.err();
-    // A run that was stopped is taken up again: its lease keeps what has been moved. But a full disk hurts everybody on
-    // the node, for as long as the lease would live.
+    // The next run continues a stopped run, and the lease keeps the sent blobs for it. But a full
+    // disk hurts every program on the node as long as the lease lives.
     let is_over = stopped.as_ref().is_none_or(Error::is_space);
     if is_over && let Err(error) = lease::give_back(job.client, job.lease_id).await {
-        tracing::debug!(%error, "the lease was not given back and ends by itself");
+        tracing::debug!(%error, "cannot delete the lease, which will expire");
     }
     run.result.stopped = stopped;
     run.result
 }
 
-/// The result of a plan that is not begun for want of space: only what was in place is.
+/// Returns the result of a plan that is not started because of an obstacle. It has only the images
+/// that were in place.
 pub(crate) fn not_begun(job: &Job<'_>, obstacle: Error) -> Ingested {
     let mut result = Ingested {
         stopped: Some(obstacle),
@@ -190,7 +195,7 @@ pub(crate) fn not_begun(job: &Job<'_>, obstacle: Error) -> Ingested {
     result
 }
 
-/// The result of a plan that is not carried out: every record as it would become.
+/// Returns the result that a plan would have, with every record as it would become.
 #[must_use]
 pub fn foreseen(plan: &Plan) -> Ingested {
     let images = plan.images.iter().map(|image| IngestedImage {
@@ -225,7 +230,7 @@ fn planned(action: &RecordAction) -> RecordOutcome {
     }
 }
 
-/// The records of an image for which nothing is written.
+/// Returns the records of an image for which nothing is written.
 fn in_place_records(image: &ImagePlan) -> Vec<(RecordStep, RecordOutcome)> {
     let records = image.records.iter();
     records
@@ -235,27 +240,27 @@ fn in_place_records(image: &ImagePlan) -> Vec<(RecordStep, RecordOutcome)> {
 
 struct Run<'a> {
     job: &'a Job<'a>,
-    /// Blobs this run has made sure of.
+    /// The blobs that this run has secured.
     done: HashSet<Digest>,
-    /// Blobs that are damaged, with the reason.
+    /// The damaged blobs, with the reason.
     bad: HashMap<Digest, Failure>,
-    /// Images that need nothing further, by their index.
+    /// Indexes of the images that need nothing further.
     finished: HashSet<usize>,
     result: Ingested,
     lease: Option<Lease>,
     assurance: Arc<Assurance>,
     turns: Arc<Turns>,
-    /// Held by the image that is being unpacked: one at a time.
+    /// Held by the image that is being unpacked, so that only one is unpacked at a time.
     unpacking: Arc<Mutex<()>>,
 }
 
-/// Why an image is not recorded.
+/// The reason why an image is not recorded.
 enum Fault {
-    /// Another image may fare better.
+    /// Other images may still succeed.
     Image(Failure),
-    /// The lease is gone, and what it held may be, too.
+    /// The lease is gone, and blobs that it held may be gone, too.
     LeaseLost,
-    /// Not the image's fault: nothing further can be done now.
+    /// The failure is not the image's, and the run cannot continue.
     Stop(Error),
 }
 
@@ -263,7 +268,7 @@ impl From<containerd::Error> for Fault {
     fn from(error: containerd::Error) -> Self {
         match error.recovery() {
             Recovery::LeaseLost => Fault::LeaseLost,
-            // What the lease held cannot go away while it is there.
+            // As long as the lease exists, its blobs cannot go away.
             Recovery::Transient if matches!(error, containerd::Error::Gone { .. }) => Fault::LeaseLost,
             Recovery::Content => Fault::Image(Failure {
                 reason: chain(&error),
@@ -286,7 +291,7 @@ impl<'a> Run<'a> {
         if ended.is_ok() {
             ended = self.unpack_recorded().await;
         }
-        // In order of the bundle they were finished, in order of the plan they are told.
+        // Images finish in the order of the bundle. The result has the order of the plan.
         let order = self
             .job
             .plan
@@ -301,7 +306,7 @@ impl<'a> Run<'a> {
         ended
     }
 
-    /// Goes through all images until each of them was held from its first blob to its records.
+    /// Processes all images until the lease has held each from its first blob to its records.
     async fn all_held_images(&mut self) -> Result<(), Error> {
         for _ in 0..LEASE_ROUNDS {
             self.all_images().await?;
@@ -334,7 +339,7 @@ impl<'a> Run<'a> {
         self.finished.insert(image.index);
         let is_known = |result: &IngestedImage| result.index == image.index;
         if self.result.images.iter().any(is_known) && records.is_ok() {
-            // It was only looked at once more: what became of it was said the first time.
+            // This was a second check. The first one reported the image's result.
             return;
         }
         self.result.images.retain(|result| !is_known(result));
@@ -346,7 +351,8 @@ impl<'a> Run<'a> {
         self.result.images.push(outcome);
     }
 
-    /// Whether every image is finished since the lease was last lost, and the lease, if one was needed, is still there.
+    /// Returns true if every image is finished since the last loss of the lease. The lease, if
+    /// there is one, must still exist.
     async fn are_all_held(&self) -> Result<bool, Error> {
         if self.finished.len() < self.job.plan.images.len() {
             return Ok(false);
@@ -357,8 +363,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What was held may be gone with the lease, and that of images with records, too: one may have been written in the
-    /// moment before the loss was noticed. All are gone through once more.
+    /// Starts all images again after the loss of the lease. Its blobs may be gone, even those of
+    /// images with records: a record may have been written just before the loss was noticed.
     fn forget_lease(&mut self) {
         self.lease = None;
         self.assurance = Arc::default();
@@ -394,7 +400,7 @@ impl<'a> Run<'a> {
         self.closed(closed)
     }
 
-    /// What is left to do of an image of which nothing big is to be sent any more.
+    /// Returns the remaining work on an image whose leaves are sent.
     async fn closing(&mut self, image: &'a ImagePlan) -> Result<Closing<'a>, Fault> {
         let lease = self.lease().await?;
         let blobs = image
@@ -412,7 +418,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Notes what became of the blobs of an image; gives what became of its records.
+    /// Notes the results of an image's blobs. Returns the results of its records.
     fn closed(&mut self, closed: Closed<'_>) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
         for moved in closed.blobs {
             self.moved(moved)?;
@@ -422,7 +428,7 @@ impl<'a> Run<'a> {
         closed.records
     }
 
-    /// Layers and configs, several at a time.
+    /// Sends layers and configs, several at a time.
     async fn leaves(&mut self, image: &ImagePlan) -> Result<(), Fault> {
         let lease = self.lease().await?;
         let mut tasks = JoinSet::new();
@@ -442,7 +448,8 @@ impl<'a> Run<'a> {
         lease: &Lease,
         tasks: &mut JoinSet<Moved>,
     ) -> Result<(), Fault> {
-        // Where each blob is decompressed from the beginning, each takes a window of memory.
+        // In a sequential bundle, each blob is decompressed from the beginning and takes a window
+        // of memory.
         let is_sequential = self
             .job
             .bundle
@@ -464,7 +471,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Throws away what is half written of an image: a full disk stays full until somebody does.
+    /// Aborts the unfinished ingests of an image. Otherwise a full disk would stay full.
     async fn clear_away(&self, image: &ImagePlan) {
         for step in image
             .blobs
@@ -473,7 +480,7 @@ impl<'a> Run<'a> {
         {
             let reference = containerd::ingest_ref(&step.digest);
             if let Err(error) = self.job.client.abort_ingest(&reference).await {
-                tracing::debug!(%error, reference, "a half written blob stays until the lease ends");
+                tracing::debug!(%error, reference, "a half-written blob stays until the lease ends");
             }
         }
     }
@@ -503,7 +510,8 @@ impl<'a> Run<'a> {
                 let damage = damage(&error);
                 let mut fault = Fault::from(error);
                 if is_of_source || matches!(fault, Fault::Image(_)) {
-                    // Bytes that somebody is just changing say nothing about the bundle that comes of it.
+                    // If another program is changing the bundle, its bytes say nothing about the
+                    // finished bundle.
                     check_bundle(self.job)?;
                     check_blob(self.job, &digest)?;
                 }
@@ -519,7 +527,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An image with a blob that failed another one fails at once, before anything is sent for it.
+    /// Fails an image at once, before anything is sent for it, if one of its blobs has failed
+    /// another image.
     fn check_known_bad(&self, image: &ImagePlan) -> Result<(), Fault> {
         match image.blobs.iter().find_map(|step| self.bad.get(&step.digest)) {
             Some(failure) => Err(Fault::Image(failure.clone())),
@@ -527,7 +536,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The lease, fresh enough for what comes next.
+    /// Returns the lease. Replaces it first if it is too old.
     async fn lease(&mut self) -> Result<Lease, Fault> {
         let Job {
             client,
@@ -544,7 +553,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What is wrong with the bytes of a blob, where the bundle is to blame for its failure.
+/// Returns the damage of a blob's bytes, if the bundle is to blame for the failure.
 fn damage(error: &containerd::Error) -> Option<String> {
     match error {
         _ if error.recovery() != Recovery::Content => None,
@@ -554,7 +563,8 @@ fn damage(error: &containerd::Error) -> Option<String> {
     }
 }
 
-/// A bundle that somebody writes into while it is read is not trusted to the end, although no blob of it can be wrong.
+/// Stops the run if the bundle changed while it was read. No blob can be wrong, but the rest of the
+/// bundle is not trusted.
 fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
     let Some(bundle) = &job.bundle else {
         return Ok(());
@@ -571,7 +581,8 @@ fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
     }
 }
 
-/// The same of a blob in a layout folder: the folder does not change with what is written into one of its files.
+/// Stops the run if a blob's file in a layout folder changed. Writing into a file does not change
+/// the folder.
 fn check_blob(job: &Job<'_>, digest: &Digest) -> Result<(), Fault> {
     let Some(bundle) = &job.bundle else {
         return Ok(());

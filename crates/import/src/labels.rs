@@ -1,51 +1,58 @@
-//! The labels airgapd writes on image records, and what they mean to it.
+//! The labels that airgapd writes on image records, and their meaning.
 //!
-//! Labels are only ever changed one key at a time: kubelet's runtime, k0s and k3s keep theirs on the same records.
+//! Labels are changed one key at a time: CRI, k0s and k3s keep their labels on the same records.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use basics::digest;
 
-/// CRI's pin: kubelet's image garbage collector leaves pinned images alone.
+/// CRI's pin. kubelet's image garbage collector keeps pinned images.
 pub const PINNED: &str = "io.cri-containerd.pinned";
-/// The value CRI looks for under [`PINNED`].
+/// The value that CRI expects under [`PINNED`].
 pub const PINNED_VALUE: &str = "pinned";
-/// Says that the pin is ours; a pin without it is somebody else's and is never removed.
+/// Marks the pin as airgapd's. A pin without this mark belongs to another program and is never
+/// removed.
 pub const OUR_PIN: &str = "io.airgapd.pinned";
-/// Prefix of one label for each bundle that vouches for the image; its value is the bundle's file name.
+/// Prefix of the labels of bundles that vouch for the image, one for each. The value is the
+/// bundle's file name.
 pub const BUNDLE_PREFIX: &str = "io.airgapd.bundle.";
-/// The image was imported by hand; its value is the file name. Only `airgapd release` takes it back.
+/// Marks an image that was imported by hand. The value is the file name. Only `airgapd release`
+/// removes the label.
 pub const IMPORTED: &str = "io.airgapd.import";
-/// k0s's importer keeps the bundles of a record in it: a JSON object of paths and their times of change.
+/// Label in which k0s's importer keeps the bundles of a record: a JSON object of paths and their
+/// times of change.
 pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
-/// k3s's importer pinned the record.
+/// Label of k3s's importer on records that it pinned.
 pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
-/// RKE2's importer pinned the record.
+/// Label of RKE2's importer on records that it pinned.
 pub const RKE2_PINNED: &str = "io.cattle.rke2.pinned";
-/// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
+/// CRI's mark on the records that it knows. airgapd removes the mark when a record changes its
+/// target, so that CRI looks at the record again.
 pub const CRI_MANAGED: &str = "io.cri-containerd.image";
 
-/// When the garbage collector of containerd 2.0 and later may delete the record, pinned or not. Nothing of ours sets it
-/// on records.
+/// Time after which the garbage collector of containerd 2.0 and later may delete the record, pinned
+/// or not. airgapd never sets it on records.
 pub const EXPIRES: &str = "containerd.io/gc.expire";
 
-/// On blobs, in front of a registry's host: the repositories there that have the blob, with commas between them. containerd's
-/// own pulls set it, and mirrors among nodes (Spegel) go by it.
+/// Prefix of labels on blobs, followed by a registry's host. The value lists the repositories there
+/// that have the blob, separated by commas. containerd's own pulls set these labels, and mirrors
+/// among nodes (Spegel) use them.
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
-/// containerd refuses labels whose key and value have more bytes together (labels.Validate).
+/// Longest label, in bytes of key and value together. containerd refuses longer labels
+/// (labels.Validate).
 const LONGEST: usize = 4096;
 
-/// On a lease: whose it is.
+/// Label on a lease that names its owner.
 pub const LEASE_MARK: &str = "io.airgapd.lease";
-/// How the mark of a lease begins that belongs to a bundle in the images folder.
+/// Prefix of the mark of a lease that belongs to a bundle in the images folder.
 pub const LEASE_OF_BUNDLE: &str = "bundle ";
 
 /// The labels of an image record.
 pub type Labels = BTreeMap<String, String>;
-/// Changes to labels by key; `None` takes the key away.
+/// Changes to labels by key. `None` removes the key.
 pub type LabelChanges = BTreeMap<String, Option<String>>;
 
-/// Who vouches for an image: a bundle in the folder, or a person.
+/// The source that vouches for an image: a bundle in the folder, or a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A bundle in the images folder, by file name.
@@ -55,7 +62,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The label that says it: key and value.
+    /// Returns the label of this source: key and value.
     #[must_use]
     pub fn label(&self) -> (String, String) {
         match self {
@@ -64,7 +71,7 @@ impl Source {
         }
     }
 
-    /// Whose a lease is, as its mark says it.
+    /// Returns the mark that names this source as the owner of a lease.
     #[must_use]
     pub fn lease_mark(&self) -> String {
         match self {
@@ -74,8 +81,8 @@ impl Source {
     }
 }
 
-/// The labels that say where a blob is from, by repositories such as `quay.io/k0sproject/coredns`. What there is no room for
-/// in a label is left out.
+/// Returns the labels that give a blob's origin, from repositories such as
+/// `quay.io/k0sproject/coredns`. Leaves out repositories for which a label has no room.
 #[must_use]
 pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>) -> Labels {
     let mut labels = Labels::new();
@@ -91,14 +98,14 @@ pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>)
     labels
 }
 
-/// What of `sources` a blob with the labels `there` lacks: labels in their whole length, with what others wrote at the
-/// beginning of each.
+/// Returns the labels of `sources` that a blob with the labels `there` lacks. Each label has its
+/// full value, with the repositories of other programs first.
 #[must_use]
 pub fn missing_sources(sources: &Labels, there: &Labels) -> Labels {
     let mut missing = Labels::new();
     for (key, paths) in sources {
         let theirs = there.get(key).map_or("", String::as_str);
-        // Mostly so, and a label may have hundreds of paths.
+        // This is the usual case, and a label may have hundreds of paths.
         if theirs == paths {
             continue;
         }
@@ -114,7 +121,7 @@ pub fn missing_sources(sources: &Labels, there: &Labels) -> Labels {
     missing
 }
 
-/// Adds a path that is not there yet, if there is room.
+/// Adds a path if there is room.
 fn add_source(key: &str, value: &mut String, path: &str) {
     let comma = if value.is_empty() { "" } else { "," };
     if key.len() + value.len() + comma.len() + path.len() <= LONGEST {
@@ -123,31 +130,33 @@ fn add_source(key: &str, value: &mut String, path: &str) {
     }
 }
 
-/// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
+/// Returns the name of a bundle in labels and leases: the first 16 hexadecimal digits of the sha256
+/// of its file name.
 #[must_use]
 pub fn bundle_id(file_name: &str) -> String {
     digest::short(file_name.as_bytes())
 }
 
-/// Whether one of our source labels is on the record.
+/// Returns true if the record has a source label of airgapd.
 #[must_use]
 pub fn is_vouched_for(labels: &Labels) -> bool {
     labels.keys().any(|key| is_source(key))
 }
 
-/// Whether any label of ours is on the record.
+/// Returns true if the record has any label of airgapd.
 #[must_use]
 pub fn is_any_of_ours(labels: &Labels) -> bool {
     labels.contains_key(OUR_PIN) || is_vouched_for(labels)
 }
 
-/// Whether `key` is one of our source labels.
+/// Returns true if `key` is a source label of airgapd.
 #[must_use]
 pub fn is_source(key: &str) -> bool {
     key.starts_with(BUNDLE_PREFIX) || key == IMPORTED
 }
 
-/// Whether another importer wants the record pinned. Its pin and ours are one label, so that label is its too.
+/// Returns true if another importer wants the record pinned. All importers share one label for the
+/// pin, so it is that importer's pin, too.
 #[must_use]
 pub fn is_pinned_by_others(labels: &Labels) -> bool {
     [K0S_SOURCES, K3S_PINNED, RKE2_PINNED]
@@ -155,8 +164,9 @@ pub fn is_pinned_by_others(labels: &Labels) -> bool {
         .any(|key| labels.contains_key(*key))
 }
 
-/// Who keeps the record from kubelet's image garbage collector: the importers by their marks, and `another` where the pin has
-/// none of them. Empty for a record without the pin, whatever marks it has.
+/// Returns the programs that keep the record from kubelet's image garbage collector. Importers are
+/// recognised by their marks. `another` stands for a pin without any mark. The list is empty for a
+/// record without the pin, even if it has marks.
 #[must_use]
 pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
     const IMPORTERS: [(&str, &str); 4] = [
@@ -176,19 +186,20 @@ pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
     }
 }
 
-/// Whether the record stays pinned when no bundle vouches for it any more: another importer wants it, somebody imported it by
-/// hand, or the pin is not ours.
+/// Returns true if the record stays pinned when no bundle vouches for it any more. Either another
+/// importer wants it, or it was imported by hand, or the pin is not airgapd's.
 #[must_use]
 pub fn is_kept_by_others(labels: &Labels) -> bool {
     let is_foreign_pin = labels.contains_key(PINNED) && !labels.contains_key(OUR_PIN);
     is_foreign_pin || labels.contains_key(IMPORTED) || is_pinned_by_others(labels)
 }
 
-/// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
+/// Returns the changes to a record with `labels` after which `source` vouches for it and it is
+/// pinned.
 ///
-/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed. An expiry goes, whoever
-/// set it: a record cannot both end by itself and stay for as long as its bundle does. It is the only label of others
-/// that is ever taken away.
+/// A pin without airgapd's mark belongs to another program. It stays, and airgapd does not claim
+/// it. An expiry is removed, because a record cannot expire and stay as long as its bundle does.
+/// The expiry is the only label of other programs that airgapd ever removes.
 #[must_use]
 pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
     let (key, value) = source.label();
@@ -205,19 +216,20 @@ pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
     set.chain(expiry).collect()
 }
 
-/// Says in the log that changes to a record's labels have taken an expiry away, if they have.
+/// Logs if changes to a record's labels have removed an expiry.
 pub fn tell_of_expiry(name: &str, changes: &LabelChanges) {
     if changes.get(EXPIRES).is_some_and(Option::is_none) {
         tracing::info!(
             image = name,
-            "the record would have expired ({EXPIRES}), which somebody else had set: it stays now"
+            "the record would have expired ({EXPIRES}): removed the expiry, which another program had set"
         );
     }
 }
 
-/// What has to change on a record with `labels` when the sources that `gone` names no longer vouch for it: their
-/// labels go, and with the last of ours our pin. Where another importer wants the record pinned, too, the pin becomes its
-/// own: only our mark on it goes.
+/// Returns the changes to a record with `labels` when the sources that `gone` names no longer vouch
+/// for it. The labels of these sources are removed. airgapd's pin is removed with its last source.
+/// If another importer wants the record pinned, the pin stays as that importer's, and only
+/// airgapd's mark is removed.
 #[must_use]
 pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
     let sources = labels.iter().filter(|(key, _)| is_source(key));
@@ -361,7 +373,7 @@ mod tests {
     fn a_label_is_filled_to_the_last_byte_that_containerd_takes() {
         let key = format!("{DISTRIBUTION_SOURCE}a.io");
         for (room, wanted) in [(4, "y,yz"), (3, "y"), (1, "y")] {
-            // One path fills the label but for the room, and `y` and `yz` come after its comma.
+            // One path fills the label except for `room` bytes. `y` and `yz` come after its comma.
             let first = "x".repeat(LONGEST - key.len() - 1 - room);
             let names = [format!("a.io/{first}"), "a.io/y".into(), "a.io/yz".into()];
             let made = distribution_sources(names.iter().map(String::as_str));

@@ -1,8 +1,9 @@
-//! The lease that keeps what an import has moved so far: one for each bundle, with a fixed id, found again after a
-//! crash.
+//! The lease that protects the blobs of an unfinished import. Each bundle has one, with a fixed id,
+//! so the next run finds it after a crash.
 //!
-//! containerd cannot extend a lease, so one that has lived for half its time is replaced: a new one is made, given what
-//! the old one holds, and only then is the old one deleted. Nothing is unprotected in between.
+//! containerd cannot extend a lease, so a lease is replaced after half its life. The new lease
+//! first takes over the old lease's resources, and only then is the old lease deleted. The
+//! resources are never unprotected.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::labels::LEASE_MARK;
 
-/// How long a lease lives: longer than the slowest import, short enough that nothing leaks for ever.
+/// Life of a lease. It is longer than the slowest import, and short enough that no lease leaks for
+/// ever.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
-/// Every lease of ours starts with this.
+/// Prefix of airgapd's leases.
 pub const PREFIX: &str = "airgapd-";
 
 /// A lease in containerd.
@@ -26,13 +28,13 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Finds the lease of a bundle again, or makes one. `mark` says in containerd whose it is.
+    /// Finds the lease of a bundle again, or makes a lease. `mark` names its owner in containerd.
     ///
-    /// Safe to cancel: the id is fixed, so the next call finds what this one made.
+    /// Safe to cancel: the id is fixed, so the next call finds the same lease.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn acquire(client: &Client, bundle_id: &str, mark: &str) -> Result<Lease, Error> {
         let base = base_of(bundle_id);
         let mut found = of_bundle(client, &base).await?;
@@ -45,7 +47,8 @@ impl Lease {
             created: last.created_at,
             id: last.id,
         };
-        // A replacement that was interrupted: the older one may hold what the younger does not hold yet.
+        // A replacement was interrupted. The older lease may hold resources that the younger does
+        // not hold yet.
         for older in found {
             lease.take_over(client, &older.id).await?;
         }
@@ -53,18 +56,18 @@ impl Lease {
         Ok(lease)
     }
 
-    /// Its id, as `containerd-lease` wants it.
+    /// Returns the lease's id, as the header `containerd-lease` needs it.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Replaces the lease when half its life is over. Safe to cancel: until the new one holds everything, the old one
-    /// stays.
+    /// Replaces the lease if half its life is over. Safe to cancel: the old lease stays until the
+    /// new one holds everything.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn replace_if_old(&mut self, client: &Client, mark: &str) -> Result<(), Error> {
         if self.expires.duration_since(Timestamp::now()) > LIFETIME / 2 {
             return Ok(());
@@ -76,18 +79,19 @@ impl Lease {
         Ok(())
     }
 
-    /// Whether it is still there, and has been all the time: then so is everything that it holds. Only reads.
+    /// Returns true if the lease exists and was never deleted meanwhile. Then its resources exist,
+    /// too. This only reads.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn is_alive(&self, client: &Client) -> Result<bool, Error> {
         let leases = client.leases_beginning(&self.id).await?;
         let found = leases.iter().find(|lease| lease.id == self.id);
         Ok(found.is_some_and(|lease| lease.created_at == self.created))
     }
 
-    /// Takes everything over that another lease holds, and then gives that one back.
+    /// Takes over the resources of another lease, and then deletes that lease.
     async fn take_over(&self, client: &Client, other: &str) -> Result<(), Error> {
         for resource in client.lease_resources(other).await? {
             client.add_to_lease(&self.id, &resource).await?;
@@ -96,12 +100,12 @@ impl Lease {
     }
 }
 
-/// Gives back whatever leases a bundle has: of this run, or of one that was interrupted. containerd then collects what
-/// nothing else refers to.
+/// Deletes all leases of a bundle, of this run or of an interrupted run. containerd then collects
+/// everything that is no longer referred to.
 ///
 /// # Errors
 ///
-/// The error of the client, unchanged, after a second try.
+/// Returns the client's error, unchanged, after a second attempt.
 pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Error> {
     let give_back = async || {
         for lease in of_bundle(client, &base_of(bundle_id)).await? {
@@ -111,7 +115,7 @@ pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Er
     };
     match give_back().await {
         Ok(()) => Ok(()),
-        // Nobody comes back for this lease if all else is done.
+        // If everything else is done, no later run comes back for this lease.
         Err(_) => give_back().await,
     }
 }
@@ -120,7 +124,7 @@ fn base_of(bundle_id: &str) -> String {
     format!("{PREFIX}{bundle_id}")
 }
 
-/// The leases of a bundle, the one that lives longest last.
+/// Returns the leases of a bundle, sorted by expiry.
 async fn of_bundle(client: &Client, base: &str) -> Result<Vec<LeaseInfo>, Error> {
     let mut found = client.leases_beginning(base).await?;
     found.retain(|lease| is_of(&lease.id, base));
@@ -132,7 +136,7 @@ async fn make(client: &Client, base: String, id: String, mark: &str) -> Result<L
     let expires = Timestamp::now() + LIFETIME;
     let labels = BTreeMap::from([(LEASE_MARK.to_owned(), mark.to_owned())]);
     match client.create_lease(&id, expires, &labels).await? {
-        // Somebody imports the same bundle at the same time: the lease serves both.
+        // Another process imports the same bundle at the same time. The lease serves both.
         Created::New | Created::Existed => {}
     }
     let leases = client.leases_beginning(&id).await?;
@@ -141,7 +145,7 @@ async fn make(client: &Client, base: String, id: String, mark: &str) -> Result<L
         base,
         id,
         expires,
-        // One that is gone already is not found alive later.
+        // If the lease is already gone, later checks do not find it alive.
         created: made.and_then(|lease| lease.created_at),
     })
 }
@@ -151,7 +155,8 @@ fn is_of(id: &str, base: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// A lease without a readable expiry never ends; ours always have one.
+/// Returns the expiry of a lease. A lease without a readable expiry never ends. airgapd's leases
+/// always have an expiry.
 fn expiry(lease: &LeaseInfo) -> Timestamp {
     lease.expires.unwrap_or(Timestamp::MAX)
 }

@@ -1,13 +1,19 @@
-//! Where a bundle and a containerd meet.
+//! Imports bundles into containerd.
 //!
-//! One direction: [`select()`] (pure) decides which images of a catalog this node takes, [`Survey`] reads what containerd
-//! has, [`plan`](plan::plan) (pure) decides every step, [`carry_out`](ingest::carry_out) takes them and decides nothing,
-//! [`BundleResult`] says how it went, and [`BundleReport`] is the document about that. [`import()`] is all of that. The daemon, `airgapd import` and its dry run go this
-//! way.
+//! Data flows in one direction:
 //!
-//! The names of this flow are here. Those of its parts are in the modules, each by its topic.
+//! - [`select()`] (pure) decides which images of a catalog this node takes.
+//! - [`Survey`] reads what containerd has.
+//! - [`plan`](plan::plan) (pure) decides every step.
+//! - [`carry_out`](ingest::carry_out) takes the steps and decides nothing.
+//! - [`BundleResult`] is the result, and [`BundleReport`] is the document about it.
 //!
-//! This crate never reads an archive's bytes for itself and never sees a gRPC type.
+//! [`import()`] runs the whole flow. The daemon, `airgapd import` and its dry run all use it.
+//!
+//! The crate's root exports the names of this flow. The modules have those of its parts, each by
+//! its topic.
+//!
+//! This crate never reads an archive's bytes itself and never sees a gRPC type.
 
 pub mod content;
 mod error;

@@ -1,9 +1,10 @@
-//! Image names: from what an archive calls an image to the names of its records in containerd.
+//! Image names: from an archive's name of an image to the names of its records in containerd.
 //!
-//! CRI looks a pod's image up under its normalised reference and under nothing else, so a record that is not named
-//! that way is invisible to kubelet and cannot be removed through CRI. containerd's own importer writes the names of
-//! an OCI layout down as they are; this module normalises them, and never invents a repository: a plain tag needs a
-//! base name, an image without a name needs one from the operator, and both are reported otherwise.
+//! CRI looks up a pod's image under its normalised reference and under nothing else. A record with
+//! another name is invisible to kubelet and cannot be removed through CRI. containerd's own
+//! importer takes the names of an OCI layout as they are. This module normalises them. It never
+//! invents a repository: a plain tag needs a base name, and an image without a name needs one from
+//! the operator. Otherwise the image is reported.
 
 mod reference;
 
@@ -17,30 +18,31 @@ use serde::{Deserialize, Serialize};
 pub use self::reference::{InvalidReference, Reference};
 use crate::pattern::Pattern;
 
-/// Which `name@digest` records are added to a named image, so that pods pinned by digest find it offline.
+/// The `name@digest` records that a named image gets, so that pods pinned by digest find it
+/// offline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DigestReferences {
     /// None.
     None,
-    /// The digest of the record's target, which is what most pods are pinned to.
+    /// The digest of the record's target. Most pods are pinned to this digest.
     #[default]
     Target,
-    /// Also the digest of each imported manifest below an index.
+    /// The target's digest and the digest of each imported manifest below an index.
     All,
 }
 
-/// A prefix of names and what it is also known as on this node.
+/// A prefix of names, and its replacement on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alias {
     /// The prefix of names in bundles, such as `quay.io/k0sproject`.
     pub from: String,
-    /// What stands in its place in the second name.
+    /// The text in place of the prefix in the second name.
     pub to: String,
 }
 
 impl Alias {
-    /// The second name of `reference`, when the prefix ends at a boundary of it.
+    /// Returns the second name of `reference`, if the prefix ends at a boundary of the reference.
     fn apply(&self, reference: &Reference) -> Option<Result<Reference, InvalidReference>> {
         let text = reference.to_string();
         let rest = text.strip_prefix(&self.from)?;
@@ -49,37 +51,39 @@ impl Alias {
     }
 }
 
-/// How images are named on import.
+/// The rules for naming images on import.
 #[derive(Clone, Debug, Default)]
 pub struct Naming {
     /// Second names by prefix.
     pub aliases: Vec<Alias>,
     /// References for images (by target digest) that the archive leaves without a name.
     pub names: BTreeMap<String, Reference>,
-    /// The repository that plain tags belong to.
+    /// The repository of plain tags.
     pub base_name: Option<String>,
-    /// Which `name@digest` records are added.
+    /// The `name@digest` records to add.
     pub digest_references: DigestReferences,
-    /// What a bundle may call its images, as normalised references; empty allows every name.
+    /// Patterns of the names that a bundle may use, as normalised references. An empty list allows
+    /// every name.
     pub allowed: Vec<Pattern>,
 }
 
-/// The names of one image, and what was wrong with the others.
+/// The names of one image, and the problems with its other names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// References the target itself answers to, in order, without repetition.
+    /// References of the target itself, in order, without repetition.
     pub references: Vec<Reference>,
     /// Names that were not used, each with the reason.
     pub refused: Vec<String>,
-    /// Those among them that would have been used if they were allowed.
+    /// Number of refused names that only `allowedNames` forbids.
     pub forbidden: usize,
 }
 
 impl Naming {
-    /// The names of an image that the archive calls `raw` and whose record would point at `target`.
+    /// Returns the names of an image that the archive calls `raw`, for a record that would point to
+    /// `target`.
     ///
-    /// `manifests` are the digests of the imported manifests below an index; references to those come back separately
-    /// from [`Naming::manifest_references`].
+    /// The names do not include references to manifests below an index.
+    /// [`Naming::manifest_references`] returns those.
     #[must_use]
     pub fn names_of(&self, raw: &[RawName], target: &Digest) -> Names {
         let mut names = Names::default();
@@ -98,14 +102,14 @@ impl Naming {
         names
     }
 
-    /// Whether bundles may call an image so.
+    /// Returns true if bundles may use this name.
     #[must_use]
     pub fn allows(&self, reference: &Reference) -> bool {
         let text = reference.to_string();
         self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(&text))
     }
 
-    /// The `name@digest` references of a manifest below the index `names` were given to.
+    /// Returns the `name@digest` references of a manifest below the index with these `names`.
     #[must_use]
     pub fn manifest_references(&self, names: &[Reference], manifest: &Digest) -> Vec<Reference> {
         if self.digest_references != DigestReferences::All {
@@ -116,7 +120,8 @@ impl Naming {
         references
     }
 
-    /// How many `name@digest` references each manifest below an index gets from these names.
+    /// Returns the number of `name@digest` references that each manifest below an index gets from
+    /// these names.
     pub(crate) fn repositories(&self, names: &[Reference]) -> usize {
         if self.digest_references != DigestReferences::All {
             return 0;
@@ -133,7 +138,7 @@ impl Naming {
         let reference: Reference = text.parse().map_err(|e: InvalidReference| e.to_string())?;
         if reference.digest().is_some_and(|digest| digest != target.as_ref()) {
             return Err(format!(
-                "{} names a digest that is not the image's, which is {target}",
+                "{} names a digest that is not the image's ({target})",
                 quoted(&text)
             ));
         }
@@ -144,8 +149,9 @@ impl Naming {
             .collect())
     }
 
-    /// Takes what a bundle may name. Names that follow from an allowed one (its digest, its aliases) and those the
-    /// operator gives are allowed with it: they are nobody else's words.
+    /// Takes the names that a bundle may use. Names that follow from an allowed name (its digest,
+    /// its aliases) need no permission. The same holds for names from the operator. The bundle did
+    /// not choose any of these.
     fn add_allowed(&self, names: &mut Names, references: Vec<Reference>) {
         for reference in references {
             if self.allows(&reference) {
@@ -193,7 +199,8 @@ impl Naming {
     }
 }
 
-/// `latest`, `v1.2`: an annotation value that says a tag and no repository.
+/// Returns true for an annotation value that has a tag and no repository, such as `latest` or
+/// `v1.2`.
 fn is_plain_tag(text: &str) -> bool {
     !text.contains(['/', ':', '@'])
 }

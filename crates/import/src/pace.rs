@@ -1,7 +1,8 @@
-//! How fast blobs are sent: no faster than the operator allows.
+//! The largest speed at which blobs are sent, as the operator sets it.
 //!
-//! It stands between a bundle and containerd, decides nothing about an import, and lets bytes through when it is their
-//! turn. All imports of a process share one [`Pace`], so what is allowed holds for all of them together.
+//! The pace lies between a bundle and containerd. It decides nothing about an import, and lets
+//! bytes through when it is their turn. All imports of a process share one [`Pace`], so they share
+//! the limit.
 
 use std::convert::Infallible;
 use std::io::{self, Read};
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 use basics::bytes as in_words;
 use containerd::BlobSource;
 
-/// What may go through at once after a quiet time, as time at the full rate.
+/// Amount that may go through at once after a quiet time, as time at the full rate.
 const BURST: Duration = Duration::from_millis(100);
-/// Shorter waits add up before anybody waits: a thread that sleeps for less wakes too late anyway.
+/// Shortest wait. Shorter waits add up first, since a thread that sleeps for less wakes too late
+/// anyway.
 const GRAIN: Duration = Duration::from_millis(5);
 
-/// Lets bytes through when it is their turn; shared by all senders.
+/// Lets bytes through when it is their turn. All senders share it.
 #[derive(Debug)]
 pub struct Pace {
     state: Mutex<State>,
@@ -30,8 +32,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// A pace of at most `rate` bytes in a second; `None` lets everything through at once. Below 1 MiB, other importers
-    /// may take a blob that is waited for to be given up.
+    /// Makes a pace of at most `rate` bytes a second. `None` means no limit. Below 1 MiB a second,
+    /// other importers that wait for a blob of this process may take it for abandoned.
     #[must_use]
     pub fn new(rate: Option<u64>) -> Pace {
         Pace {
@@ -39,7 +41,7 @@ impl Pace {
         }
     }
 
-    /// Changes what is allowed, from the next bytes on.
+    /// Changes the limit, from the next bytes on.
     pub fn set(&self, rate: Option<u64>) {
         let mut state = self.state();
         if state.rate != rate {
@@ -47,14 +49,15 @@ impl Pace {
         }
     }
 
-    /// How fast is sent at most, and why, in a few words; `None` while nothing holds back.
+    /// Describes the limit in a few words. Returns `None` if there is no limit.
     #[must_use]
     pub fn held_back(&self) -> Option<String> {
         let rate = self.state().rate?;
         Some(format!("at most {} a second (rateLimit)", in_words(rate)))
     }
 
-    /// Waits until it is the bytes' turn. `false`, and at once, when nobody wants them any more.
+    /// Waits until it is the bytes' turn. Returns `false` at once if the bytes are no longer
+    /// wanted.
     fn let_through(&self, bytes: u64, unwanted: &Receiver<Infallible>) -> bool {
         let wait = self.state().book(bytes, Instant::now());
         wait.is_zero() || unwanted.recv_timeout(wait) == Err(RecvTimeoutError::Timeout)
@@ -65,12 +68,12 @@ impl Pace {
     }
 }
 
-/// What is allowed, and what was let through.
+/// The limit, and the bytes let through so far.
 #[derive(Debug)]
 struct State {
     /// Bytes a second.
     rate: Option<u64>,
-    /// When everything that was booked has had its time.
+    /// Time at which all booked bytes have had their turn.
     free_at: Instant,
 }
 
@@ -79,7 +82,7 @@ impl State {
         State { rate, free_at: now }
     }
 
-    /// Books bytes, and says how long they have to wait.
+    /// Books bytes and returns their waiting time.
     fn book(&mut self, bytes: u64, now: Instant) -> Duration {
         let Some(rate) = self.rate else {
             self.free_at = now;
@@ -92,13 +95,13 @@ impl State {
     }
 }
 
-/// How long bytes take at a rate of bytes a second.
+/// Returns the time that bytes take at a rate in bytes a second.
 fn time_for(bytes: u64, rate: u64) -> Duration {
     let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// A source whose bytes come at a pace, for as long as they are wanted.
+/// Returns a source whose bytes come at a pace, for as long as they are wanted.
 pub(crate) fn paced(source: Arc<dyn BlobSource>, pace: &Arc<Pace>) -> (Arc<dyn BlobSource>, Wanted) {
     let (wanted, unwanted) = mpsc::channel();
     let source = Paced {
@@ -109,14 +112,15 @@ pub(crate) fn paced(source: Arc<dyn BlobSource>, pace: &Arc<Pace>) -> (Arc<dyn B
     (Arc::new(source), Wanted(wanted))
 }
 
-/// Says that bytes are wanted until it is dropped. Whoever waits for their turn then stops at once.
-pub(crate) struct Wanted(#[expect(dead_code, reason = "what counts is that it is there")] Sender<Infallible>);
+/// Marks bytes as wanted until it is dropped. A reader that waits for their turn then stops at
+/// once.
+pub(crate) struct Wanted(#[expect(dead_code, reason = "dropping it closes the channel")] Sender<Infallible>);
 
 #[derive(Clone)]
 struct Paced<S> {
     source: S,
     pace: Arc<Pace>,
-    /// Hears of the end of [`Wanted`], and of nothing else.
+    /// Closed when [`Wanted`] is dropped. Nothing is ever sent.
     unwanted: Arc<Mutex<Receiver<Infallible>>>,
 }
 
@@ -136,7 +140,7 @@ impl Read for Paced<Box<dyn Read + Send>> {
         let unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
         match n == 0 || self.pace.let_through(n as u64, &unwanted) {
             true => Ok(n),
-            false => Err(io::Error::other("nobody wants the blob any more")),
+            false => Err(io::Error::other("the blob is no longer wanted")),
         }
     }
 }
@@ -152,7 +156,8 @@ mod tests {
     const PIECE: u64 = 512 << 10;
 
     proptest! {
-        /// Of everything that goes through from one piece to a later one, all but a burst or the first piece is at the rate.
+        /// Bytes that go through between two pieces stay within the rate, plus a burst or the first
+        /// piece.
         #[test]
         fn over_any_time_no_more_goes_through_than_the_rate_and_a_burst(
             rate in 1_u64 << 20..1 << 30,
@@ -176,7 +181,7 @@ mod tests {
             }
         }
 
-        /// Whoever sends as fast as it goes gets the rate, and not less.
+        /// A sender without pauses gets the full rate.
         #[test]
         fn what_is_allowed_is_used_up(rate in 1_u64 << 20..1 << 32, pieces in 10_u32..500) {
             let begin = Instant::now();

@@ -1,30 +1,31 @@
-//! Patterns of names: what an operator writes where a rule is about many names at once.
+//! Patterns of names, for rules about many names at once.
 
 use std::fmt;
 use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-/// A pattern that a whole name has to match: `*` stands for any run of characters, `/` included, `?` for exactly one.
+/// A pattern for a whole name: `*` stands for any run of characters, including `/`, and `?` for
+/// exactly one.
 ///
-/// Nothing else is special, so a name without the two is a pattern for itself. Matching takes time proportional to the
-/// length of the name times that of the pattern, whatever the two are.
+/// No other character is special, so a name without `*` and `?` is a pattern for itself. Matching
+/// takes time proportional to the product of both lengths, even for hostile patterns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pattern(WildMatch);
 
-/// Why a text is no pattern.
+/// The error for a text that is no pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPattern {
-    /// It would match the empty name alone.
+    /// The pattern would match the empty name alone.
     #[error("a pattern must not be empty")]
     Empty,
-    /// No name has such characters, so it would match nothing.
+    /// No name has such characters, so the pattern would match nothing.
     #[error("a pattern has no spaces and no control characters")]
     Unprintable,
 }
 
 impl Pattern {
-    /// Whether the whole of `name` matches.
+    /// Returns true if the whole of `name` matches.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         self.0.matches(name)

@@ -1,8 +1,8 @@
-//! The plan: every step of an import, decided before the first one is taken.
+//! The plan: every step of an import, decided before the first step is taken.
 //!
-//! Pure: what is selected and what is there go in, a printable value comes out, and whoever carries it out has nothing
-//! left to decide. The same function serves the daemon, `import`, `import --dry-run`, and the comparison of an
-//! unchanged bundle with containerd at a restart.
+//! Pure: the selection and the survey go in, and a printable value comes out. Code that carries the
+//! plan out has nothing left to decide. The same function serves the daemon, `import`, `import
+//! --dry-run`, and the comparison of an unchanged bundle with containerd at a restart.
 
 mod gc;
 mod intent;
@@ -30,94 +30,97 @@ use crate::survey::Survey;
 /// Every step of an import, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The images: those that come first, and among equals those with the fewest bytes to send.
+    /// The images in order of priority. Images of equal priority are sorted by the bytes to send,
+    /// fewest first.
     pub images: Vec<ImagePlan>,
 }
 
 /// The steps for one image.
 #[derive(Clone, Debug)]
 pub struct ImagePlan {
-    /// Where the image stands in the list that was planned.
+    /// Index of the image in the planned list.
     pub index: usize,
-    /// Its blobs, children before parents; none when all its names stay with others.
+    /// The image's blobs, children before parents. Empty if the bundle gets none of its names.
     pub blobs: Vec<BlobStep>,
-    /// Its records, after all blobs.
+    /// The image's records, written after all blobs.
     pub records: Vec<RecordStep>,
-    /// Its platforms, best first.
+    /// The image's platforms, best first.
     pub platforms: Vec<String>,
-    /// Whether it is to be unpacked: that is wanted and has not been done.
+    /// True if the image is to be unpacked and is not unpacked yet.
     pub unpack: bool,
 }
 
-/// What happens to one blob.
+/// The step for one blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobStep {
     /// The blob.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Whether it is sent.
+    /// The action on the blob.
     pub action: BlobAction,
-    /// How many labels it lacks, for the gc and for `sources`; given with the commit when it is sent. Which they are is
-    /// asked when they are written: names and layers of an image are a product that nothing bounds.
+    /// Number of labels that the blob lacks, for the gc and for `sources`. A blob that is sent gets
+    /// them with its commit. The import computes the labels only when it writes them. The plan
+    /// cannot hold them, since the product of an image's names and layers has no bound.
     pub lacking: usize,
-    /// The labels that say where it is from, by the names of all images that have it; shared by blobs that have the same.
+    /// The labels that give the blob's origin, from the names of all images that have it. Blobs
+    /// with equal labels share them.
     pub sources: Arc<Labels>,
-    /// What it refers to.
+    /// The blobs that this blob refers to.
     pub children: Vec<Child>,
 }
 
-/// Whether and how a blob is touched.
+/// The action on a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlobAction {
-    /// It is missing: its bytes are sent.
+    /// The blob is missing, and its bytes are sent.
     Send,
-    /// It is there, but its image is not complete yet: the lease keeps it.
+    /// The blob exists, but its image is not complete yet. The lease protects the blob.
     Hold,
-    /// It is there and safe.
+    /// The blob exists and is safe.
     Leave,
 }
 
-/// What happens to one image record.
+/// The step for one image record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordStep {
-    /// Its name.
+    /// The record's name.
     pub name: String,
-    /// What it points at afterwards.
+    /// The record's target after the step.
     pub target: Arc<Descriptor>,
-    /// What is done.
+    /// The action on the record.
     pub action: RecordAction,
 }
 
-/// What is done to a record.
+/// The action on a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordAction {
-    /// It does not exist: it is created with target, pin and source.
+    /// The record does not exist. It is created with target, pin and source.
     Create(Labels),
-    /// It points elsewhere: it is moved, with its labels, in one call.
+    /// The record points to another image. It is moved, with its labels, in one call.
     Retarget {
-        /// What it points at now.
+        /// The record's target now.
         from: Digest,
         /// The labels that change with it.
         labels: LabelChanges,
     },
-    /// Only its labels lack something.
+    /// The record only lacks labels.
     Relabel(LabelChanges),
-    /// Nothing.
+    /// The record stays unchanged.
     Unchanged,
-    /// The name is taken by something else, and stays.
+    /// The name belongs to another program, and the record stays.
     Conflict {
-        /// What it points at.
+        /// The record's target.
         with: Digest,
-        /// Whether that makes the image a failed one.
+        /// True if the image counts as failed.
         refuse: bool,
     },
-    /// The name is not this bundle's to decide about; why.
+    /// The bundle leaves this name alone, for this reason.
     Leave(String),
 }
 
 impl RecordAction {
-    /// Whether the record is written.
+    /// Returns true if the record is written.
     #[must_use]
     pub fn writes(&self) -> bool {
         matches!(
@@ -128,13 +131,13 @@ impl RecordAction {
 }
 
 impl Plan {
-    /// Whether everything is in place: nothing is leased and nothing is written.
+    /// Returns true if everything is in place. Then the import takes no lease and writes nothing.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.images.iter().all(ImagePlan::is_done)
     }
 
-    /// How many records are made that are not there.
+    /// Returns the number of new records.
     #[must_use]
     pub fn new_records(&self) -> usize {
         let steps = self.images.iter().flat_map(|image| &image.records);
@@ -142,13 +145,13 @@ impl Plan {
         new.map(|step| &step.name).collect::<HashSet<_>>().len()
     }
 
-    /// How many bytes have to be sent, each blob counted once.
+    /// Returns the number of bytes to send. Each blob counts once.
     #[must_use]
     pub fn bytes_to_send(&self) -> u64 {
         self.blobs_to_send().iter().map(|(_, size)| size).sum()
     }
 
-    /// The blobs that have to be sent, each once, with their sizes in bytes.
+    /// Returns the blobs to send, each once, with their sizes in bytes.
     pub(crate) fn blobs_to_send(&self) -> Vec<(&Digest, u64)> {
         let mut seen = HashSet::new();
         let steps = self.images.iter().flat_map(|image| &image.blobs);
@@ -160,13 +163,14 @@ impl Plan {
 }
 
 impl ImagePlan {
-    /// Whether its blobs, their labels and its records are all as they should be.
+    /// Returns true if the image's blobs, their labels and its records are all in place.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.blobs.iter().all(BlobStep::is_done) && !self.records.iter().any(|record| record.action.writes())
     }
 
-    /// Whether all its names belong to others and stay with them: blobs that no record of ours keeps are not sent.
+    /// Returns true if the bundle gets none of the image's names. Blobs of an image without a
+    /// record are not sent.
     fn is_unwanted(&self) -> bool {
         self.records.iter().all(|record| {
             matches!(
@@ -176,7 +180,7 @@ impl ImagePlan {
         })
     }
 
-    /// The first pattern that one of its names matches, by position.
+    /// Returns the position of the first pattern that one of the image's names matches.
     fn rank(&self, priority: &[Pattern]) -> usize {
         let is_match = |pattern: &Pattern| self.records.iter().any(|record| pattern.matches(&record.name));
         priority.iter().position(is_match).unwrap_or(priority.len())
@@ -197,7 +201,7 @@ impl BlobStep {
     }
 }
 
-/// Decides every step for `images`, given what is there.
+/// Decides every step for `images`, given the survey of containerd.
 #[must_use]
 pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
     let sources = Sources::of(images);
@@ -228,7 +232,7 @@ fn plan_image(
         plan.blobs.clear();
         plan.unpack = false;
     } else if plan.is_done() {
-        // The record and the labels keep the blobs: there is nothing to protect them from.
+        // The record and the labels keep the blobs, so they need no lease.
         for step in &mut plan.blobs {
             step.action = BlobAction::Leave;
         }
@@ -262,7 +266,8 @@ fn plan_blobs(image: &Taken, sources: &Sources<'_>, survey: &Survey) -> Vec<Blob
 fn plan_blob(member: &Member, sources: Arc<Labels>, there: Option<&BlobInfo>) -> BlobStep {
     let none = Labels::new();
     let there_labels = there.map_or(&none, |blob| &blob.labels);
-    // A blob of another size under this digest is not the blob: sending it makes containerd say so.
+    // A blob of another size under this digest is not this blob. When it is sent, containerd
+    // refuses it.
     let action = if there.is_some() {
         BlobAction::Hold
     } else {
@@ -278,7 +283,8 @@ fn plan_blob(member: &Member, sources: Arc<Labels>, there: Option<&BlobInfo>) ->
     }
 }
 
-/// The labels that a blob with the labels `there` lacks: of its children, for the gc, and of where it is from, for mirrors.
+/// Returns the labels that a blob with the labels `there` lacks: labels about its children for the
+/// gc, and labels about its origin for mirrors.
 pub(crate) fn missing_labels(children: &[Child], sources: &Labels, there: &Labels) -> Labels {
     let mut missing = missing_gc_labels(children, there);
     missing.extend(labels::missing_sources(sources, there));

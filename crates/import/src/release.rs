@@ -1,4 +1,5 @@
-//! Takes back what is ours: source labels, and with the last of them our pin. Records stay; kubelet decides about them.
+//! Removes airgapd's source labels, and with the last of them its pin. Records stay, and kubelet
+//! decides about them.
 
 use std::ops::ControlFlow;
 
@@ -8,31 +9,31 @@ use serde::Serialize;
 use crate::labels::{self, LabelChanges, PINNED};
 use crate::lease;
 
-/// What is taken back.
+/// The labels to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// Everything that is ours.
+    /// All labels of airgapd.
     All,
-    /// What these bundles (by file name) or image records (by name) hold.
+    /// The labels of these bundles (by file name) or on these image records (by name).
     Names(Vec<String>),
-    /// What these bundles of the images folder vouch for, by file name.
+    /// The labels of these bundles of the images folder, by file name.
     Bundles(Vec<String>),
 }
 
-/// A record that loses labels of ours.
+/// A record that loses labels of airgapd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Released {
-    /// The record.
+    /// The record's name.
     pub name: String,
-    /// Whether the pin goes.
+    /// True if the record loses its pin.
     pub unpinned: bool,
-    /// The labels that go.
+    /// The labels that the record loses.
     pub labels: Vec<String>,
     #[serde(skip)]
     changes: LabelChanges,
 }
 
-/// Decides what of `record` is taken back.
+/// Decides which labels `record` loses.
 #[must_use]
 pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     let all_of_it = match what {
@@ -61,13 +62,15 @@ pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     })
 }
 
-/// Takes back what `what` names, and with [`Release::All`] our leases, too. With `dry_run` nothing is written.
+/// Removes the labels that `what` names, and with [`Release::All`] also airgapd's leases. With
+/// `dry_run`, nothing is written.
 ///
-/// Labels are changed one key at a time; those of others stay. Safe to cancel: what is left is taken back next time.
+/// Labels are changed one key at a time, and labels of other programs stay. Safe to cancel: the
+/// next call removes the rest.
 ///
 /// # Errors
 ///
-/// The error of the client, unchanged; records before it are released by then.
+/// Returns the client's error, unchanged. Records before the failed one are already released.
 pub async fn release(client: &Client, what: &Release, dry_run: bool) -> Result<Vec<Released>, Error> {
     let mut released = Vec::new();
     let look = |record: ImageRecord| {

@@ -7,49 +7,50 @@ use serde::Serialize;
 use crate::result::{BlobCounts, BundleResult, ImageOutcome, ImageResult, Outcome, UnpackCounts};
 use crate::space::Forecast;
 
-/// The document about a bundle. It is made last, of a [`BundleResult`].
+/// The document about a bundle, made from its [`BundleResult`].
 #[derive(Clone, Debug, Serialize)]
 pub struct BundleReport {
-    /// The file.
+    /// The bundle's file.
     pub path: PathBuf,
-    /// How the archive is laid out; absent when it could not be read.
+    /// The layout of the archive. `None` if the file could not be read.
     pub format: Option<String>,
-    /// How it is compressed; absent when it could not be read.
+    /// The compression of the archive. `None` if the file could not be read.
     pub compression: Option<String>,
     /// The result as a whole.
     pub outcome: Outcome,
-    /// What stopped it, in one line.
+    /// The reason why the import stopped, in one line.
     pub error: Option<String>,
-    /// One entry for each record, and one for each image that has none and is skipped or failed.
+    /// One entry for each record, and one for each skipped or failed image without records.
     pub images: Vec<ImageReport>,
-    /// What was moved.
+    /// Numbers of sent and present blobs.
     pub blobs: BlobCounts,
-    /// What was unpacked ahead; absent where nothing was to be.
+    /// The result of unpacking in advance. `None` if no image was to be unpacked.
     pub unpacked: Option<UnpackCounts>,
-    /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
+    /// The forecast for containerd's disk, made before the import. `None` if nothing was to be
+    /// sent, or if the disk is not visible.
     pub space: Option<Forecast>,
-    /// How long it took, in milliseconds.
+    /// Duration of the import in milliseconds.
     pub duration_ms: u64,
-    /// What the operator should know of the archive although it stops nothing.
+    /// Remarks on the archive that the operator should know, although they stop nothing.
     pub warnings: Vec<String>,
 }
 
-/// What the document says of a record, or of an image without one.
+/// The entry about a record, or about an image without a record.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageReport {
-    /// The record's name; what the archive calls the image when there is no record.
+    /// The record's name. Without a record, the archive's name of the image.
     pub name: String,
-    /// The digest of its target.
+    /// The digest of the record's target.
     pub digest: String,
-    /// The media type of its target.
+    /// The media type of the record's target.
     pub media_type: String,
     /// The platforms that are in place, best first.
     pub platforms: Vec<String>,
-    /// What was done.
+    /// The result.
     pub outcome: ImageOutcome,
-    /// Why, where that needs saying.
+    /// The reason, if the result needs one.
     pub reason: Option<String>,
-    /// What a moved record pointed at before.
+    /// The former target of a moved record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_digest: Option<String>,
 }
@@ -133,7 +134,8 @@ mod tests {
         })
     }
 
-    /// Two names of one image, one of another whose digest is of another kind, and an image that is broken.
+    /// Returns results of three images: one with two names, one with a sha512 digest, and a broken
+    /// one.
     fn results() -> Vec<ImageResult> {
         let (one, other) = (target(SHA256), target(&format!("sha512:{}", "b".repeat(128))));
         let broken = Verdict::Broken(vec![Problem::of_image("no layers".to_owned())]);

@@ -1,6 +1,8 @@
-//! What became of a bundle, image by image, as values: the ledger keeps them, and the report is made of them last.
+//! The result of a bundle, image by image, as values. The ledger keeps the values, and the report
+//! is made from them.
 //!
-//! One file has the values and how each follows from a selection and what was ingested, so that no outcome is made elsewhere.
+//! This file has the values and derives each from a selection and the ingested images. No other
+//! module makes an outcome.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use crate::select::{Choice, Damage, Problem, Selection, Taken, Verdict};
 use crate::space::Forecast;
 use crate::unpack::Unpacked;
 
-/// What became of a bundle as a whole, in the words of reports and of `state.json`.
+/// The result of a whole bundle, in the words of reports and of `state.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -28,18 +30,18 @@ pub enum Outcome {
     Unchanged,
     /// Some images are in place, others failed.
     Partial,
-    /// Nothing is wrong with it, and nothing of it is for this node.
+    /// The bundle is sound, and nothing in it is for this node.
     Skipped,
-    /// Nothing landed.
+    /// No image is in place.
     Failed,
 }
 
-/// Why something failed, as far as it matters to whoever asked.
+/// The cause of a failure, in the terms that matter to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The bundle itself is bad.
     Bundle,
-    /// The file could not be read, or changed while it was.
+    /// The file could not be read, or changed while it was read.
     File,
     /// containerd could not be reached.
     Unreachable,
@@ -48,7 +50,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Why a bundle could not be opened: its own fault, or that of the file it is in.
+    /// Returns the cause of a bundle that could not be opened: the bundle itself, or its file.
     pub fn of(error: &bundle::Error) -> Cause {
         match error.fault {
             bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed => Cause::File,
@@ -57,105 +59,107 @@ impl Cause {
     }
 }
 
-/// What became of a bundle, as values.
+/// The result of a bundle, as values.
 #[derive(Clone, Debug)]
 pub struct BundleResult {
-    /// The file.
+    /// The bundle's file.
     pub path: PathBuf,
-    /// How the archive is laid out; absent when it could not be read.
+    /// The layout of the archive. `None` if the file could not be read.
     pub format: Option<String>,
-    /// How it is compressed; absent when it could not be read.
+    /// The compression of the archive. `None` if the file could not be read.
     pub compression: Option<String>,
     /// The result as a whole.
     pub outcome: Outcome,
-    /// What stopped it, in one line.
+    /// The reason why the import stopped, in one line.
     pub error: Option<String>,
-    /// One entry for each record, and one for each image that has none.
+    /// One entry for each record, and one for each image without records.
     pub images: Vec<ImageResult>,
-    /// What was moved.
+    /// Numbers of sent and present blobs.
     pub blobs: BlobCounts,
-    /// What was unpacked ahead; absent where nothing was to be.
+    /// The result of unpacking in advance. `None` if no image was to be unpacked.
     pub unpacked: Option<UnpackCounts>,
-    /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
+    /// The forecast for containerd's disk, made before the import. `None` if nothing was to be
+    /// sent, or if the disk is not visible.
     pub space: Option<Forecast>,
-    /// How long it took, in milliseconds.
+    /// Duration of the import in milliseconds.
     pub duration_ms: u64,
-    /// What the operator should know of the archive although it stops nothing.
+    /// Remarks on the archive that the operator should know, although they stop nothing.
     pub warnings: Vec<String>,
-    /// Why it failed.
+    /// The cause of the failure.
     pub cause: Option<Cause>,
-    /// Whether trying again without a change of the file may help.
+    /// True if a retry with the same file may help.
     pub retry: bool,
 }
 
-/// What became of the images that were to be unpacked.
+/// The result of unpacking images.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct UnpackCounts {
-    /// Images that are unpacked now.
+    /// Number of images that are unpacked now.
     pub images: u64,
-    /// Layers that were unpacked for that; others were before.
+    /// Number of layers that this import unpacked. Layers unpacked earlier do not count.
     pub layers: u64,
-    /// Images that could not be.
+    /// The images that could not be unpacked.
     pub failed: Vec<UnpackFailure>,
 }
 
 /// An image that could not be unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UnpackFailure {
-    /// Its first name.
+    /// The image's first name.
     pub name: String,
-    /// Why, naming the layer.
+    /// The reason, which names the layer.
     pub reason: String,
 }
 
-/// What became of a record, or of an image without one.
+/// The result of a record, or of an image without a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageResult {
-    /// Which image of the bundle it is of, counted from nought in the order of the bundle.
+    /// Index of the record's image, counted from 0 in the order of the bundle.
     pub image: usize,
-    /// The record's name; what the archive calls the image when there is no record.
+    /// The record's name. Without a record, the archive's name of the image.
     pub name: String,
-    /// The digest of its target.
+    /// The digest of the record's target.
     pub target: Digest,
-    /// The media type of its target.
+    /// The media type of the record's target.
     pub media_type: MediaType,
     /// The platforms that are in place, best first.
     pub platforms: Vec<String>,
-    /// What was done.
+    /// The result.
     pub outcome: ImageOutcome,
-    /// Why, where that needs saying.
+    /// The reason, if the result needs one.
     pub reason: Option<String>,
-    /// What a moved record pointed at before.
+    /// The former target of a moved record.
     pub previous: Option<Digest>,
 }
 
-/// What was done for a record.
+/// The result of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageOutcome {
-    /// It is new.
+    /// The record is new.
     Created,
-    /// It points at the image now, and at something else before.
+    /// The record now points to the image, and pointed to another image before.
     Retargeted,
-    /// Its pin or source label was missing.
+    /// The record's pin or source label was missing.
     Relabelled,
-    /// It was in place.
+    /// The record was in place.
     Unchanged,
-    /// It is sound and not recorded; the reason says why.
+    /// The image is sound and has no record. The reason says why.
     Skipped,
-    /// It could not be recorded; the reason says why.
+    /// The image could not be recorded. The reason says why.
     Failed,
 }
 
 impl ImageResult {
-    /// Its name and why, in one line; the name stands there once.
+    /// Returns name and reason in one line. The name appears once.
     #[must_use]
     pub fn in_words(&self) -> String {
         named(&self.name, self.reason.as_deref().unwrap_or_default())
     }
 }
 
-/// A reason with the image that it is of. A reason that names the image itself stays as it is.
+/// Returns a reason with the name of its image. A reason that already names the image stays
+/// unchanged.
 #[must_use]
 pub fn named(image: &str, reason: &str) -> String {
     match reason {
@@ -166,7 +170,7 @@ pub fn named(image: &str, reason: &str) -> String {
 }
 
 impl ImageOutcome {
-    /// The word for it in documents and logs.
+    /// Returns the outcome's word in documents and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -179,7 +183,7 @@ impl ImageOutcome {
         }
     }
 
-    /// Whether the image can be used under this name.
+    /// Returns true if the image can be used under this name.
     #[must_use]
     pub fn is_in_place(self) -> bool {
         !matches!(self, ImageOutcome::Skipped | ImageOutcome::Failed)
@@ -189,22 +193,22 @@ impl ImageOutcome {
 /// Blobs of a bundle, each counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlobCounts {
-    /// Sent to containerd.
+    /// Number of blobs sent to containerd.
     pub sent: u64,
-    /// Bytes that went over the wire.
+    /// Number of bytes sent.
     pub sent_bytes: u64,
-    /// Needed and there already.
+    /// Number of needed blobs that were already in containerd.
     pub present: u64,
-    /// Their bytes.
+    /// Size of those blobs in bytes.
     pub present_bytes: u64,
-    /// In the bundle and not needed on this node.
+    /// Number of blobs in the bundle that this node does not need.
     pub not_needed: u64,
-    /// Their bytes.
+    /// Size of those blobs in bytes.
     pub not_needed_bytes: u64,
 }
 
 impl Outcome {
-    /// The word for it in documents and logs.
+    /// Returns the outcome's word in documents and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -218,7 +222,7 @@ impl Outcome {
 }
 
 impl BundleResult {
-    /// The result of a file that is no readable bundle.
+    /// Returns the result of a file that is no readable bundle.
     #[must_use]
     pub fn unreadable(path: &Path, error: &bundle::Error, took: Duration) -> BundleResult {
         BundleResult {
@@ -228,8 +232,8 @@ impl BundleResult {
         }
     }
 
-    /// The result of a bundle that is not imported although it may be sound: a rule of the node is against it, or its
-    /// bytes are not those it should have.
+    /// Returns the result of a bundle that is not imported, although it may be sound. A rule of the
+    /// node forbids it, or its bytes do not match the expected digest.
     #[must_use]
     pub fn refused(path: &Path, reason: String, cause: Cause, took: Duration) -> BundleResult {
         BundleResult {
@@ -239,7 +243,7 @@ impl BundleResult {
         }
     }
 
-    /// The result of a bundle that was not tried, because of `error`.
+    /// Returns the result of a bundle that was not tried, because of `error`.
     #[must_use]
     pub fn untried(path: &Path, error: &Error, took: Duration) -> BundleResult {
         let cause = Some(error.cause());
@@ -269,14 +273,14 @@ impl BundleResult {
         }
     }
 
-    /// The same with what was foreseen for containerd's disk.
+    /// Returns the same result with the forecast for containerd's disk.
     #[must_use]
     pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleResult {
         self.space = forecast;
         self
     }
 
-    /// Everything that the operator should know although it stops nothing: of the archive, and of how full the disk gets.
+    /// Returns the warnings about the archive and those about the disk after the import.
     #[must_use]
     pub fn all_warnings(&self) -> Vec<String> {
         let foreseen = self.space.iter().flat_map(Forecast::warnings);
@@ -284,8 +288,8 @@ impl BundleResult {
         self.warnings.iter().cloned().chain(foreseen).collect()
     }
 
-    /// What there is to tell, in the order of the bundle: each record, but for the same failure of an image's records
-    /// only the first of them.
+    /// Returns the entries to report, in the order of the bundle. If records of one image have the
+    /// same failure, only the first of them is reported.
     pub fn told(&self) -> impl Iterator<Item = &ImageResult> {
         let mut last = None;
         self.images.iter().filter(move |image| {
@@ -296,13 +300,13 @@ impl BundleResult {
         })
     }
 
-    /// Whether at least one image is in place.
+    /// Returns true if at least one image is in place.
     #[must_use]
     pub fn landed(&self) -> bool {
         self.images.iter().any(|image| image.outcome.is_in_place())
     }
 
-    /// The result of a plan that was carried out.
+    /// Returns the result of a plan that was carried out.
     #[must_use]
     pub fn of(bundle: &Bundle, selection: &Selection, ingested: &Ingested, took: Duration) -> BundleResult {
         let file = bundle.path().file_name().unwrap_or(bundle.path().as_os_str());
@@ -350,7 +354,7 @@ fn unpack_counts(selection: &Selection, ended: &[(usize, Result<Unpacked, String
     (!ended.is_empty()).then_some(report)
 }
 
-/// Remarks on the archive, and on images that are taken although there is something to say.
+/// Returns the remarks on the archive, and on imported images.
 fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
     let archive = catalog.warnings.iter().map(ToString::to_string);
     let taken = selection
@@ -366,7 +370,8 @@ fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
     archive.chain(images).collect()
 }
 
-/// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal of containerd.
+/// Returns the cause of failed images. The bundle is to blame unless every failure has another
+/// reason. Such reasons are a name that is taken and a refusal of containerd.
 fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
     let broken = selection
         .choices
@@ -383,7 +388,7 @@ fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
     }
 }
 
-/// What became of the bundle, given its images and whether any blob was sent.
+/// Returns the result of the bundle. `sent` is true if any blob was sent.
 fn outcome_of(images: &[ImageResult], sent: bool) -> Outcome {
     let any = |wanted: fn(&ImageOutcome) -> bool| images.iter().any(|image| wanted(&image.outcome));
     let landed = any(|outcome| outcome.is_in_place());
@@ -399,7 +404,8 @@ fn outcome_of(images: &[ImageResult], sent: bool) -> Outcome {
     }
 }
 
-/// What became of each record, and of each image without one. `file` is what the bundle is called, fit to print.
+/// Returns the result of each record, and of each image without records. `file` is the bundle's
+/// name, fit to print.
 pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &str) -> Vec<ImageResult> {
     let by_index: HashMap<usize, &IngestedImage> =
         ingested.images.iter().map(|image| (image.index, image)).collect();
@@ -412,7 +418,7 @@ pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &s
                 results.push(without_record(choice, ImageOutcome::Skipped, &skip.to_string()));
             }
             Verdict::Forbidden => {
-                let reason = "a bundle may not name it so";
+                let reason = "allowedNames allows none of its names";
                 results.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {
@@ -439,7 +445,8 @@ pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &s
     results
 }
 
-/// Names the first few of many problems, and counts the others: an image may have one for each of thousands of layers.
+/// Lists the first few problems and the number of the rest. An image may have a problem for each of
+/// thousands of layers.
 #[must_use]
 pub fn in_short<T: ToString>(problems: &[T]) -> String {
     const NAMED: usize = 20;
@@ -465,7 +472,7 @@ fn without_record(choice: &Choice, outcome: ImageOutcome, reason: &str) -> Image
     )
 }
 
-/// A problem of an image that cannot run, with what to do about it.
+/// Returns a problem of an image that cannot run, with the remedy.
 fn told(problem: &Problem, choice: &Choice, file: &str) -> String {
     match &problem.damage {
         Some(damage) => damage.told(&choice.label, file),
@@ -473,7 +480,7 @@ fn told(problem: &Problem, choice: &Choice, file: &str) -> String {
     }
 }
 
-/// Why nothing came of an image, in one line.
+/// Returns the reason why an image has no record, in one line.
 fn reason_of(failure: &Failure, taken: &Taken, file: &str) -> String {
     let Some(digest) = &failure.damaged else {
         return failure.reason.clone();
@@ -514,7 +521,7 @@ fn taken_results(
             &ingested
                 .stopped
                 .as_ref()
-                .map_or_else(|| "not reached".to_owned(), |error| chain(error)),
+                .map_or_else(|| "the import stopped before it".to_owned(), |error| chain(error)),
         ),
     }
 }
@@ -544,7 +551,7 @@ fn record_result(step: &RecordStep, outcome: &RecordOutcome, taken: &Taken) -> I
 fn taken_by(action: &RecordAction) -> Option<String> {
     match action {
         RecordAction::Conflict { with, .. } => Some(format!(
-            "the name is taken by {with}, which is not ours (onConflict decides)"
+            "another program uses the name for {with} (onConflict decides)"
         )),
         RecordAction::Leave(why) => Some(why.clone()),
         _ => None,
@@ -597,7 +604,7 @@ fn count_blobs(catalog: &Catalog, selection: &Selection, ingested: &Ingested) ->
     counts
 }
 
-/// Every blob of the bundle that the tree of an image names.
+/// Collects every blob of the bundle that the tree of an image names.
 fn blobs_below<'n>(node: &'n Node, held: &mut HashMap<&'n Digest, u64>) {
     let mut add = |descriptor: &'n Descriptor| held.insert(descriptor.digest(), descriptor.size());
     match &node.content {

@@ -1,10 +1,13 @@
-//! Which images of a bundle this node takes, under which names, and every blob that each of them needs.
+//! The selection: the images of a bundle that this node takes, with their names and every blob that
+//! each needs.
 //!
-//! Pure: a catalog and a policy in, a [`Selection`] out. It follows what containerd does when it later runs an image
-//! (one manifest is chosen, best match first, and there is no second try), so that whatever is selected can run.
+//! Pure: a catalog and a policy go in, and a [`Selection`] comes out. It follows the way in which
+//! containerd later runs an image, so that every selected image can run. containerd chooses one
+//! manifest, best match first, and makes no second attempt.
 //!
-//! `judge` decides whether an image is whole, by the `answer` that containerd gives for an index. `closure` collects the
-//! blobs of a whole image, and `naming` its records. `problem` has the sentences about what is absent or damaged.
+//! `judge` decides whether an image is whole, by the `answer` that containerd gives for an index.
+//! `closure` collects the blobs of a whole image, and `naming` its records. `problem` has the
+//! sentences about absent or damaged blobs.
 
 mod answer;
 mod closure;
@@ -35,30 +38,30 @@ pub use self::plugins::images_for_plugins;
 pub use self::problem::{Damage, Problem, in_words, problems, problems_in};
 use crate::names::Naming;
 
-/// What decides over a catalog: the node's platforms and the naming rules.
+/// The rules of the selection: the node's platforms and the naming rules.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// The platforms that are taken.
+    /// The platforms to take.
     pub wanted: Wanted,
-    /// How images are named.
+    /// The rules for naming images.
     pub naming: Naming,
-    /// How many records one bundle may ask for, with those of digests and aliases. Default of the configuration:
-    /// [`MOST_RECORDS`](crate::plan::MOST_RECORDS).
+    /// Largest number of records that one bundle may ask for, including those of digests and
+    /// aliases. Default of the configuration: [`MOST_RECORDS`](crate::plan::MOST_RECORDS).
     pub most_records: usize,
 }
 
-/// What becomes of every image of a bundle, in the order of the bundle.
+/// The decisions about every image of a bundle, in the order of the bundle.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// One entry for each image; entries of the bundle with the same target are one image.
+    /// One entry for each image. Entries of the bundle with the same target are one image.
     pub choices: Vec<Choice>,
-    /// How many records the images ask for: names, their digests and aliases. Of those beyond [`Policy::most_records`]
-    /// none is in `choices`, and their images are broken.
+    /// Number of records that the images ask for: names, their digests and aliases. Records beyond
+    /// [`Policy::most_records`] are not in `choices`, and their images are broken.
     pub asked_records: usize,
 }
 
 impl Selection {
-    /// The images that are imported.
+    /// Returns the images to import.
     pub fn taken(&self) -> impl Iterator<Item = &Taken> {
         self.choices.iter().filter_map(|choice| match &choice.verdict {
             Verdict::Take(taken) => Some(taken),
@@ -66,12 +69,12 @@ impl Selection {
         })
     }
 
-    /// Whether an image that is imported needs a blob that is named by its sha512.
+    /// Returns true if an image to import needs a blob with a sha512 digest.
     pub(crate) fn needs_sha512(&self) -> bool {
         self.taken().any(|taken| taken.closure.sha512().is_some())
     }
 
-    /// Refuses these images: this version of containerd names all blobs by their sha256.
+    /// Refuses images with sha512 digests: this version of containerd has no room for them.
     pub(crate) fn refuse_sha512(&mut self, version: &str) {
         for choice in &mut self.choices {
             let Verdict::Take(taken) = &choice.verdict else {
@@ -79,7 +82,7 @@ impl Selection {
             };
             if let Some(digest) = taken.closure.sha512() {
                 let what = format!(
-                    "blob {digest} is named by its sha512, which containerd 2.3 or later takes and this {version} does not: \
+                    "blob {digest} is named by its sha512, which containerd 2.3 or later accepts and this {version} does not: \
                      upgrade containerd, or bundle the image with sha256 digests"
                 );
                 let blob = Some(digest.clone());
@@ -97,62 +100,62 @@ impl Selection {
 /// One image of the bundle and the decision about it.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// What to call it in messages: its first name as the archive gives it, or its digest.
+    /// The image's name in messages: its first name in the archive, or its digest.
     pub label: String,
-    /// The descriptor that a record of it would point at.
+    /// The descriptor for a record of the image.
     pub target: Descriptor,
     /// The decision.
     pub verdict: Verdict,
-    /// What the operator should know although it stops nothing: names not used, manifests left out, guesses made.
+    /// Remarks for the operator that stop nothing: unused names, left out manifests, guesses.
     pub notes: Vec<String>,
 }
 
 /// The decision about one image.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    /// It is whole for this node and has at least one name.
+    /// The image is whole for this node and has at least one name.
     Take(Taken),
-    /// Nothing is wrong with it, but it gets no record.
+    /// The image is sound, but gets no record.
     Skip(Skip),
-    /// Nothing is wrong with it, but every name it has is one that bundles may not use here; the reasons are in the
-    /// notes.
+    /// The image is sound, but bundles may not use any of its names. The notes have the reasons.
     Forbidden,
-    /// It cannot be run as the bundle holds it: each problem names the platform and the blob.
+    /// The image cannot run as it is in the bundle. Each problem names the platform and the blob.
     Broken(Vec<Problem>),
 }
 
-/// An image that is imported.
+/// An image to import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Its records.
+    /// The image's records.
     pub records: Vec<NamedTarget>,
-    /// Every blob it needs.
+    /// Every blob that the image needs.
     pub closure: Closure,
 }
 
-/// A name, and what an image record of that name points at.
+/// A name, and the target of an image record of that name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTarget {
     /// The normalised reference.
     pub name: String,
-    /// The index or manifest, with the annotations of the bundle's entry as far as they are few enough. All names
-    /// of an image share it.
+    /// The index or manifest, with the annotations of the bundle's entry if they are few enough.
+    /// All names of an image share the target.
     pub target: Arc<Descriptor>,
 }
 
-/// Why a sound image gets no record.
+/// The reason why a sound image gets no record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// Nothing in it runs here; the platforms it has.
+    /// Nothing in the image runs on this node.
     Foreign {
-        /// The platforms that are in the bundle, as text.
+        /// The image's platforms in the bundle, as text.
         offered: Vec<String>,
     },
     /// The archive gives it no usable name.
     Unnamed,
-    /// It is not a container image (a chart, a signature, a module); its type.
+    /// The image is not a container image but a chart, a signature or a module. The text is its
+    /// type.
     Artifact(String),
-    /// All its names went to an image of the same bundle that suits this node better.
+    /// Another image of the bundle suits this node better and got all names.
     Outranked,
 }
 
@@ -192,7 +195,7 @@ pub fn select(catalog: &Catalog, policy: &Policy) -> Selection {
     }
 }
 
-/// Entries of the archive for the same target: bundlers list an image once for each of its names.
+/// Groups the archive's entries by target. Bundlers list an image once for each of its names.
 fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
     let mut groups: Vec<Vec<&Image>> = Vec::new();
     let mut by_target: HashMap<(&Digest, Option<&Platform>), usize> = HashMap::new();
@@ -207,10 +210,11 @@ fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
     groups
 }
 
-/// How well an image suits the node: its place in the list of acceptable platforms, `MAX` where it is not known.
+/// Rank of an image for the node: its place in the list of acceptable platforms. `MAX` if the place
+/// is not known.
 type Rank = usize;
 
-/// What is decided about an image. The records that it asks for are added to `asked`.
+/// Decides about an image. Adds the number of records that the image asks for to `asked`.
 fn choose(group: &[&Image], format: Format, policy: &Policy, asked: &mut usize) -> (Choice, Rank) {
     let root = &group[0].root;
     let mut notes = Vec::new();
@@ -247,13 +251,14 @@ fn label(group: &[&Image]) -> String {
     )
 }
 
-/// What a bundle is called in messages.
+/// Name of the bundle in messages.
 const BUNDLE: &str = "the bundle";
 
-/// The first containerd whose content store has room for digests other than sha256.
+/// The first version of containerd whose content store has room for digests other than sha256.
 const SHA512_SINCE: (u64, u64) = (2, 3);
 
-/// Whether blobs may be named by their sha512. A containerd without a number is taken for a new one.
+/// Returns true if containerd accepts blobs with sha512 digests. A containerd without a version
+/// number counts as a new one.
 #[must_use]
 pub fn takes_sha512(version: &Version) -> bool {
     !version.is_known() || (version.major, version.minor) >= SHA512_SINCE

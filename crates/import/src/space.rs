@@ -1,8 +1,8 @@
-//! Whether what an import sends will fit: the bytes and files that are missing against what the file system of
-//! containerd's content store has left.
+//! The forecast whether an import fits: the missing bytes and files, and the free space on the file
+//! system of containerd's content store.
 //!
-//! What to make of the figures is pure. Only [`Space`] looks at a disk, and only where the store can be seen from here:
-//! a daemon that has nothing but containerd's socket imports without a forecast.
+//! The decisions on the figures are pure. Only [`Space`] looks at a disk, and only if the store is
+//! visible. A daemon that has nothing but containerd's socket imports without a forecast.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,22 +15,24 @@ use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
-/// (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).
+/// Disk usage in percent above which kubelet removes unused images (`imageGCHighThresholdPercent`).
+/// If less than the rest is free, kubelet evicts pods (`imagefs.available<15%`). Both are kubelet's
+/// defaults.
 const KUBELET_USED_PERCENT: u64 = 85;
-/// Below this part of the inodes free kubelet evicts pods (`imagefs.inodesFree<5%` by default).
+/// Share of free inodes in percent below which kubelet evicts pods (`imagefs.inodesFree<5%` by
+/// default).
 const KUBELET_INODES_PERCENT: u64 = 5;
-/// Files of an ingest that is under way: its folder, the data, and what containerd notes of it.
+/// Number of files of an ingest under way: its folder, the data, and containerd's notes on it.
 const INGEST_FILES: u64 = 6;
-/// Ingests that are under way at a time.
+/// Number of ingests under way at a time.
 const INGESTS: u64 = 4;
 
-/// How much of containerd's disk stays free, whatever a bundle wants.
+/// The space that always stays free on containerd's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinFree {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
-    /// So many hundredths of the disk, 100 at most.
+    /// A share of the disk in percent, 100 at most.
     Percent(u8),
 }
 
@@ -41,7 +43,7 @@ impl Default for MinFree {
 }
 
 impl MinFree {
-    /// The same in bytes on this disk.
+    /// Returns the number of bytes on this disk.
     #[must_use]
     pub fn bytes_of(self, disk: &Disk) -> u64 {
         match self {
@@ -51,33 +53,34 @@ impl MinFree {
     }
 }
 
-/// `percent` hundredths of a figure, rounded up.
+/// Returns `percent` hundredths of a number, rounded up.
 fn share(of: u64, percent: u64) -> u64 {
     let share = (u128::from(of) * u128::from(percent)).div_ceil(100);
     u64::try_from(share).unwrap_or(u64::MAX)
 }
 
-/// A file system, as statvfs(3) shows it to those without privileges (and to kubelet).
+/// A file system, as statvfs(3) shows it to processes without privileges (and to kubelet).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
-    /// Bytes in all.
+    /// Total number of bytes.
     pub size: u64,
-    /// Bytes free.
+    /// Free bytes.
     pub free: u64,
-    /// Inodes in all; 0 where the file system makes them as it needs them.
+    /// Total number of inodes. 0 if the file system makes inodes on demand.
     pub inodes: u64,
-    /// Inodes free.
+    /// Free inodes.
     pub free_inodes: u64,
-    /// Files take up multiples of this many bytes.
+    /// Block size in bytes. A file takes a whole number of blocks.
     pub block: u64,
 }
 
 impl Disk {
-    /// Looks at the file system that holds, or is going to hold, `path`. Does not see the quota of a user or group.
+    /// Looks at the file system that holds, or is going to hold, `path`. Does not see the quota of
+    /// a user or group.
     ///
     /// # Errors
     ///
-    /// Those of statvfs(3), for instance when neither `path` nor its parent is there.
+    /// Returns the error of statvfs(3), for instance if neither `path` nor its parent exists.
     pub fn of(path: &Path) -> io::Result<Disk> {
         let stat = match (rustix::fs::statvfs(path), path.parent()) {
             (Err(rustix::io::Errno::NOENT), Some(parent)) => rustix::fs::statvfs(parent),
@@ -93,7 +96,7 @@ impl Disk {
         })
     }
 
-    /// Whether kubelet acts for want of this on the disk, with its own thresholds by default.
+    /// Returns true if kubelet acts on a shortage of this, with its default thresholds.
     #[must_use]
     pub fn is_scarce(&self, what: Scarce) -> bool {
         match what {
@@ -109,26 +112,26 @@ impl Disk {
     }
 }
 
-/// What kubelet may find too little of on a disk.
+/// A resource of a disk that kubelet watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scarce {
-    /// Bytes that are free.
+    /// Free bytes.
     Bytes,
-    /// Inodes that are free.
+    /// Free inodes.
     Inodes,
 }
 
-/// What an import would add to a disk.
+/// The space that an import needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Bytes, in whole blocks.
     pub bytes: u64,
-    /// Files.
+    /// Number of files.
     pub inodes: u64,
 }
 
 impl Demand {
-    /// What blobs of which so many bytes are missing each take up.
+    /// Returns the demand of blobs. `missing` has the number of missing bytes of each.
     fn of(missing: &[u64], block: u64) -> Demand {
         let block = block.max(1);
         let in_blocks = |bytes: &u64| bytes.div_ceil(block).saturating_mul(block);
@@ -140,21 +143,21 @@ impl Demand {
     }
 }
 
-/// How an import would leave the disk.
+/// The state of the disk after an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forecast {
-    /// containerd's content store.
+    /// Folder of containerd's content store.
     pub store: PathBuf,
-    /// Its file system now.
+    /// The store's file system now.
     pub disk: Disk,
-    /// What comes on top.
+    /// The space that the import needs.
     pub demand: Demand,
-    /// Bytes that stay free.
+    /// Bytes that must stay free.
     pub min_free: u64,
 }
 
 impl Forecast {
-    /// Weighs what is wanted against what is there.
+    /// Compares the demand with the disk.
     #[must_use]
     pub fn new(store: &Path, disk: Disk, demand: Demand, min_free: MinFree) -> Forecast {
         Forecast {
@@ -165,7 +168,7 @@ impl Forecast {
         }
     }
 
-    /// What is lacking, if anything is.
+    /// Returns the shortage, if there is one.
     #[must_use]
     pub fn shortage(&self) -> Option<Shortage> {
         let is_short = self.lacking_bytes() > 0 || self.lacks_inodes();
@@ -181,7 +184,7 @@ impl Forecast {
         self.disk.inodes > 0 && self.demand.inodes > self.disk.free_inodes
     }
 
-    /// What kubelet will make of the disk, where that is worth knowing.
+    /// Returns warnings about kubelet's reactions to the disk after the import.
     #[must_use]
     pub fn warnings(&self) -> Vec<(Scarce, String)> {
         let Forecast {
@@ -215,13 +218,13 @@ impl Forecast {
     }
 }
 
-/// Hundredths, rounded up.
+/// Returns a share in percent, rounded up.
 fn percent(part: u64, whole: u64) -> u64 {
     let percent = (u128::from(part) * 100).div_ceil(u128::from(whole.max(1)));
     u64::try_from(percent).unwrap_or(u64::MAX)
 }
 
-/// For documents; the keys are described in `docs/json.md`.
+/// For documents. `docs/json.md` describes the keys.
 impl Serialize for Forecast {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut space = serializer.serialize_struct("Forecast", 9)?;
@@ -261,12 +264,12 @@ impl fmt::Display for Forecast {
     }
 }
 
-/// A forecast that says no.
+/// A forecast of an import that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage(Forecast);
 
 impl Shortage {
-    /// Whether a disk that looks like this now has what was lacking.
+    /// Returns true if a disk in this state has enough space.
     #[must_use]
     pub fn is_over(&self, disk: Disk) -> bool {
         let Shortage(forecast) = self;
@@ -277,7 +280,7 @@ impl Shortage {
         now.shortage().is_none()
     }
 
-    /// Where space is lacking.
+    /// Returns the folder with too little space.
     #[must_use]
     pub fn store(&self) -> &Path {
         &self.0.store
@@ -306,23 +309,24 @@ impl fmt::Display for Shortage {
 
 impl std::error::Error for Shortage {}
 
-/// Where content goes and what has to stay free there.
+/// The content store, and the space that must stay free there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// containerd's content store, where it can be seen from here.
+    /// Folder of containerd's content store, if it is visible.
     pub store: Option<PathBuf>,
-    /// What stays free.
+    /// The space that must stay free.
     pub min_free: MinFree,
 }
 
 impl Space {
-    /// How blobs of these sizes would leave the disk; `None` where they add nothing that matters, or nobody can tell.
+    /// Returns the forecast for blobs of these sizes. Returns `None` if they need no space, or if
+    /// the disk is not visible.
     ///
     /// Safe to cancel.
     ///
     /// # Errors
     ///
-    /// The error of the client when asked for half written blobs.
+    /// Returns the client's error if it cannot list half-written blobs.
     pub(crate) async fn forecast(
         &self,
         client: &Client,
@@ -346,14 +350,16 @@ impl Space {
         .collect();
         let there = |digest: &Digest| match begun.get(&ingest_ref(digest)) {
             Some(offset) => *offset,
-            // Another namespace may have it, or nobody any more: it is taken over and not stored twice.
+            // Another namespace may have the blob, or its record is gone and its file is left.
+            // containerd takes over the file and does not store it twice.
             None => stored_bytes(store, digest).unwrap_or_default(),
         };
         let demand = Demand::of(&missing(blobs, there), disk.block);
         Ok(Some(Forecast::new(store, disk, demand, self.min_free)))
     }
 
-    /// Why nothing may be imported at the moment, however small: the disk has less than `minFree`.
+    /// Returns the shortage if the disk has less than `minFree` now. Then no bundle may be
+    /// imported, however small.
     #[must_use]
     pub fn below_minimum(&self) -> Option<Shortage> {
         if self.min_free == MinFree::default() {
@@ -365,7 +371,7 @@ impl Space {
     }
 }
 
-/// How many bytes are missing of each blob, given how many are there.
+/// Returns the number of missing bytes of each blob. `there` gives the bytes that exist.
 fn missing(blobs: &[(&Digest, u64)], there: impl Fn(&Digest) -> u64) -> Vec<u64> {
     blobs
         .iter()
@@ -373,17 +379,17 @@ fn missing(blobs: &[(&Digest, u64)], there: impl Fn(&Digest) -> u64) -> Vec<u64>
         .collect()
 }
 
-/// The length of a blob's file in a content store.
+/// Returns the length of a blob's file in a content store.
 ///
 /// # Errors
 ///
-/// Those of stat(2).
+/// Returns the error of stat(2).
 pub(crate) fn stored_bytes(store: &Path, digest: &Digest) -> io::Result<u64> {
     let file = blob_file(store, digest);
     std::fs::metadata(file).map(|metadata| metadata.len())
 }
 
-/// Where a content store keeps a blob.
+/// Returns the path of a blob in a content store.
 fn blob_file(store: &Path, digest: &Digest) -> PathBuf {
     let algorithm = digest.algorithm().to_string();
     store.join("blobs").join(algorithm).join(digest.digest())
@@ -395,7 +401,7 @@ mod tests {
 
     const MB: u64 = 1_000_000;
 
-    /// Disk of 1 GB with 100,000 inodes.
+    /// Returns a disk of 1 GB with 100,000 inodes.
     fn disk(free: u64, free_inodes: u64) -> Disk {
         Disk {
             size: 1000 * MB,

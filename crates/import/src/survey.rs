@@ -1,5 +1,8 @@
-//! What containerd already has: reads only. Where containerd has few records, the number of calls does not depend on how much
-//! is asked about; where it has very many, what is asked about is looked up one by one, since no list of them is cheap.
+//! The survey: the content that containerd already has. It only reads.
+//!
+//! If containerd has few records, the survey lists them, and the number of calls does not depend on
+//! the selection. If containerd has very many records, no list is cheap. Then the survey looks up
+//! each name and digest of the selection.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -14,31 +17,33 @@ use crate::labels;
 use crate::select::Taken;
 use crate::space::stored_bytes;
 
-/// So many names or digests are looked up one by one without a list: that takes less than a tenth of a second.
+/// Largest number of names or digests that are looked up one by one without a list. So many
+/// look-ups take less than a tenth of a second.
 const FEW: usize = 512;
 
 /// The records and blobs of a containerd namespace that matter to a selection.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// The image records that were asked for and are there, by name, and others of ours as far as they were listed.
+    /// The existing image records of the selection, by name. If all records were listed, other
+    /// records of airgapd are here, too.
     pub records: BTreeMap<String, ImageRecord>,
-    /// How many records there are; `None` where their list is too long for one message, and only those that were asked for
-    /// were looked up.
+    /// Number of records. `None` if their list is too long for one message. Then only records of
+    /// the selection were looked up.
     pub census: Option<Census>,
     /// The blobs of the selection that are in the content store, with their labels.
     pub blobs: HashMap<Digest, BlobInfo>,
-    /// Blobs that containerd lists and has not got any more, see [`Survey::checked`].
+    /// Blobs that containerd lists, but whose files are gone (see [`Survey::checked`]).
     pub lost: Vec<BlobInfo>,
-    /// The names of committed snapshots, where they were asked for.
+    /// The names of committed snapshots, if the caller asked for them.
     pub snapshots: HashSet<String>,
 }
 
-/// How many image records there are in a namespace.
+/// Number of image records in a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Those that a bundle or an import by hand vouches for.
+    /// Records that a bundle or an import by hand vouches for.
     pub ours: usize,
-    /// The others.
+    /// All other records.
     pub others: usize,
 }
 
@@ -50,12 +55,15 @@ impl Census {
         }
     }
 
-    /// Counts where the list of records is too long for one message. Each part of such a list costs containerd a walk over all
-    /// records, so those of others are not counted beyond `most`, and not again where there were more in the last hour.
+    /// Counts records if their list is too long for one message.
+    ///
+    /// Each part of such a list costs containerd a walk over all records. So records of other
+    /// programs are counted only up to `most`. They are not counted at all if the last hour showed
+    /// more than `most`.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub(crate) async fn take(client: &Client, most: usize) -> Result<Census, Error> {
         let ours = client
             .images_labelled(&[labels::OUR_PIN, labels::IMPORTED])
@@ -80,8 +88,11 @@ impl Census {
         })
     }
 
-    /// Whether so many records more of ours are too many: more than `most` in all; where there are more of others alone
-    /// already, the list is as long as it is not by our doing, and ours alone are held against `most`.
+    /// Returns true if `new` records of airgapd would be too many, that is, more than `most` in the
+    /// namespace.
+    ///
+    /// If other programs alone have more than `most`, the list is too long without airgapd. Then
+    /// only airgapd's own records count.
     #[must_use]
     pub fn has_no_room(&self, new: usize, most: usize) -> bool {
         let counted = match self.others > most {
@@ -93,14 +104,17 @@ impl Census {
 }
 
 impl Survey {
-    /// Asks containerd for its records and blobs: one `Images.List` where its answer fits into one message, otherwise one
-    /// `Images.Get` for each name; and one `Content.List`, or one `Content.Info` for each digest where that is less work.
+    /// Asks containerd for its records and blobs.
     ///
-    /// Only records of `names` or of ours, and blobs of `digests` are kept. Safe to cancel.
+    /// Records take one `Images.List` if its answer fits into one message, and otherwise one
+    /// `Images.Get` for each name. Blobs take one `Content.List`, or one `Content.Info` for each
+    /// digest if that is less work.
+    ///
+    /// Keeps only records of `names` or of airgapd, and blobs of `digests`. Safe to cancel.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn of(
         client: &Client,
         names: &HashSet<&str>,
@@ -128,11 +142,12 @@ impl Survey {
         Ok(survey.with(records, blobs))
     }
 
-    /// Asks for the records of these names and for these blobs, and lists neither where they are few. Safe to cancel.
+    /// Asks for the records of these names and for these blobs. Lists neither if they are few. Safe
+    /// to cancel.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn of_few(
         client: &Client,
         names: &HashSet<&str>,
@@ -158,11 +173,12 @@ impl Survey {
         }
     }
 
-    /// Adds the records that have one of these labels, where not all of ours were listed: one `Images.List` with a filter.
+    /// Adds the records that have one of these labels, if not all records were listed. Takes one
+    /// `Images.List` with a filter.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn with_labelled(mut self, client: &Client, keys: &[&str]) -> Result<Survey, Error> {
         if self.census.is_none() {
             let found = client.images_labelled(keys).await?;
@@ -172,24 +188,25 @@ impl Survey {
         Ok(self)
     }
 
-    /// Asks for the snapshots of a snapshotter, too: one `Snapshots.List`.
+    /// Adds the snapshots of a snapshotter. Takes one `Snapshots.List`.
     ///
     /// # Errors
     ///
-    /// The error of the client, unchanged.
+    /// Returns the client's error, unchanged.
     pub async fn with_snapshots(mut self, client: &Client, snapshotter: &str) -> Result<Survey, Error> {
         self.snapshots = client.snapshots(snapshotter).await?;
         Ok(self)
     }
 
-    /// Holds the blobs against the files of containerd's store, where those can be seen.
+    /// Compares the blobs with the files of containerd's store, if the store is visible.
     ///
-    /// containerd lists what its database knows and never looks at its files: blobs that somebody wiped, or that a
-    /// power cut left empty, are listed for ever, and writing them is answered with ALREADY_EXISTS. Safe to cancel.
+    /// containerd lists the blobs of its database and never looks at its files. It keeps listing
+    /// blobs whose files were deleted, or that a power cut left empty. A write of such a blob gets
+    /// the answer ALREADY_EXISTS. Safe to cancel.
     ///
     /// # Errors
     ///
-    /// The error of the client when asked whether it can read what is not there.
+    /// Returns the client's error if containerd cannot be asked about a missing blob.
     pub async fn checked(mut self, client: &Client, store: Option<&Path>) -> Result<Survey, Error> {
         let lost = lost(client, self.blobs.values(), store).await?;
         for blob in &lost {
@@ -200,12 +217,12 @@ impl Survey {
     }
 }
 
-/// Those of the blobs that containerd lists of which its store has no file, or one of another length, where the store can
-/// be seen. Safe to cancel.
+/// Returns the blobs whose files are missing in the store or have another length. Returns none if
+/// the store is not visible. Safe to cancel.
 ///
 /// # Errors
 ///
-/// The error of the client when asked whether it can read what is not there.
+/// Returns the client's error if containerd cannot be asked about a missing blob.
 pub async fn lost(
     client: &Client,
     blobs: impl IntoIterator<Item = &BlobInfo>,
@@ -227,12 +244,13 @@ pub async fn lost(
 }
 
 impl Survey {
-    /// Has containerd read the end of each blob, and forget those whose end it has not got: after the power went, what
-    /// is listed need not be there. One call for each blob.
+    /// Lets containerd read the end of each blob, and makes it forget the blobs whose end is
+    /// missing. After a power cut, a listed blob may be lost. Takes one call for each blob.
     ///
     /// # Errors
     ///
-    /// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
+    /// Returns the client's error. Safe to cancel: a forgotten blob is missing like any deleted
+    /// blob.
     pub async fn proven(mut self, client: &Client) -> Result<Survey, Error> {
         let mut lost = Vec::new();
         for blob in self.blobs.values() {
@@ -241,7 +259,7 @@ impl Survey {
             }
         }
         if !lost.is_empty() {
-            // Where a damaged file is still there nobody can tell from here.
+            // A damaged file may still exist, and this process cannot see that.
             forget(client, &lost, true).await?;
             self.blobs
                 .retain(|digest, _| lost.iter().all(|blob| blob.digest != *digest));
@@ -251,7 +269,8 @@ impl Survey {
     }
 }
 
-/// Whether a blob has no file, or one of another length. What cannot be looked at is not lost.
+/// Returns true if a blob has no file, or a file of another length. A file that cannot be looked at
+/// is not lost.
 pub(crate) fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
     match stored_bytes(store, &blob.digest) {
         Ok(length) => length != blob.size,
@@ -259,7 +278,8 @@ pub(crate) fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
     }
 }
 
-/// Whether any of `digests`, which a containerd had, has no file in its store (any more). The daemon asks this often.
+/// Returns true if any of `digests`, which a containerd once had, has no file in its store. The
+/// daemon calls this often.
 #[must_use]
 pub fn any_without_file<'d>(store: &Path, digests: impl IntoIterator<Item = &'d Digest>) -> bool {
     let is_absent = |digest: &&Digest| {
@@ -268,7 +288,7 @@ pub fn any_without_file<'d>(store: &Path, digests: impl IntoIterator<Item = &'d 
     digests.into_iter().any(|digest| is_absent(&digest))
 }
 
-/// Whether containerd can read a blob, whatever we see.
+/// Returns true if containerd can read a blob, even if its file is not visible here.
 async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
     match client.read_blob(&blob.digest, blob.size).await {
         Ok(_) => Ok(true),
@@ -280,13 +300,13 @@ async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
     }
 }
 
-/// Makes containerd forget blobs that it lists and has not got, so that they can be written again.
+/// Makes containerd forget blobs that it lists and has lost, so that they can be written again.
 ///
-/// Files that are there and damaged have to be collected first, or they would be taken over as they are.
+/// Damaged files must be collected first. Otherwise containerd would take them over as they are.
 ///
 /// # Errors
 ///
-/// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
+/// Returns the client's error. Safe to cancel: a forgotten blob is missing like any deleted blob.
 pub(crate) async fn forget_lost(client: &Client, lost: &[BlobInfo], store: &Path) -> Result<(), Error> {
     let is_damaged = lost.iter().any(|blob| stored_bytes(store, &blob.digest).is_ok());
     forget(client, lost, is_damaged).await
@@ -297,7 +317,7 @@ async fn forget(client: &Client, lost: &[BlobInfo], is_damaged: bool) -> Result<
         client.delete_blob(&blob.digest).await?;
     }
     if is_damaged {
-        // Deleting a lease and waiting for it is how one asks for a collection.
+        // The only way to ask for a collection is to delete a lease and wait.
         let soon = Timestamp::now() + SignedDuration::from_mins(10);
         client.create_lease(COLLECT, soon, &BTreeMap::new()).await?;
         client.delete_lease(COLLECT, true).await?;
@@ -305,10 +325,10 @@ async fn forget(client: &Client, lost: &[BlobInfo], is_damaged: bool) -> Result<
     Ok(())
 }
 
-/// The lease that is made to be deleted.
+/// The lease that is created only to be deleted.
 const COLLECT: &str = "airgapd-collect";
 
-/// Every blob that `images` need.
+/// Returns every blob that `images` need.
 pub fn digests_of<'a>(images: impl IntoIterator<Item = &'a Taken>) -> HashSet<Digest> {
     images
         .into_iter()
@@ -317,7 +337,7 @@ pub fn digests_of<'a>(images: impl IntoIterator<Item = &'a Taken>) -> HashSet<Di
         .collect()
 }
 
-/// The name of every record that `images` are to have.
+/// Returns the name of every record of `images`.
 pub fn names_of<'a>(images: impl IntoIterator<Item = &'a Taken>) -> HashSet<&'a str> {
     let records = images.into_iter().flat_map(|image| &image.records);
     records.map(|record| record.name.as_str()).collect()
@@ -330,7 +350,8 @@ mod tests {
     #[test]
     fn where_others_alone_have_too_many_records_ours_alone_are_held_against_the_bound() {
         let table = [
-            // Of ours, of others, new, the bound; whether that is too many.
+            // Records of airgapd, records of others, new records, the bound. Last: true if there is
+            // no room.
             ((0, 10), 0, 10, false),
             ((0, 9), 1, 10, false),
             ((0, 10), 1, 10, true),

@@ -1,14 +1,16 @@
-//! Unpack-ahead: the layers of an image become snapshots before its first container wants them.
+//! Unpack-ahead: the layers of an image become snapshots before its first container needs them.
 //!
-//! containerd unpacks an image when CRI first makes a container of it, within kubelet's deadline for that. Done ahead,
-//! the first pod starts as fast as the second, and a layer that cannot be unpacked is found before a pod needs it.
-//! Everything happens inside containerd, with the snapshotter that CRI uses and by its rules: names are chain IDs
-//! (image-spec, "Layer ChainID"), and a label of the image's config keeps the uppermost snapshot for as long as the
-//! image is there.
+//! Without it, containerd unpacks an image when CRI first makes a container from it, and kubelet's
+//! deadline runs meanwhile. With it, the first pod starts as fast as the second. A layer that
+//! cannot be unpacked is found before a pod needs it.
 //!
-//! Nothing counts as unpacked before it lasts: containerd is asked to sync each layer (`sync_fs`, from 1.7 on), and where
-//! its disk can be seen from here it is synced once more before a snapshot gets its name. A snapshot that a power cut
-//! left empty would be believed for ever.
+//! Everything happens inside containerd, with the snapshotter that CRI uses and by its rules. Names
+//! are chain IDs (image-spec, "Layer ChainID"). A label of the image's config keeps the uppermost
+//! snapshot as long as the image exists.
+//!
+//! A layer counts as unpacked only when it is durable. containerd syncs each layer (`sync_fs`, from
+//! 1.7 on). If its disk is visible, airgapd syncs it once more before a snapshot gets its name.
+//! Otherwise a snapshot that a power cut left empty would count as good for ever.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -28,67 +30,67 @@ use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
 use crate::select::{Closure, chosen_for, in_words, is_layer, problems_in};
 
-/// The label of a config that keeps the snapshots of its image, by snapshotter.
+/// Prefix of a config's label that keeps the snapshots of its image, followed by the snapshotter.
 const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
-/// The label of a layer that says what it unpacks to.
+/// Label of a layer with the digest of its uncompressed tar.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
-/// How often an image is begun anew whose snapshots are collected under our hands.
+/// Number of attempts at an image whose snapshots are collected meanwhile.
 const ROUNDS: usize = 3;
-/// Names the lease of [`unpack_ahead`]; no bundle has such an id.
+/// Id of the lease of [`unpack_ahead`]. No bundle has such an id.
 const LEASE: &str = "unpack";
 
-/// When images are unpacked.
+/// The time at which images are unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unpack {
-    /// When the first container of an image is made, by CRI.
+    /// CRI unpacks an image when it makes the image's first container.
     #[default]
     None,
-    /// After all names of the bundle are there. What goes wrong is reported and withdraws nothing.
+    /// After all records of the bundle. A failure is reported and removes no record.
     Background,
-    /// Each image before its records are written; one that cannot be unpacked gets none.
+    /// Before each image's records. An image that cannot be unpacked gets no records.
     BeforeRecord,
 }
 
-/// What images are unpacked with, and for which platform.
+/// The snapshotter and the platform for unpacking.
 #[derive(Clone, Debug)]
 pub struct Unpacker {
     snapshotter: Snapshotter,
     matcher: Matcher,
 }
 
-/// What became of an image that was to be unpacked.
+/// The result of unpacking an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Layers that were unpacked now.
+    /// Number of layers that this call unpacked.
     pub layers: u64,
-    /// Layers that had been before.
+    /// Number of layers that were already unpacked.
     pub present: u64,
 }
 
-/// Why an image could not be unpacked.
+/// The reason why an image could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// containerd could not do it; whether the layer is to blame, the error knows.
+    /// containerd failed. The error says whether the layer is to blame.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// It is not an image that could be unpacked; why.
+    /// The content is no image that can be unpacked. The text is the reason.
     #[error("{0}")]
     Unfit(String),
-    /// What was unpacked could not be made to last.
+    /// The unpacked files could not be synced.
     #[error("cannot sync {}, where containerd unpacks layers", path.display())]
     Sync {
         /// The folder of the snapshotter.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// It was told to stop. What is unpacked stays for as long as the lease does.
+    /// The caller asked to stop. Unpacked layers stay as long as the lease.
     #[error("unpacking was interrupted")]
     Stopped,
 }
 
 impl UnpackError {
-    /// Whether the image itself is to blame, so that trying again is pointless.
+    /// Returns true if the image itself is to blame, so that a retry is pointless.
     #[must_use]
     pub fn is_content(&self) -> bool {
         match self {
@@ -99,31 +101,33 @@ impl UnpackError {
     }
 }
 
-/// An image in containerd that is to be unpacked.
+/// An image in containerd to unpack.
 #[derive(Clone, Debug)]
 pub struct Ahead {
-    /// A name that its record has.
+    /// Name of one of the image's records.
     pub name: String,
-    /// What the record points at.
+    /// The record's target.
     pub target: Digest,
-    /// Every blob it needs on this node.
+    /// Every blob that the image needs on this node.
     pub closure: Vec<Digest>,
 }
 
 impl Unpacker {
-    /// Unpacks with a snapshotter what containerd would run on the node that `matcher` is of.
+    /// Makes an unpacker with this snapshotter. It unpacks the image that containerd would run on
+    /// the node of `matcher`.
     #[must_use]
     pub fn new(snapshotter: Snapshotter, matcher: Matcher) -> Unpacker {
         Unpacker { snapshotter, matcher }
     }
 
-    /// The name of the snapshotter.
+    /// Returns the name of the snapshotter.
     #[must_use]
     pub fn snapshotter(&self) -> &str {
         &self.snapshotter.name
     }
 
-    /// Whether an image is unpacked already, by the labels of its blobs and the names of all snapshots.
+    /// Returns true if an image is already unpacked, by the labels of its blobs and the names of
+    /// all snapshots.
     pub(crate) fn is_unpacked<'b>(
         &self,
         mut closure: impl Iterator<Item = &'b BlobInfo>,
@@ -137,22 +141,24 @@ impl Unpacker {
         })
     }
 
-    /// The key of the label that keeps snapshots.
+    /// Returns the key of the label that keeps snapshots.
     fn label(&self) -> String {
         format!("{SNAPSHOT_REF}{}", self.snapshotter.name)
     }
 
-    /// Unpacks what this node would run of an image whose blobs are in containerd, one layer after the other.
+    /// Unpacks the image that this node would run, one layer after the other. Its blobs must be in
+    /// containerd.
     ///
-    /// `blobs` are those of the image, with their sizes in bytes.
+    /// `blobs` are the image's blobs, with their sizes in bytes.
     ///
     /// # Errors
     ///
-    /// [`UnpackError`]. Layers below the one that failed stay unpacked under the lease.
+    /// Returns an [`UnpackError`]. Layers below the failed layer stay unpacked under the lease.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any await: what is unpacked by then is under the lease and goes with it.
+    /// May be dropped at any await. Layers unpacked by then are under the lease and are removed
+    /// with it.
     pub async fn unpack(
         &self,
         client: &Client,
@@ -180,7 +186,7 @@ impl Unpacker {
         Ok(unpacked)
     }
 
-    /// Reads manifest and config of what this node would run, if there is anything.
+    /// Reads manifest and config of the image that this node would run, if there is one.
     async fn rootfs(
         &self,
         client: &Client,
@@ -197,7 +203,7 @@ impl Unpacker {
             let node = node.map_err(|fault| UnpackError::Unfit(chain(&fault)))?;
             RootFs::of(&node, &matcher).map_err(UnpackError::Unfit)
         };
-        // Each document is waited for, so this has a thread of its own.
+        // Reading waits for each document, so it runs on its own thread.
         let read = tokio::task::spawn_blocking(read).await;
         read.expect("reading never panics")
     }
@@ -211,7 +217,8 @@ struct RootFs {
 }
 
 impl RootFs {
-    /// Of what `matcher` chooses below `root`, if it does; why that cannot be unpacked, otherwise.
+    /// Returns the layers of the image that `matcher` chooses below `root`, if it chooses one. The
+    /// error is the reason why the image cannot be unpacked.
     fn of(root: &Node, matcher: &Matcher) -> Result<Option<RootFs>, String> {
         let Some(node) = chosen_for(root, matcher) else {
             return Ok(None);
@@ -249,11 +256,13 @@ impl RootFs {
     }
 }
 
-/// The image as it counts where these snapshots are committed: the layers of a manifest that is unpacked as a whole are
-/// needed no more, so those that are absent count as present. `None` where there is nothing of the kind.
+/// Returns the image as containerd sees it with these snapshots. If a manifest is completely
+/// unpacked, its layers are no longer needed, so absent layers count as present. Returns `None` if
+/// that changes nothing.
 ///
-/// containerd looks for the snapshots first, and fetches or applies layers only where one of them is absent. So an image
-/// runs whose layers were thrown away after unpacking (`discard_unpacked_layers` in containerd's configuration).
+/// containerd looks for the snapshots first, and fetches or applies layers only if one of them is
+/// absent. So an image runs even if its layers were discarded after unpacking
+/// (`discard_unpacked_layers` in containerd's configuration).
 #[must_use]
 pub fn as_unpacked(image: &Node, snapshots: &HashSet<String>) -> Option<Node> {
     let mut image = image.clone();
@@ -301,8 +310,8 @@ fn is_manifest_unpacked(manifest: &Manifest, snapshots: &HashSet<String>) -> boo
             .all(|layer| snapshots.contains(layer.chain.as_ref()))
 }
 
-/// Whether a manifest of an image, one of those in `taken`, is unpacked as a whole where these snapshots are committed: the
-/// first container of it need not wait for that.
+/// Returns true if one of the image's manifests in `taken` is completely unpacked into these
+/// snapshots. Then the first container need not wait for unpacking.
 #[must_use]
 pub fn is_unpacked(image: &Node, taken: &Closure, snapshots: &HashSet<String>) -> bool {
     let digest = image.descriptor.digest();
@@ -315,7 +324,8 @@ pub fn is_unpacked(image: &Node, taken: &Closure, snapshots: &HashSet<String>) -
     }
 }
 
-/// The name of everything up to a layer, by the name of what is below it (image-spec, "Layer ChainID").
+/// Returns the chain ID of a layer, from the chain ID of the layer below (image-spec, "Layer
+/// ChainID").
 fn chain_id(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
     let Some(parent) = parent else {
         return diff_id.clone();
@@ -336,10 +346,7 @@ impl Job<'_> {
         for _ in 1..ROUNDS {
             match self.layers_once(layers).await {
                 Err(UnpackError::Containerd(containerd::Error::Gone { what, .. })) => {
-                    tracing::debug!(
-                        what,
-                        "it was collected while an image was unpacked: beginning anew"
-                    );
+                    tracing::debug!(what, "containerd collected it during unpacking: starting again");
                 }
                 ended => return ended,
             }
@@ -365,7 +372,8 @@ impl Job<'_> {
         Ok(unpacked)
     }
 
-    /// How many layers are there up to the highest one that is; it is on the lease then, and keeps those below it.
+    /// Finds the highest layer that is unpacked, and puts its snapshot under the lease, which keeps
+    /// those below. Returns the number of layers up to it.
     async fn hold_highest(&self, layers: &[LayerSpec]) -> Result<usize, UnpackError> {
         let (client, name) = (self.client, &self.snapshotter.name);
         let known = client.snapshots(name).await?;
@@ -379,7 +387,7 @@ impl Job<'_> {
         Ok(0)
     }
 
-    /// Unpacks a layer; says whether that was left to be done.
+    /// Unpacks a layer. Returns false if it was already unpacked.
     async fn layer(&self, layer: &LayerSpec) -> Result<bool, UnpackError> {
         let name = &self.snapshotter.name;
         let Some(applied) = self.client.apply_layer(self.lease, name, layer).await? else {
@@ -397,7 +405,7 @@ impl Job<'_> {
     }
 }
 
-/// Makes everything last that is written to the disk of a folder (syncfs(2)), where it can be seen from here.
+/// Syncs the file system of a folder (syncfs(2)), if the folder is visible.
 async fn make_last(folder: Option<&Path>) -> Result<(), UnpackError> {
     let Some(path) = folder.map(Path::to_owned) else {
         return Ok(());
@@ -413,28 +421,29 @@ async fn make_last(folder: Option<&Path>) -> Result<(), UnpackError> {
         .map_err(|(path, source)| UnpackError::Sync { path, source })
 }
 
-/// Hears how [`unpack_ahead`] gets on.
+/// Receives the progress of [`unpack_ahead`].
 pub trait AheadObserver: Send + Sync {
-    /// So many images are to be unpacked. Comes first.
+    /// Gets the number of images to unpack. Comes first.
     fn found(&self, images: usize);
-    /// An image is through.
+    /// Gets the result of a finished image.
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>);
 }
 
-/// Unpacks those images that are in containerd and are not unpacked yet, one after the other, in the order given.
+/// Unpacks the images that are in containerd and not yet unpacked, one after the other, in the
+/// given order.
 ///
-/// One listing each of records, blobs and snapshots says what is to be done; if that is nothing, nothing is leased and
-/// nothing written. An image that is to blame itself spares the others.
+/// One list each of records, blobs and snapshots shows the work to do. If there is none, the call
+/// takes no lease and writes nothing. A bad image does not stop the others.
 ///
 /// # Errors
 ///
-/// What no other image would fare better with: containerd is away, its disk is full. [`UnpackError::Stopped`] when
-/// `stop` was heard.
+/// Returns an error that would hit every other image, too: containerd is away, or its disk is full.
+/// Returns [`UnpackError::Stopped`] if `stop` was cancelled.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any await. What was unpacked is kept by its image, what was about to be by a lease that is found
-/// again, or ends by itself.
+/// May be dropped at any await. Each image keeps its unpacked layers. Unfinished layers are under a
+/// lease, which the next call finds again, or which expires.
 pub async fn unpack_ahead(
     client: &Client,
     unpacker: &Unpacker,
@@ -477,7 +486,8 @@ pub async fn unpack_ahead(
     Ok(())
 }
 
-/// The target of an image that is whole in containerd and not unpacked, with the sizes of its blobs.
+/// Returns the target of an image that is whole in containerd and not unpacked, with the sizes of
+/// its blobs.
 fn is_due(
     image: &Ahead,
     unpacker: &Unpacker,
@@ -509,7 +519,7 @@ mod tests {
     #[test]
     fn a_chain_begins_with_the_diff_id_and_goes_on_by_hashing() {
         assert_eq!(chain_id(None, &digest('a')), digest('a'));
-        // By printf and sha256sum.
+        // Computed with printf and sha256sum.
         let hex = "ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c";
         let two = chain_id(Some(&digest('a')), &digest('b'));
         assert_eq!(two.to_string(), format!("sha256:{hex}"));

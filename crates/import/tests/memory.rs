@@ -1,5 +1,6 @@
-//! What is decided about a bundle takes memory in the number of its images, names and blobs, whatever the bundle says and
-//! however these are combined. A program of its own: the peak is that of the whole process.
+//! The decisions about a bundle take memory in proportion to the number of its images, names and
+//! blobs. No combination of these in a hostile bundle takes more. These tests have their own
+//! program, because the peak is that of the whole process.
 
 use std::fs;
 use std::path::Path;
@@ -18,24 +19,27 @@ use platforms::{Platform, Rules};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What opening and deciding may take at most, in bytes: the memory that the unit allows less the largest window.
+/// Largest memory for opening and deciding, in bytes: the memory that the unit allows, less the
+/// largest window.
 const MOST_MEMORY: u64 = 256 << 20;
 
-/// What a hostile bundle is like.
+/// The shape of a hostile bundle.
 #[derive(Clone, Debug)]
 struct Hostile {
-    /// Entries of `index.json`, of this many manifests.
+    /// Number of entries of `index.json`, with this many manifests.
     entries: usize,
     manifests: usize,
-    /// Layers of each manifest, and what each of them carries.
+    /// Number of layers of each manifest, and the contents of each layer's descriptor.
     layers: usize,
     urls: usize,
     annotations: usize,
-    /// Names of each manifest beside those of the entries, by `manifest.json`; each of a repository of its own.
+    /// Number of names of each manifest by `manifest.json`, beside those of the entries. Each has
+    /// its own repository.
     names: usize,
-    /// Bytes of a platform's variant, and of an artifact's type.
+    /// Size of a platform's variant and of an artifact's type, in bytes.
     text: usize,
-    /// Whether the layers are not there, and then whether a delta's base is said to have them.
+    /// True if the layers are absent. With `is_delta`, the bundle says that a delta's base has
+    /// them.
     are_absent: bool,
     is_delta: bool,
     references: DigestReferences,
@@ -74,7 +78,8 @@ fn hostile() -> impl Strategy<Value = Hostile> {
     )
 }
 
-/// Bytes of all documents of a bundle: writing more takes the test's time, and finds nothing else.
+/// Size of all documents of a bundle, in bytes. More documents take longer to write and find no
+/// other fault.
 const DOCUMENTS: usize = 24 << 20;
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
@@ -148,10 +153,10 @@ fn peak() -> u64 {
     kibibytes.parse::<u64>().unwrap() << 10
 }
 
-/// The peak is that of all tests of this program, so one decides at a time.
+/// The tests of this program share the peak, so only one decides at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Opens the bundle and decides all there is to be decided about it. Gives the peak in bytes.
+/// Opens the bundle and makes all decisions about it. Returns the peak in bytes.
 fn decide(path: &Path, references: DigestReferences) -> u64 {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     fs::write("/proc/self/clear_refs", "5").unwrap();
@@ -177,7 +182,8 @@ fn decide(path: &Path, references: DigestReferences) -> u64 {
     peak()
 }
 
-/// Each is a product: images of a delta times what their manifest says, names times layers, layers times a platform.
+/// Each case is a product: images of a delta times their manifest's contents, names times layers,
+/// layers times a platform.
 #[test]
 fn products_of_what_a_bundle_says_take_memory_in_its_parts_only() {
     let plain = Hostile {

@@ -1,4 +1,4 @@
-//! Which images of a bundle a node takes: bundles made in the test, no containerd.
+//! The images of a bundle that a node takes. The test makes the bundles and needs no containerd.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn nodes(platforms: &[&str]) -> Policy {
     by(&[Rules::Rc1], platforms)
 }
 
-/// What nodes of these platforms take by each of these rules.
+/// Returns a policy of nodes of these platforms, by these rules.
 fn by(rules: &[Rules], platforms: &[&str]) -> Policy {
     let platforms: Vec<Platform> = platforms.iter().map(|text| text.parse().unwrap()).collect();
     let naming = Naming {
@@ -81,8 +81,8 @@ fn needs(choice: &Choice, digest: &Digest) -> bool {
         .any(|blob| blob.digest == *digest)
 }
 
-/// Held against each other one by one, 100,000 names take minutes; a bundle is refused long before, and a limit may be
-/// raised.
+/// Comparing every pair of 100,000 names would take minutes. The default limit refuses such a
+/// bundle, but the operator may raise the limit.
 #[test]
 fn the_time_that_names_and_manifests_take_grows_with_their_number_only() {
     let mut catalog = open(
@@ -291,7 +291,7 @@ fn a_nested_index_is_walked_and_one_of_foreign_platforms_is_skipped() {
     );
 }
 
-/// Statement 28: containerd would record it, and it would fail with an exec format error.
+/// Statement 28: containerd would record the image, and it would fail with an exec format error.
 #[test]
 fn a_single_manifest_is_judged_by_its_config_when_its_descriptor_says_nothing() {
     let image = |platform: &str| {
@@ -400,7 +400,8 @@ fn an_artifact_gets_no_record() {
     );
 }
 
-/// KEP-4639: what containerd mounts as a volume is shown by the program's tests in `tests/kubelet.rs`.
+/// KEP-4639. The program's tests in `tests/kubelet.rs` show the artifacts that containerd mounts as
+/// a volume.
 #[test]
 fn an_artifact_that_lists_its_layers_gets_a_record_where_it_can_be_mounted() {
     let model = |platform: &str| {
@@ -442,11 +443,11 @@ fn an_artifact_that_lists_its_layers_gets_a_record_where_it_can_be_mounted() {
     assert_eq!(skipped(&no_json, &rc3), "application/vnd.test.model");
     let lists_others = alone(model("linux/amd64").config("rootfs", json!({"diff_ids": ["sha256:00"]})));
     assert_eq!(skipped(&lists_others, &rc3), "application/vnd.test.model");
-    // A blob that is absent makes it broken, as it does an image.
+    // An absent blob makes an artifact broken, like an image.
     let mut cut = archive.clone();
     cut.remove_blob(&archive.images[0].manifests[0].layers[0]);
     assert!(problems(&only_choice(&cut, &by(&rc3, &["linux/amd64"]))).contains("is not in the bundle"));
-    // In an index it is no image, wherever it stands.
+    // In an index, an artifact is no image, at any place.
     let index = Layout::new()
         .image(Image::new("r.test/index:1").root(Node::Index(vec![
             model("linux/amd64").into(),
@@ -517,7 +518,7 @@ fn every_manifest_taken_gets_its_digest_name_where_all_are_asked_for() {
     );
 }
 
-/// An image, and what stands beside it in its index.
+/// Returns an archive with an index of these manifests.
 fn listed(manifests: impl IntoIterator<Item = Manifest>) -> Archive {
     let nodes = manifests.into_iter().map(Node::from).collect();
     Layout::new()
@@ -529,7 +530,7 @@ fn image(platform: &str) -> Manifest {
     Manifest::new(platform).layer(platform.as_bytes().to_vec())
 }
 
-/// A list of parts that says which platform it is about.
+/// Returns a list of parts for this platform.
 fn sbom(platform: &str) -> Manifest {
     artifact(platform, "application/spdx+json")
 }
@@ -541,7 +542,7 @@ fn artifact(platform: &str, kind: &str) -> Manifest {
         .config_media_type(kind)
 }
 
-/// As the converter of nydus lists it: for nodes that have the feature.
+/// Returns a manifest as the nydus converter lists it: for nodes that have the feature.
 fn nydus(config: &str) -> Manifest {
     let platform = json!({ "os": "linux", "architecture": "amd64", "os.features": ["nydus.remoteimage.v1"] });
     Manifest::new("linux/amd64")
@@ -581,7 +582,7 @@ fn an_artifact_with_a_platform_that_stands_before_the_image_makes_it_broken_and_
         archive.remove_blob(&used.layers[0]);
         let problem = problems(&only_choice(&archive, &node("linux/amd64")));
         assert!(problem.contains(used.layers[0].as_ref()), "{problem}");
-        // Another node does not get there.
+        // A node of another platform does not use the artifact.
         let foreign = only_choice(&archive, &node("linux/s390x"));
         assert!(matches!(foreign.verdict, Verdict::Skip(Skip::Foreign { .. })));
     }
@@ -705,23 +706,24 @@ fn for_every_rule_both_choices_are_brought_and_the_difference_is_told() {
     let archive = listed([nydus(CONFIG)]);
     let problem = problems(&only_choice(&archive, &both));
     assert!(
-        problem.contains("on containerd 2.3 and later there is nothing for linux/amd64"),
+        problem.contains("on containerd 2.3 and later there is nothing for linux/amd64 in the image"),
         "{problem}"
     );
 }
 
-/// containerd's client asks the snapshotter for what the config wants, whatever the index said.
+/// containerd's client asks the snapshotter for the features in the config, even if the index has
+/// none.
 #[test]
 fn features_that_only_the_config_asks_for_are_told_and_break_no_image() {
     let needy = image("linux/amd64").config("os.features", json!(["erofs"]));
     let choice = only_choice(&listed([needy]), &by(&Rules::ALL, &["linux/amd64"]));
     taken(&choice);
-    let told = ": containerd 2.3 and later unpack an image whose config asks for os.features erofs";
+    let told = ": containerd 2.3 and later need a snapshotter with os.features erofs";
     let is_told = choice.notes.iter().any(|note| note.contains(told));
     assert!(is_told, "{:?}", choice.notes);
 }
 
-/// containerd reads the config of the first one without a platform, and of no other.
+/// containerd reads the config of the first manifest without a platform, and of no other.
 #[test]
 fn the_first_manifest_without_a_platform_decides_by_its_config() {
     let by_config = |platform| image(platform).platform_in_config_only();
@@ -734,7 +736,7 @@ fn the_first_manifest_without_a_platform_decides_by_its_config() {
         problem.contains(used.as_ref()) && problem.contains(meant.as_ref()),
         "{problem}"
     );
-    // 1.6 and 1.7 do not look at the variant in there, the others do.
+    // 1.6 and 1.7 ignore the variant in the config. Later versions use it.
     let archive = listed([by_config("linux/arm/v7")]);
     taken(&only_choice(&archive, &by(&[Rules::V0_2], &["linux/arm/v7"])));
     let level = listed([by_config("linux/amd64/v2")]);
@@ -774,7 +776,7 @@ fn layers_that_only_a_plugin_unpacks_are_told_and_stop_nothing() {
     }
 }
 
-/// An index of that many images with that many names, of one repository each.
+/// Returns an index of so many images, with so many names of one repository each.
 fn product(names: usize, images: usize) -> bundle::Catalog {
     let archive = Layout::new()
         .image(Image::new("r.test/a:1").platform("linux/amd64").layer(b"x"))
@@ -847,7 +849,7 @@ fn all_images_together_ask_for_as_many_records_as_there_may_be() {
     assert_eq!(selection.taken().count(), 1);
 }
 
-/// A config of some MiB, and thousands of layers that are not there: each problem begins with the platform.
+/// A config of some MiB, and thousands of absent layers. Each problem starts with the platform.
 #[test]
 fn what_a_platform_says_is_told_of_each_layer_in_short() {
     let archive = Layout::new()

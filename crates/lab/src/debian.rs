@@ -1,7 +1,7 @@
-//! Debian packages unpacked into a private folder, from whatever mirror this machine uses.
+//! Unpacks Debian packages into a private folder, from the mirror that this machine uses.
 //!
-//! Nothing is installed and apt's own lists stay as they are: each [`Archive`] has its own list folder. Apart from
-//! [`parts`](crate::parts) because it knows apt and nothing of containerd.
+//! It installs nothing and leaves apt's own lists alone: each [`Archive`] has its own list folder.
+//! The module knows apt but not containerd. [`parts`](crate::parts) knows containerd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use crate::output_of;
 
-/// Suites that name a release by its state; a machine may follow these instead of a code name.
+/// Suites that name a release by its state. A machine may use such a name in place of a code name.
 const ROLLING_SUITES: [&str; 5] = ["stable", "oldstable", "testing", "unstable", "sid"];
 
-/// The code name of the Debian release this machine runs; `None` on anything that is not Debian.
+/// Returns the code name of this machine's Debian release, or `None` if the machine is no Debian.
 pub(crate) fn codename() -> Option<String> {
     let release = fs::read_to_string("/etc/os-release").ok()?;
     codename_in(&release)
@@ -31,7 +31,7 @@ fn codename_in(os_release: &str) -> Option<String> {
     (field("ID")? == "debian").then(|| field("VERSION_CODENAME").unwrap_or_else(|| "sid".to_owned()))
 }
 
-/// The address of this machine's mirror.
+/// Returns the address of this machine's mirror.
 pub(crate) fn mirror() -> Result<String> {
     let codename = codename().context("this machine is not a Debian, so its package source is not known")?;
     machine_source(&codename)?
@@ -43,7 +43,7 @@ pub(crate) fn mirror() -> Result<String> {
 pub(crate) struct Archive {
     folder: TempDir,
     sources: PathBuf,
-    /// As dpkg names it, where it is not this machine's own.
+    /// Architecture of the packages as dpkg names it, if it is not this machine's.
     architecture: Option<&'static str>,
 }
 
@@ -53,7 +53,7 @@ impl Archive {
         Self::open_for(suite, None)
     }
 
-    /// The same for packages of another architecture, which can be unpacked but not run.
+    /// Does the same for packages of another architecture. They can be unpacked but do not run.
     pub(crate) fn open_for(suite: &str, architecture: Option<&'static str>) -> Result<Self> {
         let Some(codename) = codename() else {
             bail!("this machine is not a Debian, so its package source is not known");
@@ -75,7 +75,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Unpacks one package, without what it depends on.
+    /// Unpacks one package without its dependencies.
     pub(crate) fn unpack(&self, package: &str, into: &Path) -> Result<()> {
         let debs = self.folder.path().join("debs").join(package);
         fs::create_dir_all(&debs)?;
@@ -87,7 +87,7 @@ impl Archive {
         unpack_all(&debs, into)
     }
 
-    /// Unpacks packages together with everything they depend on that this machine does not have installed.
+    /// Unpacks packages with all dependencies that are not installed on this machine.
     pub(crate) fn unpack_with_dependencies(&self, packages: &[&str], into: &Path) -> Result<()> {
         output_of(
             self.apt_get()
@@ -98,7 +98,7 @@ impl Archive {
                     "--reinstall",
                     "--no-install-recommends",
                 ])
-                // Nothing is installed, so root's lock is neither needed nor, for others, to be had.
+                // apt installs nothing here, so it needs no lock. Only root could take it.
                 .args(["-o", "Debug::NoLocking=true", "install"])
                 .args(packages),
         )?;
@@ -115,9 +115,9 @@ impl Archive {
             format!("Dir::Cache={}", folder.join("cache").display()),
             "Acquire::Languages=none".to_owned(),
             "Acquire::Retries=3".to_owned(),
-            // A mirror that lags behind serves lists past their date. Their signature still counts.
+            // A mirror that lags behind serves expired lists. apt still checks their signature.
             "Acquire::Check-Valid-Until=false".to_owned(),
-            // The folder is ours alone; apt's download user could not write there.
+            // Only root can write to this folder, so apt's download user cannot.
             "APT::Sandbox::User=root".to_owned(),
         ];
         let foreign = self.architecture.iter().flat_map(|architecture| {
@@ -148,7 +148,7 @@ fn unpack_all(debs: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The machine's own Debian source, in the order in which releases have kept it.
+/// Returns the machine's own Debian source, from the places where releases have kept it.
 fn machine_source(codename: &str) -> Result<Source> {
     candidates()
         .iter()
@@ -176,12 +176,12 @@ fn candidates() -> Vec<PathBuf> {
     paths
 }
 
-/// One package source of the machine: where its mirror is and whom it trusts.
+/// One package source of the machine: the address of its mirror and the keys it trusts.
 #[derive(Debug, PartialEq, Eq)]
 enum Source {
-    /// A deb822 stanza: its fields but for types, suites and components, as written (sources.list(5)).
+    /// A deb822 stanza (sources.list(5)) without its types, suites and components.
     Deb822(String),
-    /// A one-line source: everything up to and including the address.
+    /// A one-line source up to the address and including it.
     Line(String),
 }
 
@@ -211,7 +211,7 @@ impl Source {
         })
     }
 
-    /// The first address, where a stanza has several.
+    /// Returns the address, or the first one if a stanza has several.
     fn address(&self) -> Option<String> {
         match self {
             Self::Deb822(fields) => {
@@ -240,7 +240,7 @@ enum SuiteSource {
 }
 
 impl SuiteSource {
-    /// apt tells the two formats apart by the file's extension.
+    /// Returns the file name. apt recognises the format by its extension.
     fn file_name(&self) -> &'static str {
         match self {
             Self::Deb822(_) => "suite.sources",
@@ -255,7 +255,7 @@ impl SuiteSource {
     }
 }
 
-/// The fields of a deb822 stanza: lower-case name, and the lines as they are written.
+/// The fields of a deb822 stanza: each with its name in lower case and its lines.
 struct Stanza(Vec<(String, String)>);
 
 impl Stanza {

@@ -1,8 +1,8 @@
-//! Programs built from Go modules: the containerds that no Debian has, and kubelet.
+//! Builds programs from Go modules: the containerds that Debian does not have, and kubelet.
 //!
-//! It stands apart because it knows Go and the module proxy, and neither apt nor how a containerd is run. Go's own
-//! settings on this machine say where modules come from and who vouches for them; what is fetched is held against
-//! the checksum database unless those settings say otherwise.
+//! This module knows Go and the module proxy, but not apt, and not how a containerd runs. Go's own
+//! settings on this machine say where modules come from. Go checks what it fetches against the
+//! checksum database unless those settings turn the check off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,29 @@ use anyhow::{Context, Result, bail};
 use crate::debian::Archive;
 use crate::{note, on_path, output_of, parts};
 
-/// The newest release of 2.3 that the module proxy had when this was written.
+/// Newest release of 2.3 on the module proxy when this was written.
 pub(crate) const CONTAINERD_2_3: &str = "2.3.7";
 
-/// The newest release of 2.4 that the module proxy had when this was written.
+/// Newest release of 2.4 on the module proxy when this was written.
 pub(crate) const CONTAINERD_2_4: &str = "2.4.2";
 
-/// What the `go.mod` of containerd 2.3.7 demands of the compiler; that of 2.4.2 is content with 1.26.6.
+/// Oldest Go that the `go.mod` of containerd 2.3.7 accepts. containerd 2.4.2 accepts 1.26.6.
 const OLDEST_GO: (u32, u32, u32) = (1, 26, 8);
 
-/// The suite whose Go is new enough, and the version in the names of its packages.
+/// Debian suite whose Go is new enough.
 const DEBIAN_SUITE: &str = "forky";
 const DEBIAN_GO: &str = "1.26";
 
-/// A compiler, and what it must be told.
+/// A Go compiler and the environment that it needs.
 pub(crate) struct Toolchain {
     program: PathBuf,
-    /// For one from a package that lies elsewhere than the package thinks.
+    /// `GOROOT` of a compiler that was unpacked to another place than its package expects.
     root: Option<PathBuf>,
 }
 
 impl Toolchain {
-    /// The machine's own if it is new enough, else Debian's, kept like every other part (some 300 MB).
+    /// Returns the machine's own compiler if it is new enough, or else Debian's. Debian's takes
+    /// some 300 MB and is kept like every other part.
     fn provide() -> Result<Self> {
         if let Some(installed) = installed() {
             return Ok(installed);
@@ -42,7 +43,8 @@ impl Toolchain {
         let folder = parts::provide("go", |folder| {
             note(&format!("fetching Go {DEBIAN_GO} from Debian {DEBIAN_SUITE}"));
             let archive = Archive::open(DEBIAN_SUITE)?;
-            // The library's source is a package of its own, which the compiler's links point to.
+            // The standard library is a package of its own. Links in the compiler's package point
+            // to it.
             archive.unpack(&format!("golang-{DEBIAN_GO}-src"), folder)?;
             archive.unpack(&format!("golang-{DEBIAN_GO}-go"), folder)
         })
@@ -60,7 +62,7 @@ impl Toolchain {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        // A module that wants a newer compiler must not fetch it behind our back.
+        // Go would otherwise fetch a newer compiler if a module asks for it.
         command.env("GOTOOLCHAIN", "local");
         if let Some(root) = &self.root {
             command.env("GOROOT", root);
@@ -74,7 +76,7 @@ impl Toolchain {
     }
 }
 
-/// The machine's own Go, if it is new enough.
+/// Returns the machine's own Go, if it is new enough.
 pub(crate) fn installed() -> Option<Toolchain> {
     let toolchain = Toolchain {
         program: on_path("go")?,
@@ -86,7 +88,7 @@ pub(crate) fn installed() -> Option<Toolchain> {
         .then_some(toolchain)
 }
 
-/// The numbers in what `go env GOVERSION` prints, `go1.26.3` for instance.
+/// Returns the numbers in the output of `go env GOVERSION`, for example `go1.26.3`.
 fn version_in(answer: &str) -> Option<(u32, u32, u32)> {
     let mut numbers = answer
         .trim()
@@ -100,9 +102,9 @@ fn version_in(answer: &str) -> Option<(u32, u32, u32)> {
     ))
 }
 
-/// Builds `containerd`, `ctr` and the shim for runc of one release into a folder, statically linked.
+/// Builds `containerd`, `ctr` and the runc shim of one release into a folder, statically linked.
 ///
-/// The parts that need C libraries are left out: the snapshotters of btrfs, zfs and devmapper.
+/// It leaves out the snapshotters that need C libraries: btrfs, zfs and devmapper.
 pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
     const MODULE: &str = "github.com/containerd/containerd/v2";
     let go = Toolchain::provide()?;
@@ -122,19 +124,20 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
         )
         .env("CGO_ENABLED", "0")
         .env("GOBIN", folder)
-        // Only `GOBIN` and the machine's own processor are meant.
+        // The programs are for this machine, and `GOBIN` works only for its own processor.
         .env_remove("GOOS")
         .env_remove("GOARCH")
-        // Outside of any module, whose versions would count otherwise.
+        // Inside a module, the versions of that module would count.
         .current_dir(folder);
     output_of(caches.apply(&mut install)).with_context(|| format!("cannot build containerd {version}"))?;
     caches.remove()
 }
 
-/// Builds `kubelet` of one release of Kubernetes into a folder, statically linked.
+/// Builds `kubelet` of one Kubernetes release into a folder, statically linked.
 ///
-/// The module replaces its staging modules by folders of its repository, which no other module may do. So the program is
-/// built in a module of its own, which replaces them by the releases that belong to this one.
+/// The Kubernetes module replaces its staging modules with folders of its repository. No other
+/// module may do that. So kubelet is built in a separate module, which replaces them with the
+/// releases that belong to this version.
 pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
     const MODULE: &str = "k8s.io/kubernetes";
     let go = Toolchain::provide()?;
@@ -175,7 +178,7 @@ pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
     caches.remove()
 }
 
-/// The `go.mod` of a module that builds kubelet, made of the one of Kubernetes.
+/// Returns the `go.mod` of a module that builds kubelet, made from the `go.mod` of Kubernetes.
 ///
 /// The staging modules of 1.36.3 are released as 0.36.3.
 fn module_of_kubelet(version: &str, original: &str) -> Result<String> {
@@ -199,16 +202,17 @@ fn module_of_kubelet(version: &str, original: &str) -> Result<String> {
     Ok(module)
 }
 
-/// Where Go keeps what it fetches and builds.
+/// The folder in which Go keeps its downloads and builds.
 enum Caches {
-    /// Where the machine's own Go keeps it, for the next time.
+    /// The machine's own Go keeps them for the next build.
     Usual,
-    /// In a folder that goes afterwards, for a Go that this machine does not use otherwise.
+    /// A folder that is removed after the build, for a Go that this machine does not use otherwise.
     Temporary(tempfile::TempDir),
 }
 
 impl Caches {
-    /// What is temporary is in `beside`: /tmp may be memory, and this is 2 GB.
+    /// Returns the caches for a compiler. A temporary folder is made in `beside`: /tmp may be
+    /// memory, and the caches take 2 GB.
     fn of(go: &Toolchain, beside: &Path) -> Result<Self> {
         if go.root.is_none() {
             return Ok(Self::Usual);
@@ -221,7 +225,7 @@ impl Caches {
     fn flags(&self) -> &'static [&'static str] {
         match self {
             Self::Usual => &[],
-            // Modules are read-only otherwise, and only root could remove their folder.
+            // Go makes modules read-only otherwise, and only root could remove their folder.
             Self::Temporary(_) => &["-modcacherw"],
         }
     }
@@ -235,7 +239,7 @@ impl Caches {
         command
     }
 
-    /// Takes up to 2 GB from the disk again.
+    /// Frees up to 2 GB of disk.
     fn remove(self) -> Result<()> {
         match self {
             Self::Usual => Ok(()),

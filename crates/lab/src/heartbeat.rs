@@ -1,4 +1,4 @@
-//! Signs of life of work that says nothing by itself for minutes.
+//! Reports progress during work that prints nothing for minutes.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::note;
 
-/// Writes a line to standard error every few seconds until dropped.
+/// Writes a line to standard error every few seconds until it is dropped.
 #[derive(Debug)]
 pub struct Heartbeat {
     stop: Option<Sender<()>>,
@@ -14,10 +14,10 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// The longest silence.
+    /// Time between two lines.
     pub const INTERVAL: Duration = Duration::from_secs(5);
 
-    /// Begins to say that this work goes on.
+    /// Starts to report that this work is still running.
     pub fn start(work: &str) -> Self {
         let (stop, stopped) = mpsc::channel::<()>();
         let work = work.to_owned();

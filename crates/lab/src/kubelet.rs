@@ -1,8 +1,9 @@
 //! Private kubelets: the real program, without an API server, on a private containerd.
 //!
-//! It stands apart because a kubelet, unlike a containerd, changes the machine wherever it runs: kernel settings, folders
-//! below /var. So each one has a mount namespace of its own, in which those places are its own files. Pods are on the
-//! host's network. Their control groups lie in containerd's usual one, `/k8s.io`, and go with them.
+//! A kubelet changes the machine that it runs on: kernel settings and folders below /var. So each
+//! kubelet has its own mount namespace, with files of its own in those places. Its pods use the
+//! host's network. Their control groups are in `/k8s.io`, which containerd uses by default, and
+//! disappear with the pods.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -17,16 +18,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::runtime::wait_until;
 use crate::{golang, is_root, output_of, parts, tail};
 
-/// How long a kubelet may take until it looks for pods.
+/// Longest time from the start of a kubelet until it looks for pods.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
-/// How long it may take to end when asked to.
+/// Longest time that a kubelet may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
-/// The name of the node, which kubelet appends to that of every static pod.
+/// Name of the node. kubelet appends it to the name of every static pod.
 pub const NODE: &str = "node";
 
-/// A release of Kubernetes whose kubelet is built here.
+/// A Kubernetes release whose kubelet this crate can build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release {
     minor: &'static str,
@@ -34,7 +35,8 @@ pub struct Release {
 }
 
 impl Release {
-    /// The newest patch of each minor version that the module proxy had when this was written, oldest first.
+    /// The newest patch of each minor version that the module proxy had when this was written,
+    /// oldest first.
     pub const ALL: [Self; 4] = [
         Self::new("1.34", "1.34.4"),
         Self::new("1.35", "1.35.4"),
@@ -42,23 +44,24 @@ impl Release {
         Self::new("1.37", "1.37.2"),
     ];
 
-    /// What runs where nothing else is asked for.
+    /// The release to use if the caller names none.
     pub const USUAL: Self = Self::ALL[2];
 
     const fn new(minor: &'static str, version: &'static str) -> Self {
         Self { minor, version }
     }
 
-    /// The whole version, `1.36.3` for instance.
+    /// Returns the whole version, for example `1.36.3`.
     pub fn version(self) -> &'static str {
         self.version
     }
 
-    /// The program, built from its source if it is not here yet: some minutes, and some 3 GB in Go's own caches.
+    /// Returns the program. The first call builds it from its source, which takes some minutes and
+    /// some 3 GB in Go's own caches.
     ///
     /// # Errors
     ///
-    /// When there is no Go, or when something cannot be fetched or built.
+    /// Returns an error if no Go is available, or if a fetch or the build fails.
     pub fn program(self) -> Result<PathBuf> {
         let version = self.version;
         let folder = parts::provide(&format!("kubelet-{version}"), |folder| {
@@ -80,16 +83,16 @@ impl FromStr for Release {
 
     fn from_str(text: &str) -> Result<Self> {
         let mut all = Self::ALL.into_iter();
-        all.find(|release| release.minor == text).with_context(|| {
-            format!("`{text}` is no kubelet that is built here: it is one of 1.34, 1.35, 1.36 and 1.37")
-        })
+        all.find(|release| release.minor == text)
+            .with_context(|| format!("unknown kubelet version `{text}`: use 1.34, 1.35, 1.36 or 1.37"))
     }
 }
 
-/// A running (or just stopped) kubelet.
+/// A kubelet that runs or has just stopped.
 ///
-/// Dropping it ends it. Its pods go on, as those of every kubelet do, until their containerd is dropped, which has to
-/// happen later: the folder of a kubelet lies in that of its containerd.
+/// Dropping it stops the process. Its pods run on, as those of every kubelet do, until their
+/// containerd is dropped. Drop the containerd last: the kubelet's folder is inside the folder of
+/// the containerd.
 #[derive(Debug)]
 pub struct Kubelet {
     release: Release,
@@ -99,14 +102,15 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts a kubelet on the containerd at a socket, and waits until it looks for pods. `settings` are lines of its
-    /// configuration.
+    /// Starts a kubelet on the containerd at a socket, and waits until it looks for pods.
+    /// `settings` are lines of its configuration.
     ///
-    /// It ends with the thread that starts it, if it is not dropped before.
+    /// The kubelet dies with the thread that starts it, if it is not dropped before.
     ///
     /// # Errors
     ///
-    /// Without root, when the program cannot be had, or when it does not come up: with the end of its log.
+    /// Returns an error without root, without the program, or if
+    /// kubelet does not get ready. That error has the end of kubelet's log.
     pub fn start(release: Release, socket: &Path, settings: &str) -> Result<Self> {
         if !is_root() {
             bail!("only root can start a kubelet");
@@ -139,11 +143,11 @@ impl Kubelet {
         Ok(kubelet)
     }
 
-    /// Replaces what its configuration says beyond the usual; counts from the next start on.
+    /// Replaces the settings that were given at the start. They apply from the next start on.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn configure(&self, socket: &Path, settings: &str) -> Result<()> {
         Ok(fs::write(
             self.config(),
@@ -151,42 +155,42 @@ impl Kubelet {
         )?)
     }
 
-    /// Its configuration file.
+    /// Returns the path of its configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.join("config.yaml")
     }
 
-    /// The folder in which it looks for pods.
+    /// Returns the folder in which it looks for pods.
     pub fn static_pods(&self) -> PathBuf {
         self.folder.join("pods")
     }
 
-    /// Its `--root-dir`.
+    /// Returns its `--root-dir`.
     pub fn root(&self) -> PathBuf {
         self.folder.join("root")
     }
 
-    /// All it has logged, over restarts, events of pods among it.
+    /// Returns its whole log over all restarts. The log contains the events of pods.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.folder.join("kubelet.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The version as the program gives it: `Kubernetes v1.36.3`.
+    /// Returns the version as the program prints it, for example `Kubernetes v1.36.3`.
     ///
     /// # Errors
     ///
-    /// When it does not run.
+    /// Returns an error if the program does not run.
     pub fn version_text(&self) -> Result<String> {
         let answer = output_of(Command::new(&self.program).arg("--version"))?;
         Ok(answer.trim().to_owned())
     }
 
-    /// Ends it as its unit does (SIGTERM, and SIGKILL after a while); pods live on.
+    /// Stops kubelet the way its unit does: SIGTERM, then SIGKILL. Its pods run on.
     ///
     /// # Errors
     ///
-    /// When it cannot be waited for.
+    /// Returns an error if waiting for the process fails.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             kill_process(Pid::from_child(&child), Signal::TERM)?;
@@ -198,11 +202,11 @@ impl Kubelet {
         Ok(())
     }
 
-    /// Starts it again on what it has, stopping it first if it runs.
+    /// Starts kubelet again with its files, after stopping it if it runs.
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start).
+    /// Like [`start`](Self::start).
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.spawn()
@@ -214,7 +218,8 @@ impl Kubelet {
             .create(true)
             .append(true)
             .open(self.folder.join("kubelet.log"))?;
-        // A test that is killed must not leave a kubelet behind; all of these exec, so that the child is the kubelet.
+        // A killed test must not leave a kubelet behind. Each of these programs calls exec, so the
+        // child is the kubelet.
         let child = Command::new("setpriv")
             .args([
                 "--pdeathsig",
@@ -232,7 +237,7 @@ impl Kubelet {
             .arg(self.root())
             .arg("--cert-dir")
             .arg(self.folder.join("certificates"))
-            // Events are logged from 3 on.
+            // kubelet logs events from verbosity 3 on.
             .args(["--hostname-override", NODE, "-v", "3"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -241,7 +246,12 @@ impl Kubelet {
             .context("cannot start setpriv (util-linux)")?;
         self.child = Some(child);
         let ready = self.wait_until_ready(before);
-        ready.with_context(|| format!("kubelet does not come up; it said:\n{}", tail(&self.log(), 30)))
+        ready.with_context(|| {
+            format!(
+                "kubelet does not get ready. The end of its log:\n{}",
+                tail(&self.log(), 30)
+            )
+        })
     }
 
     fn wait_until_ready(&mut self, before: usize) -> Result<()> {
@@ -249,12 +259,12 @@ impl Kubelet {
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait()?
             {
-                bail!("it ended ({status})");
+                bail!("it exited ({status})");
             }
             Ok(self.log()[before..].contains("\"SyncLoop ADD\" source=\"file\""))
         })?;
         if !ready {
-            bail!("it does not look for pods within {} s", READY_WITHIN.as_secs());
+            bail!("it did not look for pods within {} s", READY_WITHIN.as_secs());
         }
         Ok(())
     }
@@ -266,7 +276,8 @@ impl Drop for Kubelet {
     }
 }
 
-/// Kernel settings that a kubelet changes where they differ, and what it wants them to be: container_manager_linux.go.
+/// Kernel settings that a kubelet changes if they differ, and the values it wants
+/// (container_manager_linux.go).
 const KERNEL: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -276,10 +287,11 @@ const KERNEL: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// A script that puts files of our own in the place of those that a kubelet changes, and becomes the kubelet.
+/// Returns a script that mounts private files over those that a kubelet changes, and then becomes
+/// the kubelet.
 fn mounts(folder: &Path, program: &Path) -> String {
     let folder = folder.display();
-    // The program may lie below a folder that is about to be covered.
+    // The program may be below a folder that the next mounts cover.
     let mut script = format!(
         "set -e\nfolder='{folder}'\n: > \"$folder/kubelet\"\nmount --bind '{}' \"$folder/kubelet\"\n",
         program.display()
@@ -294,11 +306,12 @@ fn mounts(folder: &Path, program: &Path) -> String {
     script
 }
 
-/// The configuration of a kubelet without a server, which evicts no pod and collects no image unless the settings say so,
-/// however full the machine's disk is.
+/// Returns the configuration of a kubelet without an API server. Unless the settings say otherwise,
+/// it evicts no pod and collects no image, even on a full disk.
 fn config(release: Release, folder: &Path, socket: &Path, settings: &str) -> String {
     let (folder, socket) = (folder.display(), socket.display());
-    // What is on by itself from 1.35 on (KEP-2535), so that all kubelets here read these settings.
+    // From 1.35 on this is on by default (KEP-2535). With it, all kubelets here read the same
+    // settings.
     let features = match release.minor {
         "1.34" => "featureGates: {KubeletEnsureSecretPulledImages: true}\n",
         _ => "",

@@ -1,4 +1,5 @@
-//! Tests that cannot run on this machine: left out with a note, or a failure where nothing may be left out.
+//! Leaves out tests that cannot run on this machine, or fails them if the environment requires
+//! them.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,14 +9,17 @@ use anyhow::Result;
 use crate::note;
 use crate::parts::REQUIRE_CONTAINERD;
 
-/// The environment variable with the file into which tests write what they leave out; `cargo xtask test` sums it up.
+/// Environment variable with the path of a file in which tests record that they were left out.
+/// `cargo xtask test` sums the file up.
 pub const FILE: &str = "AIRGAPD_TEST_LEFT_OUT";
 
-/// What a test needs, or `None` where it cannot be had: then the test is left out, and the reason is noted.
+/// Returns a part that a test needs. If it is not available, the function records the reason and
+/// returns `None`. The caller then leaves the test out.
 ///
 /// # Panics
 ///
-/// Where nothing may be left out: with `AIRGAPD_REQUIRE_CONTAINERD=1`, which `cargo xtask test` sets as root on Debian.
+/// Panics if the part is missing and `AIRGAPD_REQUIRE_CONTAINERD=1` is set. `cargo xtask test` sets
+/// it as root on Debian.
 pub fn unless_had<T>(what: &str, had: Result<T>) -> Option<T> {
     match had {
         Ok(part) => Some(part),
@@ -29,7 +33,7 @@ pub fn unless_had<T>(what: &str, had: Result<T>) -> Option<T> {
     }
 }
 
-/// Notes that the running test is left out, and why.
+/// Records that the running test is left out, and why.
 pub fn record(reason: &str) {
     note(&format!("left out: {reason}"));
     let Some(path) = std::env::var_os(FILE) else {
@@ -41,7 +45,8 @@ pub fn record(reason: &str) {
         thread.name().unwrap_or("a test"),
         reason.replace('\n', " ")
     );
-    // Short appended lines of several processes stay whole. Without the file the note has to do.
+    // A short line that several processes append stays whole. Without the file, the line on
+    // standard error must do.
     if let Ok(mut file) = File::options().append(true).open(path) {
         let _ = file.write_all(line.as_bytes());
     }

@@ -1,7 +1,9 @@
-//! Gets the foreign programs that tests and the demo need, and runs private containerds with them.
+//! Provides the foreign programs that tests and the demo need, and runs private containerds with
+//! them.
 //!
-//! It stands apart because everything here touches the machine: packages, mounts, processes. It depends on none of
-//! the project's crates, so that `cargo xtask` is built in seconds, and speaks to containerd through `ctr` only.
+//! This is a crate of its own because its code touches the machine: packages, mounts, processes. It
+//! depends on none of the project's crates, so that `cargo xtask` builds in seconds. It talks to
+//! containerd only through `ctr`.
 
 mod debian;
 mod golang;
@@ -23,7 +25,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// The folder of this workspace.
+/// Returns the root folder of this workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
@@ -31,12 +33,13 @@ pub fn workspace() -> &'static Path {
         .expect("this package lies two folders below the workspace")
 }
 
-/// Whether we run as root, without which no containerd can be started.
+/// Returns true if the process runs as root. Only root can start a containerd.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The first program of that name on the `PATH`, or in the two folders that root's `PATH` has and others' lack.
+/// Returns the first program of that name on the `PATH`, or in the two `sbin` folders. Only root's
+/// `PATH` has these.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -51,7 +54,11 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Runs a command to its end and gives its standard output; a failure carries the end of what it said.
+/// Runs a command to its end and returns its standard output.
+///
+/// # Errors
+///
+/// Returns an error with the end of the command's output if the command fails.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -73,13 +80,13 @@ pub fn output_of(command: &mut Command) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// The last lines of a text.
+/// Returns the last lines of a text.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Tells whoever watches a test run what takes long or is left out.
+/// Reports slow work and left-out tests to the person who watches a test run.
 #[allow(clippy::print_stderr, reason = "a test run has no other place to say it")]
 pub(crate) fn note(text: &str) {
     eprintln!("xtask: {text}");

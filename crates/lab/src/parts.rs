@@ -1,7 +1,8 @@
-//! The foreign programs: four generations of containerd, runc and tools, kept under `target/parts`.
+//! The foreign programs: four generations of containerd, runc and tools, kept in `target/parts`.
 //!
-//! Each part is made in a folder of its own and moved into place whole, under a lock, so any number of test processes
-//! may ask for the same part at once. Nothing is installed on the machine and nothing of it is changed.
+//! Each part is made in its own folder under a lock and then moved into place. So any number of
+//! test processes can ask for the same part at once. The code installs nothing on the machine and
+//! changes nothing on it.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,15 +16,16 @@ use anyhow::{Context, Result, bail};
 use crate::debian::{self, Archive};
 use crate::{Heartbeat, golang, is_root, note, on_path, output_of, workspace};
 
-/// The environment variable that makes a missing containerd a failure instead of something left out.
+/// Environment variable that makes a missing containerd a failure. Without it, the tests that need
+/// it are left out.
 pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
 
-/// The suite whose runc and busybox run on every Debian from its release on.
+/// Oldest suite in use. Its runc and busybox also run on every later Debian.
 const OLDEST_SUITE: &str = "bookworm";
 
-/// The environment variable that puts another generation in the place of 2.3 while tests run: `2.4`.
+/// Environment variable that replaces generation 2.3 in tests by another one: `2.4`.
 ///
-/// The tests keep their names, so all that is said to be of 2.3 is of that generation then.
+/// The tests keep their names, so a test named after 2.3 then runs on that generation.
 const TEST_CONTAINERD: &str = "AIRGAPD_TEST_CONTAINERD";
 
 /// A generation of containerd that clusters run.
@@ -33,15 +35,16 @@ pub enum Generation {
     V1_6,
     /// 1.7, Debian trixie's.
     V1_7,
-    /// 2.0 to 2.2; Debian forky has 2.1.
+    /// 2.0 to 2.2. Debian forky has 2.1.
     V2_1,
-    /// 2.3, supported for longer than others, built from its source.
+    /// 2.3, built from its source. Upstream supports it longer than other releases.
     V2_3,
-    /// 2.4 and what comes after it, built from its source. Tested only where `AIRGAPD_TEST_CONTAINERD` asks for it.
+    /// 2.4 and later, built from its source. Tests use it only if `AIRGAPD_TEST_CONTAINERD` names
+    /// it.
     V2_4,
 }
 
-/// Where the programs of a generation come from.
+/// The source of a generation's programs.
 enum Origin {
     /// The package of this Debian suite.
     Debian(&'static str),
@@ -63,7 +66,7 @@ impl Generation {
         }
     }
 
-    /// The generation of a version such as `1.7.24`, if it is one we know.
+    /// Returns the generation of a version such as `1.7.24`, if it is a known one.
     pub fn of_version(version: &str) -> Option<Self> {
         let mut numbers = version
             .trim_start_matches('v')
@@ -79,12 +82,13 @@ impl Generation {
         }
     }
 
-    /// The generation that runs where tests ask for this one: itself, or what [`TEST_CONTAINERD`] puts in the place of 2.3.
+    /// Returns the generation that tests run in place of this one. It is the same unless
+    /// [`TEST_CONTAINERD`] replaces 2.3.
     fn in_tests(self) -> Result<Self> {
         match std::env::var(TEST_CONTAINERD) {
             Ok(asked) if self == Self::V2_3 => asked
                 .parse()
-                .with_context(|| format!("{TEST_CONTAINERD} cannot be followed")),
+                .with_context(|| format!("cannot use the value of {TEST_CONTAINERD}")),
             _ => Ok(self),
         }
     }
@@ -110,22 +114,20 @@ impl FromStr for Generation {
             .into_iter()
             .chain([Self::V2_4])
             .find(|generation| generation.to_string() == text)
-            .with_context(|| {
-                format!("`{text}` is no generation of containerd: it is one of 1.6, 1.7, 2.1, 2.3 and 2.4")
-            })
+            .with_context(|| format!("unknown containerd generation `{text}`: use 1.6, 1.7, 2.1, 2.3 or 2.4"))
     }
 }
 
-/// Where the programs of one containerd are.
+/// The paths of one containerd's programs.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Which generation this is.
+    /// The generation of the containerd.
     pub generation: Generation,
-    /// The version as the program gives it, `2.1.9+unknown` for instance.
+    /// The version as the program prints it, for example `2.1.9+unknown`.
     pub version: String,
     /// The daemon.
     pub containerd: PathBuf,
-    /// Its command line client, of the same version.
+    /// The command line client of the same version.
     pub ctr: PathBuf,
     /// The folder with `containerd-shim-runc-v2`.
     pub(crate) shims: PathBuf,
@@ -133,11 +135,12 @@ pub struct Parts {
     pub runc: PathBuf,
 }
 
-/// The generations that tests can run on this machine, oldest first.
+/// Returns the generations that tests can run on this machine, oldest first.
 ///
-/// All of them as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then fails where it is
-/// used). Otherwise, if we are root, the one on the `PATH` and those that the machine's Go can build, or none; what is
-/// left out is said on standard error.
+/// As root on Debian, or if `AIRGAPD_REQUIRE_CONTAINERD` is set, these are all generations. A
+/// missing one then fails the test that uses it. On another machine, root gets the generation on
+/// the `PATH` and those that the machine's Go can build. Other users get none. Generations that are
+/// left out are reported on standard error.
 pub fn generations() -> Vec<Generation> {
     if std::env::var_os(REQUIRE_CONTAINERD).is_some() || (is_root() && debian::codename().is_some()) {
         return Generation::ALL.to_vec();
@@ -155,10 +158,10 @@ pub fn generations() -> Vec<Generation> {
     };
     if !left_out.is_empty() {
         note(&format!(
-            "left out: tests on containerd {}; this machine is no Debian, its PATH has no such containerd{}",
+            "left out: tests on containerd {}: this machine is not Debian and has none on its PATH{}",
             list(&left_out),
             if left_out.contains(&Generation::V2_3) {
-                ", and no Go to build 2.3 with"
+                " and no Go to build 2.3 with"
             } else {
                 ""
             }
@@ -167,27 +170,28 @@ pub fn generations() -> Vec<Generation> {
     found
 }
 
-/// Whether a machine that is no Debian has a generation, or what it takes to make it.
+/// Returns true if a machine other than Debian has a generation or can build it.
 fn can_be_had(generation: Generation) -> bool {
-    // What cannot be followed is told where it is used.
+    // A wrong value of the variable is reported where the generation is used.
     let generation = generation.in_tests().unwrap_or(generation);
     installed(generation).is_some()
         || (matches!(generation.origin(), Origin::Module(_)) && golang::installed().is_some())
 }
 
-/// The programs of one generation, fetched or built if they are not here yet.
+/// Returns the programs of one generation. The first call fetches or builds them.
 ///
-/// Debian's are some 30 MB and take a few seconds. Those of 2.3 and 2.4 are built from their source, which takes
-/// minutes and some 2 GB in Go's own caches; without a Go of the machine's own, Debian's is fetched first.
+/// Debian's programs are some 30 MB and take a few seconds. Those of 2.3 and 2.4 are built from
+/// their source, in minutes and some 2 GB of Go's own caches. If the machine has no Go
+/// that is new enough, Debian's is fetched first.
 ///
 /// # Errors
 ///
-/// When this machine is neither a Debian nor has what it takes, or when something cannot be fetched or built.
+/// Returns an error if a fetch or a build fails, or if a machine without Debian lacks the programs.
 pub fn containerd_parts(generation: Generation) -> Result<Parts> {
     let asked = generation;
     let generation = asked.in_tests()?;
     if generation != asked {
-        note(&format!("containerd {generation} stands in the place of {asked}"));
+        note(&format!("using containerd {generation} in place of {asked}"));
     }
     if debian::codename().is_none()
         && let Some(installed) = installed(generation)
@@ -232,7 +236,8 @@ fn parts_in(bin: &Path, generation: Generation) -> Result<Parts> {
     })
 }
 
-/// The version in what `containerd --version` prints: `containerd <module> <version> <revision>`.
+/// Returns the version in the output of `containerd --version`: `containerd <module> <version>
+/// <revision>`.
 fn version_in(answer: &str) -> Option<&str> {
     answer
         .split_whitespace()
@@ -240,11 +245,12 @@ fn version_in(answer: &str) -> Option<&str> {
         .filter(|word| word.starts_with(|first: char| first.is_ascii_digit() || first == 'v'))
 }
 
-/// The machine's own runc, else bookworm's, whose libraries every Debian with apt has.
+/// Returns the machine's own runc, or else that of bookworm. Every Debian has the libraries for it,
+/// because apt needs them.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no runc and the fetch fails.
 pub(crate) fn runc() -> Result<PathBuf> {
     if let Some(runc) = on_path("runc") {
         return Ok(runc);
@@ -259,11 +265,12 @@ pub(crate) fn runc() -> Result<PathBuf> {
     Ok(runc)
 }
 
-/// A statically linked busybox for this machine's architecture, to put into a container image.
+/// Returns a statically linked busybox for this machine's architecture, for use in a container
+/// image.
 ///
 /// # Errors
 ///
-/// When it cannot be fetched.
+/// Returns an error if the fetch fails.
 pub fn busybox() -> Result<PathBuf> {
     let folder = provide("busybox", |folder| {
         note("fetching busybox from Debian");
@@ -277,13 +284,13 @@ pub fn busybox() -> Result<PathBuf> {
         .context("the package has no busybox")
 }
 
-/// A program that some tests use: the one on the `PATH`, or a private one from the Debian package of that name.
+/// Returns a program that some tests use, from the `PATH` or from the Debian package of that name.
 ///
-/// A private skopeo finds no policy file: give it `--insecure-policy`.
+/// A fetched skopeo finds no policy file: give it `--insecure-policy`.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no such program and the fetch fails.
 pub fn tool(name: &str) -> Result<PathBuf> {
     match on_path(name) {
         Some(program) => Ok(program),
@@ -291,20 +298,20 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Prometheus' own checker of metrics, rules and their tests: the one on the `PATH`, or a private one.
+/// Returns promtool, which checks metrics, rules and their tests, from the `PATH` or from Debian.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no promtool and the fetch fails.
 pub fn promtool() -> Result<PathBuf> {
     of_prometheus("promtool")
 }
 
-/// Prometheus itself: the one on the `PATH`, or a private one (some 180 MB with its checker).
+/// Returns Prometheus from the `PATH` or from Debian (some 180 MB with promtool).
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no Prometheus and the fetch fails.
 pub fn prometheus() -> Result<PathBuf> {
     of_prometheus("prometheus")
 }
@@ -315,18 +322,19 @@ fn of_prometheus(program: &str) -> Result<PathBuf> {
     }
     let folder = provide("prometheus", |folder| {
         note("fetching Prometheus from Debian");
-        // Without the scripts and fonts of Prometheus' pages, which the package depends on.
+        // The package depends on scripts and fonts for Prometheus' web pages. Tests do not need
+        // them.
         Archive::open(OLDEST_SUITE)?.unpack("prometheus", folder)
     })
     .context("cannot provide Prometheus")?;
     Ok(folder.join("usr/bin").join(program))
 }
 
-/// systemd's judge of units: the machine's own, or a private one.
+/// Returns systemd-analyze, which checks units, from the machine or from Debian.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no systemd-analyze and the fetch fails.
 pub fn systemd_analyze() -> Result<PathBuf> {
     match on_path("systemd-analyze") {
         Some(program) => Ok(program),
@@ -334,11 +342,12 @@ pub fn systemd_analyze() -> Result<PathBuf> {
     }
 }
 
-/// The program that makes ext4 file systems: the machine's own, or a private one. Debian 13's minbase has none.
+/// Returns the program that makes ext4 file systems, from the machine or from Debian. A minbase of
+/// Debian 13 does not have it.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no such program and the fetch fails.
 pub fn mkfs_ext4() -> Result<PathBuf> {
     match on_path("mkfs.ext4") {
         Some(program) => Ok(program),
@@ -346,11 +355,12 @@ pub fn mkfs_ext4() -> Result<PathBuf> {
     }
 }
 
-/// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
+/// Returns the folder with musl's headers for an architecture as dpkg names it. C code in a
+/// statically linked program needs them.
 ///
 /// # Errors
 ///
-/// When they cannot be fetched.
+/// Returns an error if the fetch fails.
 pub fn musl_headers(architecture: &'static str) -> Result<PathBuf> {
     let folder = provide(&format!("musl-{architecture}"), |folder| {
         note(&format!("fetching musl's headers for {architecture} from Debian"));
@@ -364,12 +374,13 @@ pub fn musl_headers(architecture: &'static str) -> Result<PathBuf> {
         .context("the package has no headers")
 }
 
-/// A C compiler for another architecture, by the names that Debian gives it (`aarch64-linux-gnu` and `arm64` for instance),
-/// and the C library for it, which the compiler only recommends.
+/// Returns a C compiler for another architecture. Debian's names are, for example,
+/// `aarch64-linux-gnu` and `arm64`. The C library is fetched too, since the compiler's package only
+/// recommends it.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no such compiler and the fetch fails.
 pub fn cross_compiler(triplet: &str, architecture: &str) -> Result<PathBuf> {
     let program = format!("{triplet}-gcc");
     match on_path(&program) {
@@ -384,11 +395,12 @@ pub fn cross_compiler(triplet: &str, architecture: &str) -> Result<PathBuf> {
     }
 }
 
-/// What runs a program for another processor, by the name that Debian gives it (`qemu-aarch64-static` for instance).
+/// Returns an emulator that runs programs for another processor. Debian's name is, for example,
+/// `qemu-aarch64-static`.
 ///
 /// # Errors
 ///
-/// When there is none and none can be fetched.
+/// Returns an error if the machine has no such emulator and the fetch fails.
 pub fn emulator(name: &str) -> Result<PathBuf> {
     match on_path(name) {
         Some(program) => Ok(program),
@@ -396,12 +408,12 @@ pub fn emulator(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The root of a minimal Debian (variant minbase) with further packages, named after its purpose; to be copied, not
-/// changed (a minute or two).
+/// Returns the root folder of a minimal Debian (variant minbase) with further packages. Its name
+/// has the `purpose`. The first call takes a minute or two. Copy the folder, and do not change it.
 ///
 /// # Errors
 ///
-/// Without root, and when the packages cannot be fetched.
+/// Returns an error if the process does not run as root or if the packages cannot be fetched.
 pub fn debian_root(suite: &str, purpose: &str, packages: &str) -> Result<PathBuf> {
     let debootstrap = match on_path("debootstrap") {
         Some(debootstrap) => debootstrap,
@@ -419,14 +431,15 @@ pub fn debian_root(suite: &str, purpose: &str, packages: &str) -> Result<PathBuf
     .with_context(|| format!("cannot provide a Debian {suite}"))
 }
 
-/// Tools that tests make real bundles with, and the registry that they fetch from.
+/// Tools that make real bundles for tests, and the registry that tests fetch from.
 const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
 
-/// Everything that builds, tests and the demonstration may ask for, so that they need not wait for it later.
+/// Provides all programs that builds, tests and the demonstration use, so that none of them waits
+/// later.
 ///
 /// # Errors
 ///
-/// When one of them cannot be had.
+/// Returns an error if a program cannot be provided.
 pub fn provide_all() -> Result<()> {
     for generation in generations() {
         let parts = containerd_parts(generation)?;
@@ -445,16 +458,17 @@ pub fn provide_all() -> Result<()> {
     Ok(())
 }
 
-/// Whether this machine is one on which nothing may be left out: root on Debian, or anywhere in CI.
+/// Returns true if no test may be left out on this machine: as root on Debian, or in CI.
 pub fn is_complete_machine() -> bool {
     (is_root() && debian::codename().is_some()) || std::env::var_os("CI").is_some()
 }
 
-/// Unpacks packages and what they need, and puts a script before the program that lets it find its libraries.
+/// Unpacks packages and their dependencies, and writes a script that starts the program with its
+/// libraries.
 fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
     let folder = provide(program, |folder| {
         let codename =
-            debian::codename().context("this machine is not a Debian, so it has to be installed by hand")?;
+            debian::codename().context("this machine is not a Debian: install the program by hand")?;
         note(&format!("fetching {} from Debian", packages.join(", ")));
         Archive::open(&codename)?.unpack_with_dependencies(packages, folder)?;
         write_wrapper(folder, program)
@@ -470,11 +484,13 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     else {
         bail!("the packages have no {program}");
     };
-    // debootstrap is a script that finds its parts by an absolute path, and calls wget; rpm reads its macros by one.
+    // debootstrap is a script that calls wget and finds its parts by an absolute path. rpm finds
+    // its macros by an absolute path too.
     let script = format!(
         "#!/bin/sh\n\
          here=$(dirname \"$(readlink -f \"$0\")\")\n\
-         for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/usr/lib/*-linux-*/systemd \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
+         for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/usr/lib/*-linux-*/systemd \"$here\"/lib/*-linux-* \"$here\"/usr/lib\n\
+         do\n\
          \tLD_LIBRARY_PATH=\"${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}$folder\"\n\
          done\n\
          export LD_LIBRARY_PATH PATH=\"$PATH:$here/usr/bin\" DEBOOTSTRAP_DIR=\"$here/usr/share/debootstrap\" \\\n\
@@ -487,9 +503,11 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// The folder of one part: as it is, or made by `build` in an empty folder and moved into place when whole.
+/// Returns the folder of one part. If it does not exist, `build` fills an empty folder, which is
+/// then moved into place.
 ///
-/// Safe for several processes at once; one that dies leaves nothing that another would take for the part.
+/// Several processes may call this at once. A process that dies leaves no folder that could be
+/// mistaken for the part.
 pub(crate) fn provide(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     provide_in(&workspace().join("target/parts"), name, build)
 }
@@ -511,7 +529,7 @@ fn provide_in(home: &Path, name: &str, build: impl FnOnce(&Path) -> Result<()>) 
         fs::remove_dir_all(&unfinished)?;
     }
     fs::create_dir(&unfinished)?;
-    let heartbeat = Heartbeat::start(&format!("still at {name}"));
+    let heartbeat = Heartbeat::start(&format!("still providing {name}"));
     build(&unfinished)?;
     drop(heartbeat);
     fs::rename(&unfinished, &folder)?;

@@ -1,38 +1,40 @@
-//! Whether this is a place in which containers and the tests can run at all.
+//! Checks that containers and tests can run in this environment.
 //!
-//! The answer takes milliseconds, so that it comes before minutes of fetching and building.
+//! The check takes milliseconds, so that it can precede minutes of fetching and building.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-/// Fails where containerd's CRI would not start: in a plain chroot, whose `/` is no mount point.
+/// Checks that containerd's CRI can start here. It cannot in a plain chroot, whose `/` is no mount
+/// point.
 ///
-/// runc mounts a container's root below a mount point that it looks up in mountinfo, and CRI ends at its start when the
-/// look-up of its own folder fails.
+/// runc mounts a container's root below a mount point that it looks up in mountinfo. CRI exits at
+/// its start if the same look-up for its own folder fails.
 ///
 /// # Errors
 ///
-/// With one sentence that says what the place lacks and how to get it.
+/// Returns an error that says what the environment lacks and how to get it.
 pub fn must_allow_containers() -> Result<()> {
     let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else {
-        bail!("/proc is not mounted here, and containers need it: mount -t proc proc /proc");
+        bail!("containers need /proc, which is not mounted here: run mount -t proc proc /proc");
     };
     if !has_root_mount(&mounts) {
         bail!(
-            "this is a plain chroot: its / is no mount point, so no containerd can start containers in it; \
-             enter the folder with pivot_root(8) instead, as `cargo xtask bare` does"
+            "this is a plain chroot: its / is no mount point, so containerd cannot start containers in it. \
+             Enter the folder with pivot_root(8) instead, as `cargo xtask bare` does"
         );
     }
     Ok(())
 }
 
-/// Fails where some tests could not run: also in a chroot with a mount point, which has no user namespaces.
+/// Checks that all tests can run here. A chroot with a mount point is not enough, since it has no
+/// user namespaces.
 ///
 /// # Errors
 ///
-/// With one sentence that says what the place lacks and how to get it.
+/// Returns an error that says what the environment lacks and how to get it.
 pub fn must_allow_tests() -> Result<()> {
     must_allow_containers()?;
     let namespaces = Command::new("unshare")
@@ -42,14 +44,14 @@ pub fn must_allow_tests() -> Result<()> {
         .status();
     match namespaces {
         Ok(status) if !status.success() => bail!(
-            "user namespaces are refused here, as in every chroot, and some tests need them; \
-             enter the folder with pivot_root(8) instead, as `cargo xtask bare` does"
+            "some tests need user namespaces, which the kernel refuses in a chroot. \
+             Enter the folder with pivot_root(8) instead, as `cargo xtask bare` does"
         ),
         _ => Ok(()),
     }
 }
 
-/// Whether a mountinfo (proc(5)) names the root: the fifth field is the mount point.
+/// Returns true if a mountinfo (proc(5)) names the root. The fifth field is the mount point.
 fn has_root_mount(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
 }

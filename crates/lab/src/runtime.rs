@@ -1,7 +1,9 @@
-//! Private containerds: each with its own root, state and socket in a temporary folder, gone without a trace when dropped.
+//! Private containerds: each has its own root, state and socket in a temporary folder, and leaves
+//! no trace when it is dropped.
 //!
-//! Any number run side by side, next to the machine's own, which none of them touches. Everything is asked of
-//! containerd through its `ctr`; the typed client is tested against these, so they must not depend on it.
+//! Any number of them can run side by side. None touches the machine's own containerd. This module
+//! talks to containerd only through `ctr`. Tests of the typed client run on these containerds, so
+//! they must not depend on that client.
 
 mod cleanup;
 mod config;
@@ -24,29 +26,31 @@ use self::folder::Folder;
 use crate::parts::{Generation, Parts, containerd_parts};
 use crate::{is_root, output_of, tail};
 
-/// The namespace of Kubernetes, in which everything here works unless said otherwise.
+/// The Kubernetes namespace. Functions here use it unless they take another one.
 pub const NAMESPACE: &str = "k8s.io";
 
-/// How long containerd may take to answer; a busy machine with cold caches needs some seconds.
+/// Longest time until containerd answers. A busy machine with cold caches needs some seconds.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
-/// How long containerd may take to end when asked to.
+/// Longest time that containerd may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
-/// How one private containerd differs from the usual one.
+/// Options of a private containerd.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether the CRI service runs on the socket.
+    /// True if the CRI service runs on the socket.
     pub cri: bool,
-    /// The image CRI starts every pod with; put one of that name into containerd to start pods.
+    /// Image that CRI starts every pod with. Import an image of that name to start pods.
     pub sandbox_image: String,
-    /// Where layers are unpacked to.
+    /// The snapshotter that unpacks layers.
     pub snapshotter: Snapshotter,
-    /// Bytes of a disk of its own for the root: an ext4 image on a loop device, or memory where there are no loop devices.
+    /// Size in bytes of a separate disk for the root: an ext4 image on a loop device, or memory if
+    /// the machine has no loop devices.
     pub disk: Option<u64>,
-    /// Whether CRI lets go of an image's layers once they are unpacked.
+    /// True if CRI discards an image's layers after unpacking them.
     pub discard_unpacked_layers: bool,
-    /// Lines appended to `config.toml` (format version 2), for plugins that the file does not configure yet.
+    /// Lines that are appended to `config.toml` (format version 2), for plugins that it does not
+    /// configure yet.
     pub extra_config: String,
 }
 
@@ -63,15 +67,15 @@ impl Default for Options {
     }
 }
 
-/// Where layers are unpacked to.
+/// A way to unpack layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Snapshotter {
-    /// overlayfs, or native where the temporary folder lies on an overlay itself, as inside a container.
+    /// overlayfs, or native if the temporary folder is itself on an overlay, as in a container.
     #[default]
     Auto,
     /// overlayfs.
     Overlayfs,
-    /// Plain copies; slow, works everywhere.
+    /// Plain copies, which are slow but work everywhere.
     Native,
 }
 
@@ -92,10 +96,10 @@ fn is_overlay(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type == OVERLAYFS)
 }
 
-/// A running (or just stopped) private containerd.
+/// A private containerd that runs or has just stopped.
 ///
-/// Dropping it ends it, its shims and containers, unmounts what they mounted and removes the folder. Only processes
-/// that were started from this folder are ever signalled.
+/// Dropping it ends the process, its shims and its containers, unmounts their mounts and removes
+/// the folder. It signals only processes that were started from this folder.
 #[derive(Debug)]
 pub struct Containerd {
     parts: Parts,
@@ -106,11 +110,13 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Provides the programs if need be, starts them in a new folder and waits until gRPC (and CRI) answers.
+    /// Provides the programs, starts containerd in a new folder and waits until gRPC and CRI
+    /// answer.
     ///
     /// # Errors
     ///
-    /// Without root, when the programs cannot be had, or when containerd does not come up: with the end of its log.
+    /// Returns an error without root, without the programs, or if containerd does not start. That
+    /// error has the end of containerd's log.
     pub fn start(generation: Generation, options: &Options) -> Result<Self> {
         if !is_root() {
             bail!("only root can start a containerd");
@@ -138,61 +144,62 @@ impl Containerd {
         Ok(containerd)
     }
 
-    /// The gRPC socket, for `--address`.
+    /// Returns the path of the gRPC socket, for `--address`.
     pub fn socket(&self) -> PathBuf {
         self.folder.path.join("c.sock")
     }
 
-    /// The folder with everything this containerd has, its content store at `io.containerd.content.v1.content`.
+    /// Returns the root folder, which holds all data of this containerd. The content store is at
+    /// `io.containerd.content.v1.content`.
     pub fn root(&self) -> PathBuf {
         self.folder.path.join("root")
     }
 
-    /// The file with all it has logged, over restarts.
+    /// Returns the path of the log over all restarts.
     fn log_path(&self) -> PathBuf {
         self.folder.path.join("containerd.log")
     }
 
-    /// The last lines it has logged.
+    /// Returns the last lines of the log.
     pub fn log_tail(&self) -> String {
         tail(&self.log_from(0), 30)
     }
 
-    /// The programs it runs with.
+    /// Returns the programs that it runs with.
     pub fn parts(&self) -> &Parts {
         &self.parts
     }
 
-    /// Which generation it is.
+    /// Returns its generation.
     pub fn generation(&self) -> Generation {
         self.parts.generation
     }
 
-    /// Its version, `2.1.9+unknown` for instance.
+    /// Returns its version, for example `2.1.9+unknown`.
     pub fn version_text(&self) -> &str {
         &self.parts.version
     }
 
-    /// The name of the snapshotter that CRI unpacks with.
+    /// Returns the name of the snapshotter that CRI unpacks with.
     pub fn snapshotter(&self) -> &'static str {
         self.snapshotter
     }
 
-    /// The process id; `None` after [`kill`](Self::kill) or [`stop`](Self::stop).
+    /// Returns the process id, or `None` after [`kill`](Self::kill) or [`stop`](Self::stop).
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Runs `ctr` in the namespace of Kubernetes and gives its standard output.
+    /// Runs `ctr` in the Kubernetes namespace and returns its standard output.
     ///
     /// # Errors
     ///
-    /// When `ctr` fails, with what it said.
+    /// Returns an error with the output of `ctr` if it fails.
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
         output_of(self.ctr_in(NAMESPACE).args(arguments))
     }
 
-    /// A `ctr` command for this containerd and that namespace, to which its arguments have yet to be added.
+    /// Returns a `ctr` command for this containerd and a namespace. The caller adds the arguments.
     pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut command = Command::new(&self.parts.ctr);
         command
@@ -202,13 +209,15 @@ impl Containerd {
         command
     }
 
-    /// Runs a command in a new container from an image that is there, to its end, and gives its output, both streams.
+    /// Runs a command to its end in a new container from an imported image. Returns the output of
+    /// both streams.
     ///
-    /// The layers are unpacked first if they are not yet. The container has the host's network and is removed.
+    /// The layers are unpacked first if necessary. The container uses the host's network and is
+    /// removed afterwards.
     ///
     /// # Errors
     ///
-    /// When the image cannot be unpacked or the command fails.
+    /// Returns an error if the image cannot be unpacked or the command fails.
     pub fn run(&self, image: &str, command: &[&str]) -> Result<String> {
         static RUNS: AtomicU32 = AtomicU32::new(0);
         let id = format!(
@@ -216,8 +225,8 @@ impl Containerd {
             std::process::id(),
             RUNS.fetch_add(1, Ordering::Relaxed)
         );
-        // ctr gives up its fifos when the container ends, so the output of a short one can be lost on the way to it.
-        // The shim writes all of it into a file before ctr deletes the task.
+        // ctr closes its fifos when the container ends, so the output of a short command can be
+        // lost. The shim writes all output into a file before ctr deletes the task.
         let output = self.folder.path.join(format!("{id}.out"));
         fs::write(&output, "")?;
         let ran = output_of(
@@ -230,17 +239,21 @@ impl Containerd {
         fs::remove_file(output)?;
         match ran {
             Ok(_) => Ok(said),
-            Err(error) => Err(anyhow!("{error:#}\nThe container said:\n{}", tail(&said, 12))),
+            Err(error) => Err(anyhow!(
+                "{error:#}\nOutput of the container:\n{}",
+                tail(&said, 12)
+            )),
         }
     }
 
-    /// Starts a command in a new container of that id and leaves it running, until this containerd is dropped.
+    /// Starts a command in a new container with that id. The container runs until this containerd
+    /// is dropped.
     ///
     /// # Errors
     ///
-    /// When the image cannot be unpacked or the container cannot be started.
+    /// Returns an error if the image cannot be unpacked or the container cannot be started.
     pub fn run_in_background(&self, image: &str, id: &str, command: &[&str]) -> Result<()> {
-        // The shim inherits ctr's output and would keep a pipe open for as long as it lives.
+        // The shim inherits ctr's output and would keep a pipe open for its whole life.
         let output = self.folder.path.join(format!("{id}.log"));
         let log = File::create(&output)?;
         let status = self
@@ -269,7 +282,8 @@ impl Containerd {
         ctr
     }
 
-    /// What `ctr run` has to be told of this containerd, which shares neither programs nor folders with the machine's.
+    /// Returns the flags that `ctr run` needs for this containerd, which shares neither programs
+    /// nor folders with the machine's.
     pub fn run_flags(&self) -> Vec<OsString> {
         let folder = |name: &str| self.folder.path.join(name).into();
         let flags: [(&str, OsString); 5] = [
@@ -277,7 +291,8 @@ impl Containerd {
             ("--runc-binary", self.parts.runc.clone().into()),
             ("--runc-root", folder("runc")),
             ("--fifo-dir", folder("fifo")),
-            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other containerds' there.
+            // All containerds share the machine's control groups. The default, `/k8s.io/<id>`,
+            // could collide with theirs.
             ("--cgroup", format!("/{}", unique_name()).into()),
         ];
         flags
@@ -286,24 +301,25 @@ impl Containerd {
             .collect()
     }
 
-    /// Makes containerd collect its garbage now, and returns when it has.
+    /// Makes containerd collect its garbage and waits for the end.
     ///
     /// # Errors
     ///
-    /// When containerd does not answer.
+    /// Returns an error if containerd does not answer.
     pub fn force_gc(&self) -> Result<()> {
-        // Deleting a lease synchronously ends with a collection; nobody else uses this one.
+        // A synchronous deletion of a lease ends with a collection. Only this function uses this
+        // lease.
         const LEASE: &str = "airgapd-force-gc";
         self.ctr(&["leases", "create", "--id", LEASE])?;
         self.ctr(&["leases", "delete", "--sync", LEASE])?;
         Ok(())
     }
 
-    /// Ends containerd as a crash does (SIGKILL); containers and their shims live on.
+    /// Kills containerd with SIGKILL, like a crash. Containers and their shims live on.
     ///
     /// # Errors
     ///
-    /// When it cannot be waited for.
+    /// Returns an error if waiting for the process fails.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
@@ -312,11 +328,11 @@ impl Containerd {
         Ok(())
     }
 
-    /// Ends containerd as its unit does (SIGTERM, and SIGKILL after a while); containers live on.
+    /// Stops containerd the way its unit does: SIGTERM, then SIGKILL. Containers live on.
     ///
     /// # Errors
     ///
-    /// When it cannot be waited for.
+    /// Returns an error if waiting for the process fails.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(child) = &mut self.child {
             kill_process(pid_of(child), Signal::TERM)?;
@@ -325,32 +341,33 @@ impl Containerd {
         self.kill()
     }
 
-    /// Starts it again on what it has, stopping it first if it runs.
+    /// Starts containerd again with its data, after stopping it if it runs.
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start).
+    /// Like [`start`](Self::start).
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.spawn()
     }
 
-    /// Starts another generation on what this one has, as an upgrade does.
+    /// Starts another generation with the data of this one, like an upgrade.
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start).
+    /// Like [`start`](Self::start).
     pub fn become_generation(&mut self, generation: Generation) -> Result<()> {
         self.stop()?;
         self.parts = containerd_parts(generation)?;
         self.spawn()
     }
 
-    /// Starts it again with nothing, as after its root was wiped or another containerd took its place.
+    /// Starts containerd again without data. This is what happens when its root is wiped or another
+    /// containerd replaces it.
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start), and when files cannot be removed.
+    /// Like [`start`](Self::start). Also returns an error if files cannot be removed.
     pub fn restart_empty(&mut self) -> Result<()> {
         self.stop()?;
         fs::remove_dir_all(self.root())?;
@@ -380,7 +397,8 @@ impl Containerd {
         })
     }
 
-    /// containerd looks for its shims on the `PATH`; ours come first.
+    /// Returns the `PATH` on which containerd looks for its shims. The shims of its own generation
+    /// come first.
     fn search_path(&self) -> Result<OsString> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = [self.parts.shims.clone()]
@@ -400,17 +418,17 @@ impl Containerd {
                 .and_then(|child| child.try_wait().transpose())
                 .transpose()?
             {
-                bail!("it ended ({status}): {}", tail(&self.log_from(logged), 1));
+                bail!("it exited ({status}): {}", tail(&self.log_from(logged), 1));
             }
             if let Some(complaint) = self.failed_cri(logged) {
                 bail!("its CRI service failed: {complaint}");
             }
-            // `ctr version` fails where containerd has lost its identity and works all the same.
+            // `ctr version` fails if containerd has lost its identity, although containerd works.
             Ok(socket.exists() && self.ctr(&["namespaces", "list"]).is_ok() && self.cri_is_up(logged))
         })?;
         if !answered {
             bail!(
-                "no answer within {} s; its last line: {}",
+                "no answer within {} s. The last line of its log: {}",
                 READY_WITHIN.as_secs(),
                 tail(&self.log_from(logged), 1)
             );
@@ -418,7 +436,8 @@ impl Containerd {
         Ok(())
     }
 
-    /// containerd goes on without a plugin that fails, and would never serve what waits for CRI.
+    /// Finds the failure of CRI. containerd runs on without a failed plugin, so a test that waits
+    /// for CRI would wait forever.
     fn failed_cri(&self, logged: u64) -> Option<String> {
         let log = self.log_from(logged);
         self.cri.then(|| {
@@ -428,7 +447,8 @@ impl Containerd {
         })?
     }
 
-    /// CRI refuses every call until its last part, the streaming server, has started.
+    /// Returns true if CRI is up. It refuses every call until its last part, the streaming server,
+    /// has started.
     fn cri_is_up(&self, logged: u64) -> bool {
         !self.cri || self.log_from(logged).contains("Start streaming server")
     }
@@ -442,12 +462,13 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // The folder, dropped next, ends whatever outlives this.
+        // The folder, dropped next, ends the processes that survive this.
         let _ = self.stop();
     }
 }
 
-/// Whether a line of containerd's log says that CRI, or a half of it since 2.0, could not be loaded.
+/// Returns true if a line of containerd's log says that CRI failed to load. Since 2.0, CRI has two
+/// parts.
 fn is_failure_of_cri(line: &str) -> bool {
     line.contains("failed to load plugin")
         && ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1."]
@@ -455,7 +476,7 @@ fn is_failure_of_cri(line: &str) -> bool {
             .any(|plugin| line.contains(plugin))
 }
 
-/// A name that nothing else on this machine has.
+/// Returns a name that nothing else on this machine has.
 fn unique_name() -> String {
     static NAMES: AtomicU32 = AtomicU32::new(0);
     format!(
@@ -469,7 +490,7 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
-/// Asks again and again until the answer is yes (true) or the time is over (false).
+/// Polls until `done` returns true, or returns false when the time is over.
 pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let deadline = Instant::now() + limit;
     loop {

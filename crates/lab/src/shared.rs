@@ -1,8 +1,9 @@
-//! One real containerd of each generation for all scenarios of a test program.
+//! Shares one real containerd of each generation among all scenarios of a test program.
 //!
-//! A test program learns when it begins, but not when it ends. So another process serves the containerd: the same test
-//! program, which runs the single test of [`serves_a_containerd!`](crate::serves_a_containerd). It runs as long as its
-//! standard input is open, however the first process ends, and then stops the containerd in order.
+//! A test program can act when it starts but not when it ends. So another process serves the
+//! containerd: the same test program, which runs only the test of
+//! [`serves_a_containerd!`](crate::serves_a_containerd). It runs while its standard input is open,
+//! no matter how the first process ends. Then it stops containerd in order.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
@@ -13,10 +14,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{Containerd, Generation, Options, Parts, containerd_parts, is_root, left_out};
 
-/// The environment variable that names the generation to the serving process.
+/// Environment variable that tells the serving process its generation.
 const SERVE: &str = "AIRGAPD_TEST_SERVE_CONTAINERD";
 
-/// The beginning of the line with which the serving process says where its containerd is.
+/// Start of the line in which the serving process reports its socket and root.
 const MARK: &str = "serving ";
 
 /// A containerd that several scenarios use at the same time.
@@ -34,30 +35,32 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Holds the namespace of Kubernetes. One scenario at a time works there: daemons would tidy up after each other.
+    /// Locks the Kubernetes namespace. Only one scenario at a time works in it, because a daemon
+    /// would remove the records of another daemon.
     pub fn kubernetes(&self) -> MutexGuard<'_, ()> {
         self.kubernetes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The shared containerd of a generation, which the first call starts. `None` leaves the scenario out.
+/// Returns the shared containerd of a generation. The first call starts it. `None` leaves the
+/// scenario out.
 ///
 /// # Panics
 ///
-/// If it cannot be had, and nothing may be left out ([`left_out::unless_had`]).
+/// Panics if containerd does not start and the environment requires it ([`left_out::unless_had`]).
 pub fn shared(generation: Generation) -> Option<&'static Shared> {
     static SHARED: [OnceLock<Option<Shared>>; Generation::ALL.len()] =
         [const { OnceLock::new() }; Generation::ALL.len()];
     let place = Generation::ALL
         .iter()
         .position(|each| *each == generation)
-        .expect("it is one of them");
+        .expect("the tests run on this generation");
     SHARED[place]
         .get_or_init(|| demanded(generation, started(generation)))
         .as_ref()
 }
 
-/// A containerd for one scenario alone. `None` leaves the scenario out.
+/// Starts a containerd that only one scenario uses. `None` leaves the scenario out.
 ///
 /// # Panics
 ///
@@ -71,7 +74,7 @@ fn demanded<T>(generation: Generation, started: Result<T>) -> Option<T> {
 }
 
 fn started(generation: Generation) -> Result<Shared> {
-    ensure!(is_root(), "only root can start one");
+    ensure!(is_root(), "only root can start a containerd");
     let parts = containerd_parts(generation)?;
     let mut server = Command::new(std::env::current_exe()?)
         .args(["serves_a_containerd", "--nocapture", "--test-threads=1"])
@@ -79,14 +82,16 @@ fn started(generation: Generation) -> Result<Shared> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let alive = server.stdin.take().expect("it is piped");
-    let said = BufReader::new(server.stdout.take().expect("it is piped"));
+    let alive = server.stdin.take().expect("the stream is piped");
+    let said = BufReader::new(server.stdout.take().expect("the stream is piped"));
     let place = said
         .lines()
         .map_while(Result::ok)
         .find_map(|line| Some(line.split_once(MARK)?.1.to_owned()))
-        .context("it did not start")?;
-    let (socket, root) = place.split_once('\t').context("it named no root folder")?;
+        .context("the serving process did not start containerd")?;
+    let (socket, root) = place
+        .split_once('\t')
+        .context("the serving process named no root folder")?;
     Ok(Shared {
         parts,
         socket: socket.into(),
@@ -97,11 +102,12 @@ fn started(generation: Generation) -> Result<Shared> {
     })
 }
 
-/// Serves a containerd where the environment asks for it, and then ends the process. Elsewhere it does nothing.
+/// Serves a containerd and ends the process if the environment variable is set. Otherwise it does
+/// nothing.
 ///
 /// # Panics
 ///
-/// If the containerd does not start.
+/// Panics if the containerd does not start.
 #[doc(hidden)]
 pub fn serve() {
     let Some(generation) = std::env::var(SERVE).ok().and_then(|text| text.parse().ok()) else {
@@ -118,15 +124,16 @@ pub fn serve() {
     .expect("the first process listens");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     drop(containerd);
-    // There is no reader any more for what a test says at its end.
+    // The test harness would print the result of this test, but the pipe has no reader any more.
     std::process::exit(0);
 }
 
-/// The test that serves containerds to a test program. Each program that uses [`shared`] has it once.
+/// Defines the test that serves containerds to a test program. Each program that uses [`shared`]
+/// needs it once.
 #[macro_export]
 macro_rules! serves_a_containerd {
     () => {
-        /// The serving process. Among the other tests it does nothing.
+        /// The test for the serving process. In a normal run it does nothing.
         #[test]
         fn serves_a_containerd() {
             $crate::shared::serve();

@@ -1,4 +1,5 @@
-//! Every generation of containerd starts in private, does what tests ask of it, and leaves nothing behind.
+//! Every generation of containerd starts privately, does what tests need, and leaves nothing
+//! behind.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +19,7 @@ fn on_each(test: impl Fn(Generation) + Sync) {
     });
 }
 
-/// Puts a blob into the content store that nothing refers to.
+/// Puts a blob without any reference into the content store.
 fn ingest(containerd: &Containerd, text: &str) {
     let mut ctr = containerd
         .ctr_in(lab::runtime::NAMESPACE)
@@ -46,7 +47,7 @@ fn is_mentioned_in_proc(folder: &Path) -> bool {
             .any(|line| line.contains(name))
 }
 
-/// Whether the condition comes true within half a minute.
+/// Returns true if the condition holds within half a minute.
 fn eventually(condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
@@ -104,7 +105,7 @@ fn without_cri_no_cri_plugin_is_loaded() {
 #[test]
 fn a_forced_collection_has_removed_unreferenced_blobs_when_it_returns() {
     on_each(|generation| {
-        // The collection at start would take the blob before we do.
+        // The collection at the start of containerd would otherwise remove the blob first.
         let late = "[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"1h\"".to_owned();
         let options = Options {
             cri: false,
@@ -112,7 +113,7 @@ fn a_forced_collection_has_removed_unreferenced_blobs_when_it_returns() {
             ..Options::default()
         };
         let containerd = Containerd::start(generation, &options).unwrap();
-        ingest(&containerd, "nobody refers to this");
+        ingest(&containerd, "no record refers to this");
         assert_eq!(blobs(&containerd), 1);
         containerd.force_gc().unwrap();
         assert_eq!(blobs(&containerd), 0);
@@ -161,7 +162,7 @@ fn one_that_cannot_start_says_why_with_its_log() {
     });
 }
 
-/// A containerd with the demonstration's images, put there by its own client.
+/// Starts a containerd and imports the demonstration's images with its own client.
 fn with_images(generation: Generation) -> Containerd {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle.tar");
@@ -216,12 +217,12 @@ fn a_running_container_does_not_outlive_its_containerd() {
         containerd
             .run_in_background(demo_bundle::HELLO, "sleeper", &["/bin/sleep", &mark])
             .unwrap();
-        // runc returns before the container's own program has taken its place.
+        // runc returns before the container's own program replaces it.
         assert!(eventually(sleeping));
         containerd.kill().unwrap();
         assert!(sleeping(), "a container outlives containerd's crash");
         drop(containerd);
-        assert!(!sleeping(), "it ended with the rest");
+        assert!(!sleeping(), "the container ended with its containerd");
         assert!(!is_mentioned_in_proc(&folder));
         assert!(!folder.exists());
     });

@@ -1,10 +1,10 @@
-//! The tools that are fetched where the machine has none: they run without the folders that a package would have installed.
+//! Fetched tools run without the folders that an installed package would have.
 
 use std::process::Command;
 
 use lab::{left_out, parts};
 
-/// rpm reads its settings from `/usr/lib/rpm`, which a machine without rpm has not.
+/// rpm reads its settings from `/usr/lib/rpm`, which does not exist on a machine without rpm.
 #[test]
 fn rpm_finds_the_settings_that_came_with_it() {
     let Some(rpm) = left_out::unless_had("rpm", parts::tool("rpm")) else {

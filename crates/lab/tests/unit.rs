@@ -1,7 +1,9 @@
-//! The unit and its drop-ins, as systemd reads them: without a complaint, and with the exposure that is promised.
+//! systemd reads the unit and its drop-ins without a complaint, and the exposure is the promised
+//! one.
 //!
-//! systemd-analyze looks at a root of its own with nothing in it but the unit and empty stand-ins for what every unit
-//! refers to, so the machine's units make no difference. `cargo xtask packaged` runs the service for real.
+//! systemd-analyze reads a root folder with only the unit. The units and programs that it refers to
+//! are empty stand-ins. So the machine's units make no difference. `cargo xtask packaged` runs the
+//! real service.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,20 +13,21 @@ use std::process::{Command, Output};
 use lab::{left_out, parts, workspace};
 use tempfile::TempDir;
 
-/// Exposure in tenths, as `--threshold=` takes it: no more than 1.0.
+/// Promised limit of the exposure in tenths, as `--threshold=` takes it: 1.0.
 const PROMISED: u32 = 10;
 
-/// With a port for metrics the service is in the node's network.
+/// Limit with a port for metrics. The service then uses the node's network.
 const WITH_NETWORK: u32 = 18;
 
-/// A system with nothing but the unit and these drop-ins.
+/// A system that has only the unit and these drop-ins.
 struct System {
     root: TempDir,
     analyze: PathBuf,
 }
 
 impl System {
-    /// `None` where there is no systemd-analyze and none can be had, which is a failure where nothing may be left out.
+    /// Returns `None` if systemd-analyze is not available. It panics if the environment requires
+    /// it.
     fn with(drop_ins: &[&Path]) -> Option<System> {
         let analyze = left_out::unless_had("systemd-analyze", parts::systemd_analyze())?;
         let root = tempfile::tempdir().unwrap();
@@ -69,7 +72,7 @@ impl System {
             .unwrap()
     }
 
-    /// What systemd does not like; a key that it does not know is a complaint and no failure.
+    /// Returns systemd's complaints. An unknown key is a complaint but no failure.
     fn complaints(&self) -> String {
         let output = self.analyze(&["verify", "--man=no"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -77,7 +80,7 @@ impl System {
         text
     }
 
-    /// Whether the exposure is no more than so many tenths.
+    /// Returns true if the exposure is at most `tenths`.
     fn is_at_most(&self, tenths: u32) -> bool {
         let threshold = format!("--threshold={tenths}");
         let output = self.analyze(&["security", "--offline=yes", &threshold]);
@@ -119,7 +122,7 @@ fn systemd_has_no_complaint_about_the_unit_alone_or_with_any_drop_in() {
     assert_eq!(System::with(&all).unwrap().complaints(), "");
 }
 
-/// So that the test above can fail.
+/// Shows that the test above can fail.
 #[test]
 fn systemd_does_complain_about_what_it_does_not_know() {
     let folder = tempfile::tempdir().unwrap();
@@ -144,14 +147,14 @@ fn the_exposure_is_what_was_promised_with_every_drop_in_that_needs_no_network() 
         let system = System::with(&[drop_in]).unwrap();
         assert!(system.is_at_most(promised), "{}", drop_in.display());
     }
-    // A restriction less is more exposure: the score is that of our unit.
+    // Fewer restrictions raise the exposure, so the score is that of this unit.
     let folder = tempfile::tempdir().unwrap();
     let open = folder.path().join("open.conf");
     fs::write(&open, "[Service]\nSystemCallFilter=\nCapabilityBoundingSet=~\n").unwrap();
     assert!(!System::with(&[&open]).unwrap().is_at_most(PROMISED));
 }
 
-/// Somebody who looks for the right drop-in finds it.
+/// An operator finds each drop-in and how to install it.
 #[test]
 fn every_drop_in_says_how_it_is_installed_and_the_documentation_names_it() {
     let documentation = fs::read_to_string(workspace().join("docs/install.md")).unwrap();

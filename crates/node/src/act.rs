@@ -1,10 +1,14 @@
 //! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of the loop is the same, as
-//! `State::step` has it: ask containerd whatever is due, take on files, and wait for the next event. Each event goes to the
-//! state, and the actions that follow are carried out at once; errands, which wait for containerd, one after the other. Slow work
-//! (reading bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await
-//! loses nothing: what matters is in containerd under a lease, and in the ledger.
+//! A watch is a listing followed by changes, and a lost change leads to a new listing. So every
+//! round of the loop is the same, in the order of `State::step`: ask containerd for everything that
+//! is due, take on files, and wait for the next event. The loop gives each event to the state and
+//! carries out the actions that follow at once. Errands wait for containerd, so the loop runs them
+//! one after the other. Slow work (reading bundles and importing them) runs in jobs outside the
+//! loop and comes back as an event.
+//!
+//! Dropping any of this at any await loses nothing: all that matters is in the ledger, or in
+//! containerd under a lease.
 
 mod answer;
 mod crashes;
@@ -44,38 +48,41 @@ use crate::systemd::Systemd;
 use crate::verdict::{Health, Verdict};
 use basics::backoff;
 
-/// How often the node is judged: systemd's socket takes few messages at a time.
+/// Time between two verdicts on the node: systemd's socket takes few messages at a time.
 const VERDICT_PACE: Duration = Duration::from_secs(1);
-/// How long the loop sleeps at most when nothing is due.
+/// Longest sleep of the loop when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
-/// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
-/// handful of them and one for each record that it takes a pin from.
+/// Longest time that a turn may wait for containerd and still count as alive. Each call has a
+/// deadline of its own. A turn makes a handful of calls, and another for each record that it takes
+/// a pin from.
 const LONGEST_TURN: Duration = Duration::from_secs(600);
-/// What ending takes beside the grace: the ledger is written and synced.
+/// Time that a stop takes in addition to the grace: the daemon writes and syncs the ledger.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// What the daemon is told from outside.
+/// A request to the daemon from outside.
 #[derive(Debug)]
 pub enum Signal {
-    /// End: the first time when what runs is done or the grace is over, the second time at once.
+    /// Stop. The first request waits until the running jobs end or the grace is over. The second
+    /// stops at once.
     Stop,
-    /// The configuration was read again: what it changes, or what is wrong with it.
+    /// The configuration was read again. Contains the changes, or the mistakes.
     Reload(Box<Result<Reloaded, String>>),
 }
 
-/// Why the daemon came to its end.
+/// The reason why the daemon ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It was told to.
+    /// The daemon was told to stop.
     Stopped,
-    /// It waits for a containerd that is not this node's any more, or not yet was when it began.
+    /// The daemon waits for a containerd that is no longer this node's, or was not yet when it
+    /// started.
     Misplaced,
 }
 
-/// Why the daemon cannot start.
+/// The reason why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The state folder is not to be had, or another daemon has it.
+    /// The state folder is not usable, or another daemon uses it.
     #[error(transparent)]
     State(#[from] LockError),
     /// The images folder cannot be watched at all.
@@ -83,12 +90,12 @@ pub enum StartError {
     Watch(#[source] std::io::Error),
 }
 
-/// Runs until it is told to stop, or finds out that it has to be begun anew elsewhere.
+/// Runs until the daemon is told to stop, or has to start again with another containerd or folder.
 ///
 /// # Errors
 ///
-/// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be watched at all.
-/// Everything that comes later is logged and waited out.
+/// Returns an error if another daemon has the state folder, or if the images folder cannot be
+/// watched at all. The daemon logs every later failure and waits for it to pass.
 pub async fn run(
     settings: Settings,
     node: Place,
@@ -113,17 +120,17 @@ pub async fn run(
 struct Daemon {
     state: State,
     hands: Hands,
-    /// Errands that were decided and are still to be run.
+    /// Errands that were decided and have not run yet.
     errands: VecDeque<Errand>,
-    /// When the node was judged last.
+    /// Time of the last verdict on the node.
     judged: Instant,
-    /// The verdict that the log had last, and whether it was about containerd.
+    /// The last verdict in the log, and whether it was about containerd.
     told: Option<(Health, bool)>,
     systemd: Rc<Systemd>,
     asked: Asked,
 }
 
-/// A turn that happens now.
+/// Returns a turn at the current time.
 fn turn() -> Turn {
     Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
 }
@@ -136,7 +143,7 @@ impl Daemon {
         }
         let (mut marker, left) = Marker::open(&settings.state_dir);
         if crashes::inherit(&left, &mut ledger, &node.images_dir) {
-            // Before anything that could crash again, and before the marker forgets it.
+            // Save before anything that could crash again, and before the marker is cleared.
             if let Saved::NotSaved(Some(notice)) = store.save(&ledger) {
                 warn!("{notice}");
             }
@@ -158,7 +165,7 @@ impl Daemon {
         })
     }
 
-    /// Works, and ends in order.
+    /// Runs the loop until the daemon ends, and then shuts down in order.
     async fn live(&mut self, signals: &mut Signals) -> Ended {
         self.work(signals).await;
         if !self.state.is_draining {
@@ -173,7 +180,7 @@ impl Daemon {
         Ended::Stopped
     }
 
-    /// Works until it is told to stop, or is misplaced.
+    /// Runs the loop until the daemon is told to stop, or is misplaced.
     async fn work(&mut self, signals: &mut Signals) {
         self.list();
         self.systemd.ready();
@@ -189,8 +196,8 @@ impl Daemon {
         }
     }
 
-    /// One round: everything that is due, as [`State::step`] decides it, and word of how it goes to systemd and to clients. Gives
-    /// when the next round is due although nothing happens.
+    /// Runs one round: does everything that is due, as [`State::step`] decides, and reports to
+    /// systemd and to clients. Returns when the next round is due if nothing happens before.
     async fn round(&mut self) -> Instant {
         let mut step = Step::Ask;
         let due = loop {
@@ -221,8 +228,8 @@ impl Daemon {
         dues.into_iter().flatten().fold(now + IDLE, Instant::min)
     }
 
-    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of thousands of images takes
-    /// seconds, and changes nothing until it has ended.
+    /// Runs an errand, and answers status questions meanwhile. A comparison of thousands of images
+    /// takes seconds, and the state changes only when it has ended.
     async fn attend(&mut self, errand: Errand) -> (Event, Option<Live>) {
         let Daemon {
             state, hands, asked, ..
@@ -239,21 +246,21 @@ impl Daemon {
         }
     }
 
-    /// Has the folder listed at once.
+    /// Lists the folder at once.
     fn list(&mut self) {
         self.state.relist = false;
         let listed = self.hands.list(&self.state);
         self.take(Event::Listed(listed.map(Box::new)));
     }
 
-    /// Takes over an event, and carries out what follows.
+    /// Gives an event to the state, and carries out the actions that follow.
     fn take(&mut self, event: Event) {
         let mut turn = turn();
         self.state.on(event, &mut turn);
         self.carry_out(turn);
     }
 
-    /// Carries out the actions of a turn, and those that follow from them.
+    /// Carries out the actions of a turn, and of the turns that follow from them.
     fn carry_out(&mut self, turn: Turn) {
         let mut turns = VecDeque::from([turn]);
         while let Some(Turn { actions, errands, .. }) = turns.pop_front() {
@@ -272,7 +279,7 @@ impl Daemon {
         self.hands.marker.note(self.state.under_way());
     }
 
-    /// Does one thing. Gives the events that come of it.
+    /// Carries out one action. Returns the events that result.
     fn perform(&mut self, action: Action) -> Vec<Event> {
         let state = &self.state;
         match action {
@@ -306,8 +313,9 @@ impl Daemon {
         Vec::new()
     }
 
-    /// Tells systemd that the loop goes round, and the verdict on the node, in the log too where it has changed. Gives when to do
-    /// so again: a thousand bundles are a thousand turns of the loop, and to judge them takes its time.
+    /// Tells systemd that the loop is alive, and the verdict on the node. Logs the verdict if it
+    /// has changed. Returns when the next report is due. Each verdict takes time and a thousand
+    /// bundles are a thousand turns of the loop, so verdicts are [`VERDICT_PACE`] apart.
     fn tell_systemd(&mut self) -> Instant {
         let now = Instant::now();
         let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
@@ -326,7 +334,7 @@ impl Daemon {
         alive_due
     }
 
-    /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
+    /// Logs the verdict on the node if it has changed. Work that comes and goes is not logged.
     fn tell_verdict(&mut self, verdict: &Verdict) {
         let short = verdict.in_short();
         let said = Some((verdict.health, verdict.is_without_containerd()));
@@ -341,7 +349,7 @@ impl Daemon {
         self.told = said;
     }
 
-    /// Waits for the next thing that wakes the loop. Safe to cancel.
+    /// Waits for the next event that wakes the loop. Safe to cancel.
     async fn wake(&mut self, signals: &mut Signals, until: Instant) -> Wake {
         let Hands {
             work,
@@ -358,7 +366,8 @@ impl Daemon {
             () = watch.changed() => Wake::Event(Event::Hinted),
             checked = check.next() => Wake::Event(Event::Checked(checked)),
             progress = unpacking.next() => Wake::Event(Event::Unpacking(progress)),
-            // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
+            // Questions come before changes: an import makes thousands of changes, and a caller
+            // should not wait for the last of them.
             question = self.asked.next() => Wake::Question(question),
             change = hands::next_event(containerd) => Wake::Event(change.map_or(Event::Ended, Event::Changed)),
             () = sleep_until(until) => Wake::Timer,
@@ -381,7 +390,8 @@ impl Daemon {
         }
     }
 
-    /// Takes over a configuration that was read again. One with mistakes changes nothing.
+    /// Takes over a configuration that was read again. A configuration with mistakes changes
+    /// nothing.
     fn reload(&mut self, read: Result<Reloaded, String>) {
         self.systemd.reloading();
         match read {
@@ -394,13 +404,13 @@ impl Daemon {
         self.systemd.ready();
     }
 
-    /// Lets what runs come to its end: until the grace is over, or a second signal comes.
+    /// Lets running jobs end, until the grace is over or a second stop comes.
     async fn drain(&mut self, signals: &mut Signals) {
         let grace = self.state.settings.grace;
         self.systemd.stopping(grace + FAREWELL);
         self.state.is_draining = true;
         if !self.state.lanes.is_empty() {
-            let text = format!("stopping: waiting up to {grace:?} for the imports that run");
+            let text = format!("stopping: waiting up to {grace:?} for the running imports");
             info!("{text}");
             self.systemd.status(&text);
         }
@@ -420,18 +430,18 @@ impl Daemon {
         }
         for job in self.state.lanes.all() {
             let bundle = shown(&job.name);
-            info!(bundle, "its import is interrupted, and goes on at the next start");
+            info!(bundle, "import interrupted, continues at the next start");
         }
         self.end_rows();
     }
 
-    /// Tells what was held back of the log.
+    /// Logs the counts of lines that were held back.
     fn end_rows(&mut self) {
         self.state.rows.end().iter().for_each(journal::say);
     }
 }
 
-/// The verdict and the counts, for `systemctl status`.
+/// Returns the verdict and the counts, for `systemctl status`.
 fn status_line(status: &Status) -> String {
     let containerd = match &status.containerd.version {
         Some(version) => format!("; containerd {version}"),
@@ -458,17 +468,18 @@ fn status_line(status: &Status) -> String {
     format!("{verdict}; {images}, {bundles}{importing}{failed}{containerd}")
 }
 
-/// What the daemon is told from outside, as it comes.
+/// The requests to the daemon, in the order in which they come.
 type Signals = mpsc::UnboundedReceiver<Signal>;
 
-/// Sees a round of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
-/// true, and a stop need not wait for a containerd that does not answer.
+/// Runs a round of the loop to its end. Meanwhile systemd hears that the loop is alive, for at most
+/// [`LONGEST_TURN`]. A stop does not wait for a containerd that does not answer.
 ///
-/// Gives when the next round is due.
+/// Returns when the next round is due.
 ///
 /// # Errors
 ///
-/// Every signal that came meanwhile, in order. A stop ends the round, which is dropped.
+/// Returns the signals that came during the round, in order, if there are any. A stop ends the
+/// round, which is dropped.
 async fn attended(
     systemd: &Systemd,
     signals: &mut Signals,
@@ -500,15 +511,16 @@ async fn attended(
 
 /// Something that wakes the loop.
 enum Wake {
-    /// It is time.
+    /// The next round is due.
     Timer,
     Event(Event),
-    /// A client of the control socket asks.
+    /// A client of the control socket has a question.
     Question(Question),
     Signal(Signal),
 }
 
-/// Returns at once where the time has come, without waiting for a tick of the clock.
+/// Sleeps until this time. Returns at once if the time is past, without waiting for a tick of the
+/// clock.
 async fn sleep_until(until: Instant) {
     if until > Instant::now() {
         tokio::time::sleep_until(until.into()).await;

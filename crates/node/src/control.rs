@@ -1,19 +1,21 @@
-//! The control socket: how other commands ask the daemon how it stands.
+//! The control socket: other commands ask the daemon for the state of the node.
 //!
-//! HTTP/1.1 on a Unix socket in the runtime folder, so that `curl --unix-socket` can ask, too:
+//! HTTP/1.1 on a Unix socket in the runtime folder, so `curl --unix-socket` can ask, too:
 //!
 //! * `GET /v1/status`: a [`Status`] as JSON,
-//! * `POST /v1/list`: the same, after the images folder was listed anew, so that a file counts that was copied a moment ago,
-//! * `POST /v1/check`: the same, and what `require` asks for is looked at anew; a status whose `required.current` is true
-//!   has the outcome,
-//! * `GET /metrics`: the metrics, as Prometheus reads them; the only one on `metricsAddress`.
+//! * `POST /v1/list`: the status after a new listing of the images folder. It includes a file that
+//!   was copied a moment ago,
+//! * `POST /v1/check`: the status after a new listing, and a new check of the images that `require`
+//!   names. A status whose `required.current` is true has the result of the check,
+//! * `GET /metrics`: the metrics, in Prometheus' text format. `metricsAddress` serves only these.
 //!
-//! A status comes with an `ETag`. Whoever sends that back as `If-None-Match`, with `Prefer: wait=SECONDS` (RFC 7240, 4.3),
-//! is answered when there is news, or when the time is over; so waiting needs no asking again and again.
+//! A status comes with an `ETag`. A client may send the tag back as `If-None-Match`, with `Prefer:
+//! wait=SECONDS` (RFC 7240, 4.3). The answer then comes when there is news, or when the time is
+//! over. So a client that waits need not ask again and again.
 //!
-//! The socket belongs to root (0600), and whoever else gets at it is turned away by the kernel's word for who asks
-//! (unix(7), `SO_PEERCRED`). Nothing can be changed through it. Answers are made by the daemon's one loop, when it comes
-//! to it.
+//! The socket belongs to root (0600). The daemon asks the kernel for the user of each client
+//! (unix(7), `SO_PEERCRED`) and rejects other users. Nothing can be changed through the socket. The
+//! daemon's one loop makes the answers, between its other work.
 
 use std::convert::Infallible;
 use std::io;
@@ -38,29 +40,31 @@ use tracing::debug;
 use crate::json;
 use crate::status::Status;
 
-/// How many ask at a time; others wait.
+/// Most clients at a time. Further clients wait.
 const MOST_CLIENTS: usize = 32;
-/// How long the daemon has to answer: it may be connecting to a containerd that does not answer.
+/// Time within which the daemon has to answer: it may be connecting to a containerd that does not
+/// answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a client has to say what it wants.
+/// Time within which a client has to send its request.
 const HEADERS: Duration = Duration::from_secs(5);
-/// More than a status of ten thousand bundles.
+/// Largest answer that a command reads, in bytes: more than a status of ten thousand bundles.
 const LARGEST: usize = 64 << 20;
 
-/// How long our own commands wait for news before they have the folder listed again: on a file system without events the
-/// daemon itself only looks now and then.
+/// Time for which airgapd's own commands wait for news before they request a new listing. On a file
+/// system without events, the daemon itself looks at the folder only now and then.
 pub const NEWS: Duration = Duration::from_secs(5);
-/// How long somebody may wait for news: within the patience of both sides.
+/// Longest time that a client may wait for news: shorter than [`PATIENCE`], which both sides have.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
-/// What somebody wants of the daemon.
+/// A request to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// The status, as the daemon knows it now.
     Status,
     /// The status after a new listing of the folder.
     Listed,
-    /// The same, and what the configuration requires is looked at anew; that takes a moment longer than the answer.
+    /// The status after a new listing, and the start of a new check of the images that the
+    /// configuration requires. The check takes a moment longer than the answer.
     Checked,
     /// The metrics, in Prometheus' text format.
     Metrics,
@@ -70,12 +74,12 @@ pub enum Want {
 #[derive(Debug)]
 pub(crate) struct Question {
     pub(crate) want: Want,
-    /// What whoever asks knows already, where he wants to hear of news only.
+    /// The status that the client has already, if it wants news only.
     pub(crate) known: Option<Known>,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
-/// A status that somebody has, and until when he waits for another one.
+/// A status that a client has, and the time until which it waits for another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
     /// Its [`Status::tag`].
@@ -83,23 +87,23 @@ pub(crate) struct Known {
     pub(crate) until: Instant,
 }
 
-/// What the daemon says.
+/// An answer of the daemon.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Status(Box<Status>),
     Metrics(String),
 }
 
-/// Where the socket is, in the daemon's runtime folder.
+/// Returns the path of the socket in the daemon's runtime folder.
 pub fn socket_in(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 
-/// Listens on the socket in the runtime folder, and gives back what is asked there.
+/// Listens on the socket in the runtime folder, and returns the questions that come there.
 ///
 /// # Errors
 ///
-/// When the socket cannot be made, or another daemon answers on it.
+/// Returns an error if the socket cannot be created, or if another daemon answers on it.
 pub(crate) fn listen(runtime_dir: &Path) -> io::Result<(mpsc::Sender<Question>, mpsc::Receiver<Question>)> {
     let (sender, questions) = mpsc::channel(MOST_CLIENTS);
     let listener = bind(runtime_dir)?;
@@ -107,11 +111,11 @@ pub(crate) fn listen(runtime_dir: &Path) -> io::Result<(mpsc::Sender<Question>, 
     Ok((sender, questions))
 }
 
-/// Serves the metrics, and nothing else, on an address of this machine.
+/// Serves only the metrics, on an address of this machine.
 ///
 /// # Errors
 ///
-/// When the address cannot be listened on.
+/// Returns an error if the daemon cannot listen on the address.
 pub(crate) fn listen_for_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) -> io::Result<()> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -126,7 +130,8 @@ fn bind(runtime_dir: &Path) -> io::Result<UnixListener> {
         let text = format!("another airgapd answers on {}", socket.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
     }
-    // Under another name first: it is never there with other permissions, and replaces what a crash left.
+    // Bind under another name first. The socket then never has other permissions, and replaces a
+    // socket that a crash left.
     let new = runtime_dir.join(".control.sock.new");
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -152,7 +157,7 @@ async fn serve_unix(listener: UnixListener, questions: mpsc::Sender<Question>) {
                     drop(place);
                 });
             }
-            Ok(_) => debug!("somebody who may not asked on the control socket"),
+            Ok(_) => debug!("rejected a client of the control socket: it is neither root nor airgapd's user"),
             Err(error) => wait_after(&error).await,
         }
     }
@@ -177,13 +182,13 @@ async fn serve_tcp(listener: TcpListener, questions: mpsc::Sender<Question>) {
     }
 }
 
-/// Without open files left, accepting fails at once and again.
+/// Waits a little: without free file descriptors, accepting fails again at once.
 async fn wait_after(error: &io::Error) {
     debug!("cannot accept on the control socket: {error}");
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-/// Root, and whoever runs this program.
+/// Returns true if the client is root, or the user that runs this program.
 fn is_trusted(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream
@@ -217,7 +222,7 @@ async fn respond(
         (&Method::GET, "/v1/status") if is_control => Want::Status,
         (&Method::POST, "/v1/list") if is_control => Want::Listed,
         (&Method::POST, "/v1/check") if is_control => Want::Checked,
-        _ => return plain(StatusCode::NOT_FOUND, "there is no such thing here\n"),
+        _ => return plain(StatusCode::NOT_FOUND, "there is no such path here\n"),
     };
     match ask_loop(questions, want, known(request.headers())).await {
         Some(Answer::Status(status)) => {
@@ -242,7 +247,8 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Prometheus' text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a client has, if it wants to wait for news. What is not understood is not waited for, as RFC 7240 wants it.
+/// Returns the status that a client has, if the client wants to wait for news. A preference that is
+/// not understood is ignored, as RFC 7240 demands.
 fn known(headers: &HeaderMap) -> Option<Known> {
     let text = |name| headers.get(name)?.to_str().ok();
     let tag = text(IF_NONE_MATCH)?.trim_matches('"').to_owned();
@@ -283,16 +289,16 @@ fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Respons
     response
 }
 
-/// Why the daemon did not answer.
+/// The reason why the daemon did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Unanswered {
-    /// Nobody listens.
+    /// No program listens on the socket.
     #[error("no daemon answers on {}: is airgapd.service running?", .0.display())]
     NoDaemon(PathBuf),
-    /// We may not ask.
+    /// This process may not use the socket.
     #[error("the control socket {} is root's", .0.display())]
     Denied(PathBuf),
-    /// It answers, but not with what was asked for.
+    /// The daemon answers, but without a status.
     #[error("the daemon on {} gives no answer: {why}", socket.display())]
     NoAnswer {
         /// The path of the socket.
@@ -305,18 +311,19 @@ pub enum Unanswered {
 /// A status as the daemon gave it.
 #[derive(Debug)]
 pub struct StatusReply {
-    /// How the node stands.
+    /// The state of the node.
     pub status: Status,
     /// Its tag, to wait for the next one.
     pub tag: Option<String>,
 }
 
-/// Asks the daemon how it stands, after what `want` has it do first. With the tag of a status that is known, the answer
-/// waits for news, for some seconds at most. Safe to cancel.
+/// Asks the daemon for the state of the node, after the work that `want` requests. If `known` has
+/// the tag of a status, the answer waits for news, for at most [`NEWS`]. Safe to cancel.
 ///
 /// # Errors
 ///
-/// [`Unanswered`].
+/// Returns an [`Unanswered`] if no daemon listens, the socket is root's, or the answer is no
+/// status.
 pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<StatusReply, Unanswered> {
     let socket = socket_in(runtime_dir);
     let stream = UnixStream::connect(&socket)

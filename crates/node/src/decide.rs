@@ -1,21 +1,22 @@
-//! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes to the log.
+//! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes
+//! to the log.
 //!
-//! `State` is everything the daemon knows. An `Event` changes it, and a `Turn` collects what follows:
-//! `Action`s, which the loop carries out at once, and `Errand`s, for which it waits. Time and chance come with the turn, so
-//! that the same state, event and turn have the same result.
+//! `State` is everything that the daemon knows. An `Event` changes it, and a `Turn` collects the
+//! consequences: the loop carries out `Action`s at once and waits for `Errand`s. Time and random
+//! numbers come with the turn, so the same state, event and turn always give the same result.
 //!
-//! | module | what it decides |
+//! | module | subject |
 //! |---|---|
-//! | `listing` | what a listing of the folder changes; which bundles are gone |
-//! | `admit` | whether a file is finished, whose turn it is, which names it leaves to others |
-//! | `lanes` | which job runs in which lane, and which gives way |
-//! | `record` | what the end of a job changes: phase, ledger, next try |
-//! | `compare` | what is missing in containerd, and how soon it is restored; when to connect |
-//! | `withdraw` | whose labels and pins go |
-//! | `follow` | which bundles are left to another importer first (`coexistence`) |
-//! | `room` | which bundles fit on containerd's disk by now |
-//! | `require` | when the daemon checks the required images, and what it says of them |
-//! | `unpack` | which images are unpacked ahead, and when |
+//! | `listing` | changes by a listing of the folder, bundles that are gone |
+//! | `admit` | the end of an upload, the next file, the names that it leaves to others |
+//! | `lanes` | the lane of each job, jobs that give their lane away |
+//! | `record` | changes by the end of a job: phase, ledger, next try |
+//! | `compare` | missing parts in containerd, how soon to restore them, when to connect |
+//! | `withdraw` | labels and pins that leave records |
+//! | `follow` | bundles that another importer may import first (`coexistence`) |
+//! | `room` | bundles that now fit on containerd's disk |
+//! | `require` | checks of the required images, and reports of the result |
+//! | `unpack` | images to unpack ahead, and when |
 
 pub(crate) mod admit;
 #[cfg(test)]
@@ -69,79 +70,83 @@ use crate::state::roster::Version;
 pub(crate) enum Event {
     /// The folder may have changed.
     Hinted,
-    /// The folder was listed, or cannot be: why, with the way out.
+    /// The folder was listed. An error says why it cannot be listed, with the remedy.
     Listed(Result<Box<Seen>, String>),
-    /// A file was looked at that may be finished.
+    /// A file that may be finished was examined.
     Looked(OsString, Version, Look),
-    /// A file was opened that is to be imported.
+    /// A file that is to be imported was opened.
     Opened(OsString, Version, Opening),
-    /// A job came to an end, or to a point where it needs an answer.
+    /// A job ended, or reached a point where it needs an answer.
     Job(OsString, Box<Came>),
-    /// There is a connection to containerd.
+    /// The daemon is connected to containerd.
     Connected(Box<Facts>),
-    /// There is none.
+    /// The daemon could not connect to containerd.
     Unreached(Unreached),
-    /// A call failed.
+    /// A call to containerd failed.
     Lost(Failed),
-    /// The stream of containerd's events has ended.
+    /// The stream of containerd's events ended.
     Ended,
     /// A record or a blob changed.
     Changed(ImageEvent),
-    /// Records and blobs were read for a comparison, with all records of these labels.
+    /// A comparison's records and blobs were read, together with all records that carry these
+    /// labels.
     Surveyed(Box<Survey>, Vec<String>),
-    /// Labels and pins were taken back, but for these records: another program changed them at that moment.
+    /// Labels and pins were removed, except from the records named here: another program changed
+    /// them at that moment.
     Withdrawn(Box<Withdrawing>, Vec<String>),
-    /// Leases that nobody needs were given back.
+    /// Leases without a use were deleted.
     Swept,
-    /// The signs of other importers were read, which took so long.
+    /// The daemon looked for signs of other importers. The duration is the time that this took.
     Sighted(Box<Sight>, Duration),
-    /// Files are missing in containerd's store, although it lists them.
+    /// containerd lists blobs whose files are missing in its store.
     FilesLost,
-    /// A client wants the required images checked once more.
+    /// A client asks for another check of the required images.
     CheckWanted,
     /// The check of the required images has ended.
     Checked(Checked),
-    /// Unpacking ahead has come further.
+    /// Unpacking ahead made progress.
     Unpacking(UnpackProgress),
-    /// The configuration was read again. With a connection: what now decides over imports.
+    /// The configuration was read again. With a connection, the second value is the fingerprint of
+    /// the settings that decide over imports.
     Reloaded(Box<Reloaded>, Option<String>),
-    /// The configuration was read again and has these mistakes.
+    /// The configuration was read again and has the mistakes in this text.
     Misread(String),
 }
 
-/// What a look at a file shows.
+/// The result of examining a file.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// It has another identity than it was listed with.
+    /// It has another identity than in the listing.
     Replaced,
     Refused(Refused),
-    /// Why it cannot be read.
+    /// The reason why it cannot be read.
     Unreadable(String),
-    /// It changed so lately that a further change may not show for this long.
+    /// It changed so recently that its timestamps may not show another change for this long.
     Indistinct(Duration),
     Seen(Observation),
-    /// It is a folder, which is known to be whole only after it was read.
+    /// It is a folder. Only reading it tells whether it is whole.
     Layout,
 }
 
-/// What opening a file shows.
+/// The result of opening a file.
 #[derive(Debug)]
 pub(crate) enum Opening {
-    /// It has another identity than it was listed with.
+    /// It has another identity than in the listing.
     Replaced,
     Refused(Refused),
-    /// It is open. How it ends; `None` where that cannot be read, and for a folder.
+    /// It is open. The value describes the end of the file: `None` for a folder and for a file
+    /// whose end cannot be read.
     Open(Option<Ending>),
 }
 
-/// Why there is no connection.
+/// A failed attempt to connect to containerd.
 #[derive(Debug)]
 pub(crate) struct Unreached {
-    /// For the log, once for each reason.
+    /// Text for the log, which has it once for each reason.
     pub(crate) text: String,
-    /// What the system says to it, where it says more.
+    /// The error of the operating system, if it adds to `text`.
     pub(crate) cause: Option<String>,
-    /// Whether the folder or the socket of this node are others than when the daemon began.
+    /// True if the folder or the socket of this node is another one than at the daemon's start.
     pub(crate) is_elsewhere: bool,
 }
 
@@ -149,106 +154,109 @@ pub(crate) struct Unreached {
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) text: String,
-    /// Whether only one message was too large, and the connection is as good as before.
+    /// True if a single message was too large. The connection is still good then.
     pub(crate) is_too_large: bool,
 }
 
-/// Something to be done at once. None of it waits.
+/// A thing to do at once, without waiting.
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Write a line into the log.
     Say(Line),
-    /// Write the ledger down.
+    /// Save the ledger.
     Save,
     /// List the folder: [`Event::Listed`].
     List,
-    /// Watch these folders below the images folder, too.
+    /// Also watch these folders below the images folder.
     Watch(Vec<std::path::PathBuf>),
-    /// Look at these files, one after the other, until there is something else to do: [`Event::Looked`].
+    /// Examine these files one by one, until an event arrives: [`Event::Looked`].
     Look(Vec<(OsString, Version)>),
     /// Open a file that is to be imported: [`Event::Opened`].
     Open(OsString, Version),
-    /// Start a job for the file that was opened last: it checks and reads the file.
+    /// Start a job for the file that was opened last. The job checks and reads the file.
     Start(Start),
-    /// Import the bundle that the job of this file has read, but for these names, each with the reason.
+    /// Import the bundle that the job of this file read, except for these names. Each name has its
+    /// reason.
     Import(OsString, BTreeMap<String, String>),
-    /// Pull the images of the list that the job of this file has read.
+    /// Pull the images of the list that the job of this file read.
     Pull(OsString),
-    /// Drop the work of this file's job. It ends as [`Came::Dropped`].
+    /// Drop the work of this file's job. The job ends as [`Came::Dropped`].
     Abort(OsString),
-    /// Count a finished job in the metrics, by its report.
+    /// Count the finished job of this file in the metrics, from its report.
     Count(OsString),
-    /// Count a bundle in the metrics that was restored.
+    /// Count a restored bundle in the metrics.
     CountRestored,
-    /// Write the report of an import into the log, by name where that is so.
+    /// Log the report of this file's import. If the flag is true, the file gets lines of its own.
     Report(OsString, bool),
     /// Drop the connection.
     Disconnect,
-    /// Begin to check the required images: [`Event::Checked`].
+    /// Start a check of the required images: [`Event::Checked`].
     Check,
-    /// Drop the check under way. It has no end.
+    /// Drop the running check. It sends no event.
     AbortCheck,
-    /// Begin to unpack these images, in this order: [`Event::Unpacking`].
+    /// Start unpacking these images in this order: [`Event::Unpacking`].
     Unpack(Vec<Ahead>),
-    /// Stop unpacking ahead after the layer under way.
+    /// Stop unpacking ahead after the current layer.
     InterruptUnpacking,
-    /// Find out whether files of the ledger's blobs are missing in containerd's store: [`Event::FilesLost`].
+    /// Check whether containerd's store lacks files of the ledger's blobs: [`Event::FilesLost`].
     CheckFiles,
-    /// Other settings hold.
+    /// Use the new settings.
     Adopt,
 }
 
-/// Something to be done for which the loop waits.
+/// A task in containerd that the loop waits for.
 #[derive(Debug)]
 pub(crate) enum Errand {
-    /// [`Event::Connected`] or [`Event::Unreached`].
+    /// Connect: [`Event::Connected`] or [`Event::Unreached`].
     Connect,
-    /// Read what a comparison needs, and records with these labels: [`Event::Surveyed`]. After a restart of the machine each blob
-    /// is looked at.
+    /// Read what a comparison needs, and the records with these labels: [`Event::Surveyed`]. After
+    /// a reboot of the machine, the survey checks every blob.
     Survey { labels: Vec<String>, is_new_boot: bool },
-    /// Take labels and pins back: [`Event::Withdrawn`].
+    /// Remove labels and pins: [`Event::Withdrawn`].
     Withdraw(Box<Withdrawing>),
-    /// Give the leases of bundles back, but for those whose ids begin so: [`Event::Swept`].
+    /// Delete the leases of bundles, except those whose ids begin with one of these prefixes:
+    /// [`Event::Swept`].
     Sweep(Vec<String>),
     /// Look for signs of other importers: [`Event::Sighted`].
     Sight,
 }
 
-/// A job to be started.
+/// A job to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) name: OsString,
     pub(crate) version: Version,
     pub(crate) lane: Lane,
-    /// Whether it needs no look at its checksum file.
+    /// True if its checksum file needs no check.
     pub(crate) is_checked: bool,
-    /// Whether the log says at the usual level that the file is begun with.
+    /// True if the log announces the start at the usual level.
     pub(crate) is_told: bool,
 }
 
-/// A step of a round of the loop. The loop carries out all that follows from one before the next.
+/// A step in a round of the loop. The loop carries out everything that a step decided before it
+/// takes the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Ask containerd whatever is due.
+    /// Send the requests to containerd that are due.
     Ask,
-    /// Take on files, and begin the work that goes on outside the loop.
+    /// Take on files and start the work outside the loop.
     Work,
 }
 
-/// How things are at a step, as far as no event tells.
+/// Measurements for a step that no event reports.
 #[derive(Debug, Default)]
 pub(crate) struct Readings {
-    /// containerd's disk, where it can be seen; for [`Step::Ask`].
+    /// containerd's disk, if it is visible. For [`Step::Ask`].
     pub(crate) room: Option<Room>,
-    /// How far the work of each job has come; for [`Step::Work`].
+    /// Progress of each job's work. For [`Step::Work`].
     pub(crate) marks: Vec<(OsString, Mark)>,
 }
 
-/// One decision: when it is made, and what follows.
+/// One decision: its time and its consequences.
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub(crate) now: Instant,
-    /// The same as the time of day.
+    /// The same moment as time of day.
     pub(crate) at: Timestamp,
     chance: u64,
     pub(crate) actions: Vec<Action>,
@@ -256,7 +264,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// A turn at this time. All numbers by chance follow from `chance`.
+    /// Returns an empty turn at this time. All its random numbers follow from `chance`.
     pub(crate) fn new(now: Instant, at: Timestamp, chance: u64) -> Turn {
         Turn {
             now,
@@ -267,9 +275,10 @@ impl Turn {
         }
     }
 
-    /// A number by chance.
+    /// Returns the next random number.
     pub(crate) fn chance(&mut self) -> u64 {
-        // SplitMix64 (Steele, Lea, Flood 2014): each step of a counter gives a number that looks like none before.
+        // SplitMix64 (Steele, Lea, Flood 2014): a counter moves on by a constant, and mixing its
+        // bits makes the results look unrelated.
         self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.chance;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -291,7 +300,7 @@ impl Turn {
 }
 
 impl State {
-    /// Takes over what happened.
+    /// Applies an event.
     pub(crate) fn on(&mut self, event: Event, turn: &mut Turn) {
         match event {
             Event::Hinted => self.relist = true,
@@ -317,8 +326,9 @@ impl State {
         }
     }
 
-    /// Decides one step of a round, which begins with [`Step::Ask`]. Gives the next step, or ends the round with the time of the
-    /// next one: `None` where that has no time of its own and only an event brings it.
+    /// Decides one step of a round, which begins with [`Step::Ask`]. Continues with the next step,
+    /// or breaks with the time of the next round. The time is `None` if only an event starts the
+    /// next round.
     pub(crate) fn step(
         &mut self,
         step: Step,
@@ -328,7 +338,8 @@ impl State {
         match step {
             Step::Ask => {
                 self.ask(readings.room, turn);
-                // The disk and the records of a new connection are looked at before a file is taken on.
+                // A new connection needs a look at the disk and the records before the daemon takes
+                // on a file.
                 let is_connecting = matches!(self.connection, Connection::Trying);
                 ControlFlow::Continue(if is_connecting { Step::Ask } else { Step::Work })
             }
@@ -365,7 +376,8 @@ impl State {
         idle_due.into_iter().chain(self.next_due(turn.now)).min()
     }
 
-    /// When something is due although nothing happens; `None` where there is nothing to wait for.
+    /// Returns the next time at which work is due without an event, or `None` if only events can
+    /// bring work.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         let is_connected = self.connection.is_up();
         [

@@ -1,4 +1,5 @@
-//! The images folder: its listing, its changes, and the files beside bundles. Nothing here knows containerd.
+//! The images folder: its listing, its changes, and the files beside bundles. This module knows
+//! nothing of containerd.
 
 pub mod folder;
 mod identity;

@@ -1,4 +1,4 @@
-//! JSON that a terminal may show.
+//! JSON that is safe to show on a terminal.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,8 @@ use basics::is_visible;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// JSON in which every character that a terminal may obey or hide is an escape, so that people may look at it, too.
+/// Returns a document as JSON that is safe on a terminal: every character that a terminal may obey
+/// or hide is an escape.
 pub fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     document.serialize(&mut serde_json::Serializer::with_formatter(
@@ -16,11 +17,11 @@ pub fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::R
     Ok(out)
 }
 
-/// Writes what is not to be seen as `\uXXXX`. JSON itself asks that of the first 32 characters only (RFC 8259,
-/// section 7).
+/// Writes invisible characters as `\uXXXX`. JSON itself requires this only for the first 32
+/// characters (RFC 8259, section 7).
 struct Visible<F>(F);
 
-/// Hands a formatter's calls on to the one inside.
+/// Passes a formatter's calls on to the inner formatter.
 macro_rules! hand_on {
     ($($call:ident($($argument:ident: $kind:ty),*);)+) => {
         $(fn $call<W: ?Sized + Write>(&mut self, out: &mut W $(, $argument: $kind)*) -> io::Result<()> {

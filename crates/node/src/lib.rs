@@ -1,8 +1,9 @@
 //! The daemon as a library.
 //!
-//! [`place`] says which containerd and which folder are this node's, [`runtime`] connects to it, [`images`] reads the folder,
-//! [`state`] is what the daemon knows, [`decide`] what follows from it, and [`act`] does that. It knows no command line, reads
-//! no configuration file and prints nothing.
+//! [`place`] finds the containerd and the folder of this node, and [`runtime`] connects to
+//! containerd. [`images`] reads the folder. [`state`] is everything that the daemon knows,
+//! [`decide`] chooses the next actions from it, and [`act`] carries them out. The crate knows no
+//! command line, reads no configuration file and prints nothing.
 
 pub mod act;
 pub mod control;

@@ -1,8 +1,9 @@
-//! Metrics, as Prometheus reads them (text format 0.0.4): what happened since the start is counted here, how things
-//! stand is taken from a [`Status`] when somebody asks.
+//! Metrics in Prometheus' text format (0.0.4). This module counts events since the start. It takes
+//! the current state from a [`Status`] when the metrics are read.
 //!
-//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. The number of series is
-//! bounded whatever the number of bundles: two series name bundles, each for 50 bundles at most.
+//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for
+//! counters. The number of series is bounded for any number of bundles: two series name bundles,
+//! each for at most 50.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -21,14 +22,14 @@ use crate::state::ledger::{ErrorClass, LastTry, Outcome};
 use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
 use crate::verdict::Health;
 
-/// How many bundles that are not in place are named, and how many that are: with a thousand bundles a node has fewer than 200
-/// series.
+/// Most bundles in place that are named, and most of the others. With a thousand bundles, a node
+/// has fewer than 200 series.
 const MOST_NAMED: usize = 50;
 
-/// How long imports take, in seconds: from what was there already to tens of gigabytes.
+/// Durations of imports in seconds: from images that containerd already had to tens of gigabytes.
 const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
 
-/// What is counted from the start of the daemon.
+/// The counts since the start of the daemon.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -52,15 +53,15 @@ impl Metrics {
             "airgapd_present_bytes_total",
             "Bytes of blobs that were not sent because containerd had them",
         );
-        let options = HistogramOpts::new("airgapd_import_duration_seconds", "How long imports took");
+        let options = HistogramOpts::new("airgapd_import_duration_seconds", "Duration of imports");
         let seconds = Histogram::with_opts(options.buckets(DURATIONS.to_vec()));
         let restored = IntCounter::new(
             "airgapd_restored_bundles_total",
-            "Bundles of which something was missing in containerd and that were brought back into place",
+            "Bundles of which something was missing in containerd and that were restored",
         );
         let last_success = IntGauge::new(
             "airgapd_last_success_timestamp_seconds",
-            "When an import last ended with everything in place",
+            "Time when an import last ended with everything in place",
         );
         Metrics {
             imports: registered(&registry, imports),
@@ -90,9 +91,9 @@ impl Metrics {
         self.restored.inc();
     }
 
-    /// Everything, as text.
+    /// Returns all metrics as text.
     pub(crate) fn text(&self, status: &Status) -> String {
-        // What was before this start is known from the bundles.
+        // The bundles tell of imports before this start.
         let last_success = self.last_success.get().max(last_success(status));
         self.last_success.set(last_success);
         let standing = standing(status);
@@ -105,7 +106,8 @@ impl Metrics {
     }
 }
 
-/// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0 where none was.
+/// Returns the latest import of the known bundles that ended in place, in seconds since 1970.
+/// Returns 0 if there is none.
 fn last_success(status: &Status) -> i64 {
     let landed = status.bundles.iter().filter(|bundle| {
         matches!(
@@ -117,12 +119,13 @@ fn last_success(status: &Status) -> i64 {
     times.max().unwrap_or(0)
 }
 
-/// Replaces a file that node_exporter reads: it sees the old text or the new one. The new one has a fixed name until then, and
-/// is made anew each time: others may write in that folder, and the daemon follows no link of theirs.
+/// Replaces a file that node_exporter reads. It sees either the old text or the new text. The new
+/// text is first written to a fixed name. The daemon creates that file new each time. Other users
+/// may write in the folder, and it must not follow a link of theirs.
 ///
 /// # Errors
 ///
-/// Those of the file system.
+/// Returns an error if the file system refuses an operation.
 pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let new = file.with_file_name(format!(".{name}.new"));
@@ -137,7 +140,7 @@ pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
     fs::rename(&new, file)
 }
 
-/// How things stand, as gauges.
+/// Returns the current state as gauges.
 fn standing(status: &Status) -> Registry {
     let registry = Registry::new();
     let build = gauges(
@@ -152,14 +155,14 @@ fn standing(status: &Status) -> Registry {
     set(
         &registry,
         "airgapd_containerd_up",
-        "Whether containerd can be reached",
+        "1 if containerd can be reached, otherwise 0",
         u64::from(containerd.reachable),
     );
     if let (Some(version), Some(platform)) = (&containerd.version, &containerd.platform) {
         gauges(
             &registry,
             "airgapd_containerd_info",
-            "The containerd that is reached",
+            "The containerd that the daemon is connected to",
             &["version", "platform"],
         )
         .with_label_values(&[version, platform].map(|text| Foreign::new(text).to_string()))
@@ -168,20 +171,20 @@ fn standing(status: &Status) -> Registry {
     set(
         &registry,
         "airgapd_folder_up",
-        "Whether bundles can be imported from the images folder",
+        "1 if bundles can be imported from the images folder, otherwise 0",
         u64::from(status.folder.problem.is_none()),
     );
     let vanished = status.folder.vanished.as_ref();
     set(
         &registry,
         "airgapd_vanished_bundles",
-        "Bundles that went with their folder and keep their images pinned",
+        "Bundles that vanished with their folder and keep their images pinned",
         vanished.map_or(0, |vanished| count(vanished.bundles)),
     );
     set(
         &registry,
         "airgapd_config_last_reload_successful",
-        "Whether the configuration on disk was taken when it was last read",
+        "1 if the configuration on disk was accepted when it was last read, otherwise 0",
         u64::from(status.configuration_problem.is_none()),
     );
     if let Some(disk) = &status.disk {
@@ -199,7 +202,7 @@ fn standing(status: &Status) -> Registry {
     set(
         &registry,
         "airgapd_ignored_files",
-        "Entries of the images folder that are left alone, since they are no bundles",
+        "Entries of the images folder that are left alone because they are no bundles",
         count(status.ignored.len()),
     );
     registry
@@ -228,17 +231,17 @@ fn add_disk(registry: &Registry, disk: &DiskStatus) {
         ),
         (
             "airgapd_disk_free_bytes",
-            "What is free on it for programs without privileges",
+            "Space on it that is free for programs without privileges",
             disk.free_bytes,
         ),
         (
             "airgapd_disk_min_free_bytes",
-            "What has to stay free on it",
+            "Space that has to stay free on it",
             disk.min_free_bytes,
         ),
         (
             "airgapd_disk_below_minimum",
-            "Whether less is free on it than has to be, so that nothing is imported",
+            "1 if less is free than has to stay free, so that nothing is imported, otherwise 0",
             u64::from(disk.problem.is_some()),
         ),
     ];
@@ -251,7 +254,7 @@ fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
     set(
         registry,
         "airgapd_unpack_pending_images",
-        "Images that are still to be unpacked ahead",
+        "Images that still wait to be unpacked ahead",
         count(unpack.pending),
     );
     set(
@@ -262,13 +265,13 @@ fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
     );
 }
 
-/// What is not known is left out, apart from that.
+/// Adds the required images. Unknown counts are left out, and `airgapd_required_up` says so.
 fn add_required(registry: &Registry, required: &RequiredStatus) {
     let is_known = required.checked_at.is_some() && required.problem.is_none();
     set(
         registry,
         "airgapd_required_up",
-        "Whether it is known if the images are there that the configuration requires",
+        "1 if the last check of the required images succeeded, otherwise 0",
         u64::from(is_known),
     );
     if is_known {
@@ -281,7 +284,7 @@ fn add_required(registry: &Registry, required: &RequiredStatus) {
         set(
             registry,
             "airgapd_required_missing_images",
-            "Images that the configuration requires and that are not there, or not whole",
+            "Images that the configuration requires and that are missing or not whole",
             count(required.missing.len()),
         );
     }
@@ -296,7 +299,7 @@ fn add_images(registry: &Registry, images: ImageCount) {
     let by_state = gauges(
         registry,
         "airgapd_images",
-        "Images that the bundles bring, each target counted once",
+        "Images of the bundles, by state. Each target is counted once",
         &["state"],
     );
     let pending = all.saturating_sub(in_place + failed);
@@ -308,12 +311,7 @@ fn add_images(registry: &Registry, images: ImageCount) {
 }
 
 fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
-    let by_state = gauges(
-        registry,
-        "airgapd_bundles",
-        "Bundles, by how far they have come",
-        &["state"],
-    );
+    let by_state = gauges(registry, "airgapd_bundles", "Bundles by state", &["state"]);
     for state in State::ALL {
         let count = bundles.iter().filter(|bundle| bundle.state == state).count();
         by_state
@@ -330,7 +328,7 @@ fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
     let by_class = gauges(
         registry,
         "airgapd_bundles_failed",
-        "Bundles whose last try failed, by what has to happen before another try makes sense",
+        "Bundles whose last try failed, by what has to happen before a retry makes sense",
         &["class"],
     );
     for class in ErrorClass::ALL {
@@ -341,19 +339,19 @@ fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
     set(
         registry,
         "airgapd_set_aside_bundles",
-        "Bundles that are left alone, since the daemon crashed over each of them several times",
+        "Bundles that are left alone because the daemon crashed over each of them several times",
         count(of_class(ErrorClass::Crash)),
     );
 }
 
-/// The names of bundles: of those that are not in place the worst, of those that are the newest.
+/// Adds the names of bundles: of the bundles in place the newest, of the others the worst.
 fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
     let (mut done, mut others): (Vec<_>, Vec<_>) =
         bundles.iter().partition(|bundle| bundle.state == State::Done);
     set(
         registry,
         "airgapd_bundles_in_place_hash",
-        "A number that follows from the names and digests of all bundles in place: nodes with the same have the same bundles",
+        "A number made of the names and digests of all bundles in place: nodes with the same number have the same bundles",
         hash(&done),
     );
     done.sort_by_key(|bundle| std::cmp::Reverse(bundle.imported_at));
@@ -362,7 +360,7 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
     let info = gauges(
         registry,
         "airgapd_bundle_info",
-        "A bundle in place, and the digest of its catalog; the newest alone where there are many",
+        "A bundle in place and the digest of its catalog. Of many bundles, only the newest are named",
         &["bundle", "digest"],
     );
     for bundle in done.into_iter().take(MOST_NAMED) {
@@ -373,7 +371,7 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
     let not_in_place = gauges(
         registry,
         "airgapd_bundle_not_in_place",
-        "A bundle that is not in place, and how far it has come; the worst alone where there are many",
+        "A bundle that is not in place, and its state. Of many bundles, only the worst are named",
         &["bundle", "state"],
     );
     for bundle in others.into_iter().take(MOST_NAMED) {
@@ -384,12 +382,13 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
     set(
         registry,
         "airgapd_bundles_not_shown",
-        "Bundles that no series names, since there are too many",
+        "Bundles that no series names, because there are too many",
         count(bundles.len() - named),
     );
 }
 
-/// How soon a bundle that is not in place is left out where there are many: the worst stay.
+/// Returns the rank of a bundle that is not in place. If there are many, only those of the lowest
+/// ranks are named: the worst.
 fn rank(state: State) -> u8 {
     match state {
         State::Failed => 0,
@@ -401,8 +400,8 @@ fn rank(state: State) -> u8 {
     }
 }
 
-/// 48 bits over the names and digests of these bundles, in the order of their names: a sample is a 64-bit float, which holds
-/// such a number exactly.
+/// Returns 48 bits of a hash over the names and digests of these bundles, in the order of their
+/// names. A sample is a 64-bit float, which represents such a number exactly.
 fn hash(bundles: &[&BundleStatus]) -> u64 {
     let mut text = Vec::new();
     for bundle in bundles {
@@ -419,7 +418,7 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// A gauge without labels.
+/// Sets a gauge without labels.
 fn set(registry: &Registry, name: &str, help: &str, value: u64) {
     gauges(registry, name, help, &[])
         .with_label_values::<&str>(&[])

@@ -1,30 +1,31 @@
-//! The values of the field `outcome` of the log: what has come of a bundle, an image or the node.
+//! The values of the log field `outcome`: the result for a bundle, an image or the node.
 //!
-//! Operators and alerts look for these words, so a word never changes. The words of a report ([`import::Outcome`],
-//! [`import::result::ImageOutcome`]) stand in the same field, and those that both have mean the same.
+//! Operators and alerts search for these words, so a word never changes. The words of a report
+//! ([`import::Outcome`], [`import::result::ImageOutcome`]) appear in the same field. A word that
+//! both have means the same.
 
-/// What has come of the bundle, the image or the node that a line is about.
+/// The result for the bundle, the image or the node of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A bundle is in place.
     Imported,
     /// Some images of a bundle are in place, and others failed.
     Partial,
-    /// Nothing of a bundle is in place, or an image is not.
+    /// Nothing of a bundle is in place, or an image is not in place.
     Failed,
     /// A bundle is gone from the folder, or the record of an image is deleted.
     Removed,
-    /// What a bundle brought is missing in containerd, and the daemon restores it.
+    /// Parts of a bundle are missing in containerd, and the daemon restores them.
     Restored,
     /// Another program had recorded an image without all its blobs, and the bundle brought them.
     Repaired,
-    /// An upload has come to a halt.
+    /// An upload has stalled.
     Stalled,
     /// An image was unpacked.
     Unpacked,
     /// An image cannot be unpacked.
     NotUnpacked,
-    /// An image that is required is missing.
+    /// A required image is missing.
     Missing,
     /// containerd does not answer.
     Unreachable,
@@ -38,12 +39,12 @@ pub enum Outcome {
     Full,
     /// The configuration has mistakes.
     Misconfigured,
-    /// The node is not as it was: healthy, waiting, degraded or failed.
+    /// The verdict on the node has changed: healthy, waiting, degraded or failed.
     Verdict,
 }
 
 impl Outcome {
-    /// Every one of them.
+    /// All outcomes.
     pub const ALL: [Outcome; 17] = [
         Outcome::Imported,
         Outcome::Partial,
@@ -64,7 +65,7 @@ impl Outcome {
         Outcome::Verdict,
     ];
 
-    /// The word in the log.
+    /// Returns the word in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -88,7 +89,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome of this word, if it is one.
+    /// Returns the outcome with this word, if there is one.
     #[must_use]
     pub fn of(word: &str) -> Option<Outcome> {
         Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word)

@@ -1,9 +1,9 @@
-//! Decides which containerd this node's images belong to, and which folder they come from.
+//! Decides which containerd this node's images go to, and which folder they come from.
 //!
-//! The decision goes by what is installed (units, programs, data folders) and by what the operator
-//! configured. It never looks at which socket exists: on a node with Docker and a k0s that starts
-//! late, nothing may land in Docker's containerd. [`probe`] reads the evidence, [`decide`] is a pure
-//! function of it.
+//! The decision depends on the installed units, programs and data folders, and on the
+//! configuration. It never depends on which socket exists: on a node with Docker and a k0s that
+//! starts late, no image may get into Docker's containerd. [`probe`] reads the evidence. [`decide`]
+//! is a pure function of it.
 
 mod evidence;
 
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 
 pub use evidence::{Evidence, probe};
 
-/// What runs containerd on this node.
+/// The program that runs containerd on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Distribution {
     /// k0s, which brings its own containerd.
@@ -23,12 +23,12 @@ pub enum Distribution {
     K3s,
     /// RKE2, which brings its own containerd.
     Rke2,
-    /// A containerd of its own, as on a kubeadm node.
+    /// A containerd that was installed by itself, as on a kubeadm node.
     Containerd,
 }
 
 impl Distribution {
-    /// The distribution as the configuration spells it.
+    /// Returns the distribution's name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::K0s => "k0s",
@@ -40,7 +40,8 @@ impl Distribution {
 
     fn default_data_dir(self) -> &'static Path {
         Path::new(match self {
-            // A plain containerd has no data folder with images; it shares the documented default.
+            // A plain containerd has no data folder with images, so it shares the documented
+            // default.
             Self::K0s | Self::Containerd => "/var/lib/k0s",
             Self::K3s => "/var/lib/rancher/k3s",
             Self::Rke2 => "/var/lib/rancher/rke2",
@@ -89,7 +90,8 @@ impl Distribution {
         }
     }
 
-    /// The flags by which the distribution's unit moves its data folder and its containerd.
+    /// Returns the flags with which the distribution's unit moves its data folder and its
+    /// containerd.
     fn moving_flags(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
             Self::K0s => (&["--data-dir"], &["--cri-socket"]),
@@ -105,32 +107,33 @@ impl fmt::Display for Distribution {
     }
 }
 
-/// Where the images of this node come from and go to.
+/// The folder that this node's images come from, and the containerd that they go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The distribution whose conventions hold where nothing is configured.
+    /// The distribution whose conventions apply to everything that is not configured.
     pub distribution: Distribution,
-    /// The folder that bundles are dropped in.
+    /// The folder with the bundles.
     pub images_dir: PathBuf,
     /// The socket of the containerd that images go to.
     pub socket: PathBuf,
-    /// Folder and socket are those that the distribution uses itself: its own importer, where it has one, takes bundles
-    /// from the same folder into the same containerd.
+    /// True if the distribution itself uses this folder and this socket. If it has an importer,
+    /// that importer takes bundles from the same folder into the same containerd.
     pub is_home: bool,
-    /// What the choice rests on, to be told to the operator.
+    /// The reasons for the choice, for the operator.
     pub because: Vec<String>,
 }
 
 impl Place {
-    /// Whether bundles come from the same folder and images go to the same containerd. As long as nothing answers there,
-    /// whoever waits should look again: what the node is for may only be about to be installed.
+    /// Returns true if the folder and the containerd are the same. A daemon that waits for
+    /// containerd should check this again and again: the node's distribution may be installed
+    /// later.
     pub(crate) fn is_same_place(&self, other: &Place) -> bool {
         let place = |node: &Place| (node.distribution, node.images_dir.clone(), node.socket.clone());
         place(self) == place(other)
     }
 }
 
-/// Two distributions are equally well evidenced.
+/// The error for equally good evidence of two distributions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ambiguous {
     pub(crate) found: Vec<(Distribution, Vec<String>)>,
@@ -138,23 +141,27 @@ pub struct Ambiguous {
 
 impl fmt::Display for Ambiguous {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot tell which containerd the images belong to:")?;
-        for (distribution, traces) in &self.found {
-            write!(f, " {distribution} by {};", traces.join(", "))?;
-        }
-        f.write_str(" set `distribution` in the configuration (or AIRGAPD_DISTRIBUTION) to one of them")
+        let found = self.found.iter();
+        let found = found.map(|(distribution, traces)| format!("{distribution} ({})", traces.join(", ")));
+        let found: Vec<_> = found.collect();
+        write!(
+            f,
+            "cannot tell which containerd the images belong to, since the node has {}: set `distribution` in the \
+             configuration (or AIRGAPD_DISTRIBUTION) to one of them",
+            found.join(" and ")
+        )
     }
 }
 
 impl std::error::Error for Ambiguous {}
 
-/// Chooses folder and socket. What is configured wins, piece by piece; the rest follows from the
-/// distribution, and that one from the evidence where it is `auto`.
+/// Chooses folder and socket. Each configured value wins. The others follow from the distribution,
+/// which follows from the evidence if it is `auto`.
 ///
 /// # Errors
 ///
-/// [`Ambiguous`] where the evidence is equally good for two distributions. A plain containerd never
-/// competes with a distribution: those bring their own.
+/// Returns [`Ambiguous`] if the evidence is equally good for two distributions. A plain containerd
+/// never competes with a distribution, because distributions bring their own.
 pub fn decide(evidence: &Evidence, settings: &Settings) -> Result<Place, Ambiguous> {
     let (distribution, mut because) = distribution(evidence, settings)?;
     let traces = evidence.of(distribution);
@@ -164,7 +171,7 @@ pub fn decide(evidence: &Evidence, settings: &Settings) -> Result<Place, Ambiguo
         (Some(configured), _) => (configured.clone(), None),
         (None, Some((unit, path))) => (
             PathBuf::from(path),
-            Some(format!("{unit}.service says its data folder is {path}")),
+            Some(format!("{unit}.service sets the data folder {path}")),
         ),
         (None, None) => (distribution.default_data_dir().to_path_buf(), None),
     };
@@ -179,7 +186,7 @@ pub fn decide(evidence: &Evidence, settings: &Settings) -> Result<Place, Ambiguo
     let socket = match (&settings.address, traces.flag(socket_flags)) {
         (Some(configured), _) => configured.clone(),
         (None, Some((unit, endpoint))) if socket_path(endpoint).is_some() => {
-            because.push(format!("{unit}.service says its containerd is at {endpoint}"));
+            because.push(format!("{unit}.service sets the containerd socket {endpoint}"));
             socket_path(endpoint).expect("checked by the guard")
         }
         (None, _) => distribution.default_socket().to_path_buf(),
@@ -214,7 +221,7 @@ fn distribution(evidence: &Evidence, settings: &Settings) -> Result<(Distributio
     match found.as_slice() {
         [] => Ok((Distribution::Containerd, evidence.containerd.describe())),
         [(distribution, because)] => Ok((*distribution, because.clone())),
-        // Both pieces are given by hand, so the distribution no longer decides anything.
+        // The operator gives both folder and socket, so the distribution decides nothing.
         [(distribution, because), ..] if settings.address.is_some() && settings.images_dir.is_some() => {
             Ok((*distribution, because.clone()))
         }
@@ -222,8 +229,8 @@ fn distribution(evidence: &Evidence, settings: &Settings) -> Result<(Distributio
     }
 }
 
-/// The socket of an endpoint such as `/run/x.sock`, `unix:///run/x.sock` or k0s's
-/// `remote:unix:///run/x.sock`; none where it is not a socket on this machine.
+/// Returns the socket of an endpoint such as `/run/x.sock`, `unix:///run/x.sock` or k0s's
+/// `remote:unix:///run/x.sock`. Returns `None` if the endpoint is no socket on this machine.
 fn socket_path(endpoint: &str) -> Option<PathBuf> {
     let endpoint = endpoint.strip_prefix("remote:").unwrap_or(endpoint);
     let path = endpoint
@@ -253,7 +260,7 @@ mod tests {
         }
     }
 
-    /// Distribution, folder and socket, as the tables below write them.
+    /// Returns distribution, folder and socket, as the tables below write them.
     fn decided(evidence: &Evidence, settings: &Settings) -> (Distribution, String, String) {
         let runtime = decide(evidence, settings).unwrap();
         let text = |path: &Path| path.display().to_string();

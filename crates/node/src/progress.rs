@@ -1,4 +1,5 @@
-//! How far a long command or an import has come: counted, in words, and as a line of the log now and then.
+//! The progress of a long command or an import: as counters, in words, and as an occasional line of
+//! the log.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,13 +13,13 @@ use tracing::info;
 
 use crate::status::ProgressStatus;
 
-/// A big bundle is reported at most this often.
+/// Shortest time between two lines about the progress of a bundle.
 const EVERY: Duration = Duration::from_secs(10);
-/// How long a bar is at most, in characters, and the least that still looks like one.
+/// Longest and shortest bar, in characters. A shorter bar would not look like a bar.
 const BAR: usize = 30;
 const SHORTEST_BAR: usize = 10;
 
-/// What is done with the bytes that are counted.
+/// The work that moves the counted bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
     /// Bytes go to containerd.
@@ -38,37 +39,39 @@ impl Doing {
         }
     }
 
-    /// What is waited for when there is nothing left. A slow disk may take minutes for it.
+    /// Returns what the work waits for when all bytes are through. A slow disk may take minutes for
+    /// this.
     fn last(self) -> &'static str {
         match self {
             Doing::Sending => "containerd commits it",
-            Doing::Writing => "the file is being finished",
-            Doing::Reading => "coming to an end",
+            Doing::Writing => "finishing the file",
+            Doing::Reading => "finishing",
         }
     }
 }
 
-/// How far one bundle has come: counted by whoever moves it, read by whoever wants to know.
+/// The progress of one bundle. The task that moves the bytes counts, and other tasks read.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes that were acknowledged.
+    /// Bytes that the receiver has acknowledged.
     bytes: Arc<AtomicU64>,
-    /// Bytes that there are in all; 0 until that is known.
+    /// All bytes to move, or 0 until their number is known.
     planned: AtomicU64,
-    /// Images that are done, and those that there are in all.
+    /// Images that are finished, and all images.
     done: AtomicUsize,
     images: AtomicUsize,
-    /// The image that was done last.
+    /// The image that was finished last.
     last: Mutex<Option<String>>,
-    /// When the first byte could move: what came before says nothing about the rate.
+    /// Time at which the first byte could move. The time before says nothing about the rate.
     moving: OnceLock<Instant>,
 }
 
-/// How far something has come, to be compared for being equal only: bytes that were acknowledged, and images.
+/// The progress as bytes that were acknowledged and images. Two marks are only compared for
+/// equality.
 pub type Mark = (u64, usize);
 
 impl Counters {
-    /// How far it has come.
+    /// Returns the current mark.
     pub fn mark(&self) -> Mark {
         (
             self.bytes.load(Ordering::Relaxed),
@@ -76,7 +79,7 @@ impl Counters {
         )
     }
 
-    /// How far it is, of something that began at `started`.
+    /// Returns the progress of work that began at `started`.
     pub fn so_far(&self, started: Instant) -> ProgressStatus {
         let moving = self.moving.get().copied().unwrap_or(started);
         let (bytes, planned) = (&self.bytes, &self.planned);
@@ -93,7 +96,7 @@ impl Counters {
         }
     }
 
-    /// The image that was done last.
+    /// Returns the image that was finished last.
     pub fn last(&self) -> Option<String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.clone()
@@ -124,7 +127,7 @@ impl Observer for Counters {
     }
 }
 
-/// Writes a line into the log now and then about a bundle on its way, until it is dropped.
+/// Logs the progress of a bundle every 10 s, until it is dropped.
 #[derive(Debug)]
 pub struct Reporter {
     counters: Arc<Counters>,
@@ -132,7 +135,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Starts to report what `counters` count.
+    /// Starts to log the progress in `counters`.
     pub fn start(bundle: String, doing: Doing, counters: Arc<Counters>) -> Reporter {
         Reporter {
             task: tokio::spawn(report(bundle, doing, Arc::clone(&counters))),
@@ -174,7 +177,7 @@ async fn report(bundle: String, doing: Doing, counters: Arc<Counters>) {
     }
 }
 
-/// How far it has come, in words.
+/// Returns the progress in words.
 pub fn line(doing: Doing, progress: &ProgressStatus) -> String {
     let (amount, pace) = (amount(progress), pace(doing, progress));
     let images = match progress.images {
@@ -204,7 +207,7 @@ fn pace(doing: Doing, progress: &ProgressStatus) -> String {
     }
 }
 
-/// A time to wait, as exactly as anybody wants to know it.
+/// Returns a time to wait, with the precision that a reader needs.
 fn about(milliseconds: u64) -> String {
     match milliseconds.div_ceil(1000) {
         seconds @ ..100 => format!("{seconds} s"),
@@ -213,8 +216,8 @@ fn about(milliseconds: u64) -> String {
     }
 }
 
-/// The same in fewer words behind a bar, which is as long as fits into `width` characters; without one as long as nobody
-/// knows how much it will be.
+/// Returns the progress in fewer words behind a bar. The bar gets the room that `width` characters
+/// leave. There is no bar as long as the total is unknown.
 pub fn bar(doing: Doing, progress: &ProgressStatus, width: usize) -> String {
     let Some(total) = progress.total_bytes.filter(|total| *total > 0) else {
         return line(doing, progress);
@@ -269,7 +272,7 @@ mod tests {
         }
         let narrow = bar(Doing::Sending, &of_three(500, 1000, 1000), 50);
         assert_eq!(narrow, " 50 %  500 B of 1.0 kB, 500 B/s, 1 s left, 1/3 images");
-        // The widest numbers that there are leave room for a bar on an ordinary terminal.
+        // The widest possible numbers leave room for a bar on an ordinary terminal.
         let wide = ProgressStatus::new(111_100_000, 999_900_000, 1_000);
         let wide = ProgressStatus {
             images: Some(200),
@@ -300,7 +303,7 @@ mod tests {
         });
         let so_far = counters.so_far(long_ago);
         assert!(so_far.elapsed_ms >= 3_600_000, "{so_far:?}");
-        // Over the whole hour it would be 1.4 kB/s.
+        // Over the whole hour the rate would be 1.4 kB/s.
         assert!(so_far.bytes_per_second > 100_000, "{so_far:?}");
         assert!(
             line(Doing::Sending, &so_far).ends_with(", 1 of 3 images"),

@@ -1,7 +1,8 @@
-//! What an auditor asks of a node: which images bundles vouch for, from which files they came, and since when.
+//! The report for an auditor: which images bundles vouch for, from which files they came, and since
+//! when.
 //!
-//! Pure: the ledger, the bundles as they stand and the images in containerd go in. The ledger remembers no owner of a file,
-//! so the caller looks at the file as it is now.
+//! Pure: a function of the ledger, the bundles' status and the images in containerd. The ledger
+//! remembers no owner of a file, so the caller looks at the current file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,44 +18,44 @@ use crate::decide::desired;
 use crate::state::ledger::{self, Entry, LastTry, Ledger};
 use crate::status::{BundleStatus, ImageStatus, RecordStatus, State};
 
-/// A bundle and the file that it is.
+/// A bundle and its file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BundleReport {
-    /// Its file name, as labels have it.
+    /// File name, as labels have it.
     pub name: Foreign,
-    /// How far it has come.
+    /// Current state.
     pub state: State,
-    /// How the last try ended.
+    /// Result of the last try.
     pub outcome: Option<LastTry>,
-    /// The digest of its `index.json` or `manifest.json`, as it was last imported.
+    /// Digest of its `index.json` or `manifest.json` at the last import.
     pub catalog: Option<String>,
     /// Time of the earliest import of this catalog from this file name that the ledger knows.
     pub first_imported_at: Option<Timestamp>,
-    /// Time of the last import, also of one that found everything in place.
+    /// Time of the last import, including imports that found everything in place.
     pub imported_at: Option<Timestamp>,
-    /// How many images of it are in place, each target counted once.
+    /// Number of its images in place, each target counted once.
     pub images: usize,
-    /// The file as it is now; absent where there is none.
+    /// The current file. Absent if there is none.
     pub file: Option<FileReport>,
 }
 
-/// A file as it is now.
+/// The current state of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileReport {
-    /// In bytes; 0 for a folder.
+    /// Size in bytes, 0 for a folder.
     pub size: u64,
     /// Time of the last change of its content.
     pub modified_at: Option<Timestamp>,
-    /// The id of the user who owns it.
+    /// Id of the user who owns the file.
     pub uid: u32,
-    /// The id of its group.
+    /// Id of the file's group.
     pub gid: u32,
-    /// The name of the user; absent where `/etc/passwd` has none.
+    /// Name of the user. Absent if `/etc/passwd` has none.
     pub user: Option<String>,
-    /// The name of the group; absent where `/etc/group` has none.
+    /// Name of the group. Absent if `/etc/group` has none.
     pub group: Option<String>,
-    /// Whether neither its content nor its owner and mode have changed since the last import: its change time says so. Absent
-    /// for a folder, and before the first import.
+    /// True if the content, the owner and the mode are unchanged since the last import, by the
+    /// change time. Absent for a folder, and before the first import.
     #[serde(rename = "as_imported")]
     pub is_as_imported: Option<bool>,
 }
@@ -62,33 +63,34 @@ pub struct FileReport {
 /// An image record that bundles vouch for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageReport {
-    /// The name of the record.
+    /// Name of the record.
     pub name: String,
-    /// The digest that the name is to point at.
+    /// Digest that the name should point at.
     pub digest: String,
-    /// Every bundle that vouches for this digest under this name, in the order in which they arrived.
+    /// Every bundle that vouches for this digest under this name, in the order of arrival.
     pub bundles: Vec<Foreign>,
-    /// The bundles that have another image under this name, in the same order. A bundle that arrived later has the name.
+    /// The bundles that have another image under this name, in the same order. A bundle that
+    /// arrived later has the name.
     pub overridden: Vec<Overridden>,
-    /// How the record stands; absent where containerd could not be asked, like the two that follow.
+    /// State of the record. Absent if containerd did not answer, like the next two fields.
     pub record: Option<RecordStatus>,
-    /// Whether airgapd's pin, or that of another program, is on the record.
+    /// True if the record has a pin, of airgapd or of another program.
     pub pinned: Option<bool>,
-    /// What the node needs of it and containerd has not.
+    /// Blobs of the image that the node needs and containerd does not have.
     pub missing_blobs: Option<Vec<String>>,
 }
 
-/// Another image under a name.
+/// Another image under the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Overridden {
-    /// The bundle that has it.
+    /// The bundle that has the image.
     pub bundle: Foreign,
-    /// Its digest.
+    /// Digest of the image.
     pub digest: String,
 }
 
-/// Every bundle, by name. `look` looks at a file by its name in the folder, and is given the identity of the file that was
-/// imported.
+/// Returns every bundle, by name. `look` returns the current file. It gets the file's name in the
+/// folder and the identity of the file that was imported.
 pub fn bundles(
     standing: &[BundleStatus],
     ledger: &Ledger,
@@ -117,8 +119,8 @@ pub fn bundles(
     standing.iter().map(report).collect()
 }
 
-/// Every image that bundles vouch for, by name, without those that the operator excludes. `found` is how the images stand in
-/// containerd, where that could be asked.
+/// Returns every image that bundles vouch for, by name, except those that the operator excludes.
+/// `found` has the state of the images in containerd, if containerd answered.
 pub fn images(ledger: &Ledger, exclude: &[Pattern], found: Option<&[ImageStatus]>) -> Vec<ImageReport> {
     let standing: BTreeMap<&str, &ImageStatus> = found
         .into_iter()

@@ -1,8 +1,9 @@
-//! What the configuration requires of this node, held against its containerd: `airgapd verify` that goes on and on.
+//! The check that the images which the configuration requires are in containerd: a continuous
+//! `airgapd verify`.
 //!
-//! The daemon looks whenever something may have changed, `airgapd status` where there is no daemon. No bundle is opened
-//! and no program started for it, so that looking stays cheap: how a missing image can be had is what `airgapd verify`
-//! finds out.
+//! The daemon checks when something may have changed. `airgapd status` checks if no daemon runs.
+//! The check stays cheap, because it opens no bundle and starts no program. Only `airgapd verify`
+//! finds out how to get a missing image.
 
 use jiff::Timestamp;
 
@@ -11,11 +12,13 @@ use crate::settings::Settings;
 use crate::status::{MissingStatus, RequiredStatus};
 use verify::{Answer, Inventory, Need, Needs, Sought, answer};
 
-/// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
+/// Checks whether every image that `require` names is in containerd, whole. Reads only. Safe to
+/// cancel.
 ///
 /// # Errors
 ///
-/// What containerd reports. What is wrong with the sources is in the answer, since only their owner can correct it.
+/// Returns containerd's errors. Problems of the sources are in the answer, since only their owner
+/// can correct them.
 pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<RequiredStatus, containerd::Error> {
     let checked_at = Timestamp::now();
     let needs = gather(settings, runtime).await?;

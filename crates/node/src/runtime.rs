@@ -1,5 +1,5 @@
-//! The containerd this node's images go to: connecting to it, asking it what it is, and refusing it where it cannot be
-//! the one that kubelet uses.
+//! The containerd that this node's images go to: connects to it, asks it for its properties, and
+//! rejects it if it cannot be kubelet's.
 
 use std::path::{Path, PathBuf};
 
@@ -14,49 +14,50 @@ use crate::decide::desired;
 use crate::settings::{PlatformChoice, Settings};
 use crate::state::ledger::Ledger;
 
-/// The namespace that kubelet's images live in.
+/// The namespace of kubelet's images.
 pub const KUBERNETES: &str = "k8s.io";
 
-/// A containerd that answers and is the right one.
+/// A containerd that answers and that this node uses.
 #[derive(Clone, Debug)]
 pub struct Containerd {
     /// The client, bound to the configured namespace.
     pub client: Client,
-    /// The version that containerd says it is.
+    /// containerd's version, as it reports it.
     pub version: Version,
-    /// What containerd says this node is; detected from the machine where it does not say.
+    /// The node's platform by containerd's word, or the machine's if containerd does not say.
     pub platform: Platform,
-    /// Another one means another containerd, or one that was wiped. `None` where it cannot tell.
+    /// containerd's identity. Another value means another containerd, or a wiped one. `None` if
+    /// containerd cannot tell.
     pub(crate) uuid: Option<String>,
-    /// Its content store, where that is on a file system that can be seen from here.
+    /// containerd's content store, if its file system is visible from here.
     pub store: Option<PathBuf>,
-    /// Whether it is the one that kubelet asks, by CRI.
+    /// True if kubelet uses this containerd, since it serves CRI.
     pub is_of_kubelet: bool,
-    /// What the operator should know of it although it is used.
+    /// A warning for the operator about a containerd that is used nevertheless.
     pub warning: Option<String>,
 }
 
-/// Why a socket is not used.
+/// The reason why a socket is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// It does not answer as it should.
+    /// containerd does not answer as it should.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// It answers, and it is not what kubelet talks to.
+    /// containerd answers, and kubelet does not use it.
     #[error(
-        "the containerd on {socket} has no CRI service, so it is not the one kubelet uses (`{}` takes it all the same)",
+        "the containerd on {socket} has no CRI service, so kubelet does not use it (`{}` accepts it all the same)",
         if *.is_insisted_on { "cri: false" } else { "address:` or `cri: false" }
     )]
     NoCri {
         /// The path of the socket.
         socket: String,
-        /// Whether the operator insists on CRI (`cri: true`).
+        /// True if the operator insists on CRI (`cri: true`).
         is_insisted_on: bool,
     },
 }
 
 impl Unusable {
-    /// Whether nothing answers at all.
+    /// Returns true if no containerd answers at all.
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
@@ -65,11 +66,12 @@ impl Unusable {
     }
 }
 
-/// Connects to containerd and makes sure that it is the right one. Safe to cancel.
+/// Connects to containerd and checks that it is the right one. Safe to cancel.
 ///
 /// # Errors
 ///
-/// [`Unusable`]; whether to wait for it is the caller's business.
+/// Returns [`Unusable`] if containerd does not answer or kubelet does not use it. The caller
+/// decides whether to wait.
 pub async fn connect(socket: &Path, settings: &Settings) -> Result<Containerd, Unusable> {
     let client = Client::connect(socket, &settings.namespace).await?;
     let version = client.version().await?;
@@ -92,20 +94,20 @@ pub async fn connect(socket: &Path, settings: &Settings) -> Result<Containerd, U
     })
 }
 
-/// Whether kubelet's containerd is looked for, which serves CRI.
+/// Returns true if the containerd must be kubelet's, which serves CRI.
 fn wants_cri(settings: &Settings) -> bool {
     settings.cri != Some(false) && settings.namespace == KUBERNETES
 }
 
-/// Decides on a containerd without CRI: an address that was given is the operator's word, and one that was found by looking
-/// around may be Docker's. Gives the warning where it is used.
+/// Decides on a containerd without CRI. A configured address is the operator's word. A containerd
+/// that airgapd found by itself may be Docker's. Returns the warning if it is used.
 fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
     let is_insisted_on = settings.cri == Some(true);
     let socket = socket.display().to_string();
     match settings.address.is_some() && !is_insisted_on {
         true => Ok(format!(
-            "the containerd on {socket} has no CRI service: it is used because its address was given, and kubelet does not \
-             see the images if its own is another one"
+            "the containerd on {socket} has no CRI service: it is used because its address was given. kubelet does \
+             not see the images if it uses another containerd"
         )),
         false => Err(Unusable::NoCri {
             socket,
@@ -114,8 +116,9 @@ fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
     }
 }
 
-/// containerd keeps its identity in a file that it never syncs. After a power cut that may be empty, and then containerd 1.6
-/// answers everything but this; later ones make a new identity.
+/// Returns containerd's identity. containerd keeps it in a file that it never syncs, so the file
+/// may be empty after a power cut. containerd 1.6 then answers everything but this call. Later
+/// versions create a new identity.
 async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> {
     match client.server_uuid().await {
         Ok(uuid) => Ok(Some(uuid)),
@@ -124,8 +127,8 @@ async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> 
         }
         Err(error) => {
             warn!(
-                "{}: it works without; to give it a new one, remove the file `uuid` in a folder \
-                 `io.containerd.*.introspection` of its root folder, and restart it",
+                "{}: airgapd works without containerd's identity. To get a new one, remove the file `uuid` in a folder \
+                 `io.containerd.*.introspection` of containerd's root folder, and restart containerd",
                 basics::chain(&error)
             );
             Ok(None)
@@ -133,8 +136,9 @@ async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> 
     }
 }
 
-/// containerd says where its store is in its own view of the file system; ours may be another (a container that was
-/// given the socket, a chroot). The store itself is made with the first blob; containerd's database beside it is older.
+/// Returns containerd's store, if it is visible. containerd reports the path in its own view of the
+/// file system. airgapd's view may differ: it may run in a container that was given the socket, or
+/// in a chroot. containerd creates the store with the first blob. The database beside it is older.
 async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::Error> {
     let is_visible = |store: &PathBuf| {
         let database = store.with_file_name("io.containerd.metadata.v1.bolt");
@@ -143,13 +147,15 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
     Ok(client.content_root().await?.filter(is_visible))
 }
 
-/// Reads the records and blobs that the ledger knows, and all other records of ours. Opens no bundle.
+/// Reads the records and blobs that the ledger knows, and all other records with airgapd's labels.
+/// Opens no bundle.
 ///
-/// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it had before.
+/// After a restart of the machine (`is_new_boot`) it checks each blob: containerd still lists blobs
+/// that a power cut destroyed.
 ///
 /// # Errors
 ///
-/// When containerd does not answer.
+/// Returns an error if containerd does not answer.
 pub(crate) async fn survey(
     runtime: &Containerd,
     ledger: &Ledger,
@@ -164,19 +170,19 @@ pub(crate) async fn survey(
     }
 }
 
-/// Reads the records and blobs that the ledger knows, and nothing else. For few names containerd lists nothing, however
-/// many other records there are.
+/// Reads only the records and blobs that the ledger knows. For few names containerd lists nothing,
+/// for any number of other records.
 ///
 /// # Errors
 ///
-/// When containerd does not answer.
+/// Returns an error if containerd does not answer.
 pub async fn glance(runtime: &Containerd, ledger: &Ledger) -> Result<Survey, containerd::Error> {
     let client = &runtime.client;
     let survey = Survey::of_few(client, &desired::names(ledger), &desired::digests(ledger)).await?;
     survey.checked(client, runtime.store.as_deref()).await
 }
 
-/// The snapshots that decide whether the images of this node run.
+/// Returns which snapshots decide whether the images of this node run.
 pub fn snapshots(runtime: &Containerd) -> Snapshots {
     match runtime.is_of_kubelet {
         true => Snapshots::OfCri,
@@ -184,7 +190,7 @@ pub fn snapshots(runtime: &Containerd) -> Snapshots {
     }
 }
 
-/// The platform whose images are asked for: the first that was chosen, or the node's.
+/// Returns the platform whose images are needed: the first configured platform, or the node's.
 pub fn asked_platform(settings: &Settings, runtime: Option<&Containerd>) -> Option<Platform> {
     match &settings.platforms {
         PlatformChoice::These(platforms) => platforms.first().cloned(),
@@ -192,11 +198,12 @@ pub fn asked_platform(settings: &Settings, runtime: Option<&Containerd>) -> Opti
     }
 }
 
-/// What images are unpacked with on this node: the snapshotter that CRI uses, for the platform that it runs.
+/// Returns the unpacker of this node: it uses CRI's snapshotter, for the platform that the node
+/// runs.
 ///
 /// # Errors
 ///
-/// Those of any call; [`UnpackError::Unfit`] where there is no snapshotter that works.
+/// Returns the errors of any call, and [`UnpackError::Unfit`] if no snapshotter works.
 pub async fn unpacker(settings: &Settings, runtime: &Containerd) -> Result<Unpacker, UnpackError> {
     let snapshotter = runtime.client.snapshotter(runtime.is_of_kubelet).await?;
     let none = || UnpackError::Unfit("containerd has no snapshotter that works".to_owned());
@@ -205,7 +212,7 @@ pub async fn unpacker(settings: &Settings, runtime: &Containerd) -> Result<Unpac
     Ok(Unpacker::new(snapshotter.ok_or_else(none)?, matcher))
 }
 
-/// Where the blobs of this containerd go, and what has to stay free there.
+/// Returns the store of this containerd, and the space that has to stay free there.
 pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
     Space {
         store: runtime.store.clone(),
@@ -213,9 +220,11 @@ pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
     }
 }
 
-/// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming rules.
+/// Returns the policy that selects images of a catalog on this node: its platforms, by containerd's
+/// rules, and the naming rules.
 ///
-/// Without a containerd the node's platform is detected, and judged by the rules of every containerd there is.
+/// Without a containerd, the policy has the machine's platform and the rules of all generations of
+/// containerd.
 pub fn policy(settings: &Settings, runtime: Option<&Containerd>) -> Policy {
     let rules = runtime.map_or(Rules::ALL.to_vec(), |runtime| vec![runtime.version.rules()]);
     let node = || runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
@@ -227,7 +236,8 @@ pub fn policy(settings: &Settings, runtime: Option<&Containerd>) -> Policy {
     }
 }
 
-/// Everything that decides what an import yields, in a form that is equal when it is equal.
+/// Returns a digest of everything that decides the result of an import. Equal digests mean equal
+/// results.
 pub(crate) fn fingerprint(settings: &Settings, runtime: &Containerd) -> String {
     let Settings {
         platforms,

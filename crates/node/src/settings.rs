@@ -1,5 +1,5 @@
-//! Everything the operator may choose, checked and typed, with the defaults. How it is written in a file, a variable or a flag
-//! is the business of the program.
+//! All settings of the operator, checked and typed, with the defaults. The program reads them from
+//! the file, variables and flags.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,39 +19,40 @@ use crate::place::Distribution;
 /// The configuration, checked and typed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `None` is `auto`: by evidence.
+    /// The distribution. `None` is `auto`: by evidence.
     pub distribution: Option<Distribution>,
-    /// `None` is the distribution's own.
+    /// The data folder. `None` is the distribution's own.
     pub data_dir: Option<PathBuf>,
-    /// `None` is the distribution's folder below the data folder.
+    /// The images folder. `None` is the distribution's folder below the data folder.
     pub images_dir: Option<PathBuf>,
-    /// Whether bundles are looked for in sub-folders of the images folder too.
+    /// True if sub-folders of the images folder are searched for bundles, too.
     pub recursive: bool,
     /// The folder of `state.json` and the files beside it.
     pub state_dir: PathBuf,
-    /// Where the control socket is, and the metrics if nothing else is said.
+    /// The folder of the control socket, and of the metrics file by default.
     pub runtime_dir: PathBuf,
-    /// The file that node_exporter reads; `None` is one in the runtime folder.
+    /// The file that node_exporter reads. `None` is a file in the runtime folder.
     pub metrics_file: Option<PathBuf>,
-    /// Where metrics are served by HTTP, too.
+    /// Address on which metrics are also served, by HTTP.
     pub metrics_address: Option<SocketAddr>,
-    /// containerd's socket; `None` is the distribution's own.
+    /// containerd's socket. `None` is the distribution's own.
     pub address: Option<PathBuf>,
-    /// The namespace of containerd that images go to.
+    /// containerd's namespace for the images.
     pub namespace: String,
-    /// Whether a CRI service must be on containerd's socket. `None`: it must where nobody has given the socket.
+    /// True if a CRI service must be on containerd's socket. `None`: it must unless the operator
+    /// gave the socket.
     pub cri: Option<bool>,
-    /// The platforms whose images are taken from bundles.
+    /// The platforms whose images are imported.
     pub platforms: PlatformChoice,
-    /// How often everything is compared with containerd although nothing has happened.
+    /// Time between two comparisons of everything with containerd when no event comes.
     pub resync: Duration,
-    /// How long a stop waits for the blob in flight.
+    /// Longest time that a stop waits for running imports.
     pub grace: Duration,
-    /// What has to stay free on the disk of containerd's content store.
+    /// Space that has to stay free on the disk of containerd's content store.
     pub min_free: MinFree,
-    /// The most bytes that all imports together send in a second.
+    /// Most bytes that all imports together send in a second.
     pub rate_limit: Option<u64>,
-    /// How long our pin stays after the last bundle that vouches for an image is gone.
+    /// Time for which airgapd's pin stays after the last bundle that vouches for an image is gone.
     pub unpin_grace: Duration,
     /// The treatment of an image when the last bundle that vouches for it is gone.
     pub on_removal: OnRemoval,
@@ -59,37 +60,39 @@ pub struct Settings {
     pub on_conflict: OnConflict,
     /// The behaviour beside another importer of the same folder.
     pub coexistence: Coexistence,
-    /// Further names for images whose name matches.
+    /// Further names for images whose names match.
     pub aliases: Vec<Alias>,
     /// Names for images that the archive leaves without one, by the digest of their target.
     pub names: BTreeMap<String, Reference>,
-    /// The repository for archives that give tags only.
+    /// The repository for archives that have only tags.
     pub base_name: Option<String>,
-    /// Which images get a record by their digest as well.
+    /// The images that also get a record by their digest.
     pub digest_references: DigestReferences,
-    /// What bundles may call their images; empty allows every name.
+    /// The names that bundles may use. Empty allows every name.
     pub allowed_names: Vec<Pattern>,
     /// Images that are neither imported nor restored, by name.
     pub exclude: Vec<Pattern>,
-    /// Which images of a bundle come first.
+    /// The images of a bundle that come first.
     pub priority: Vec<Pattern>,
-    /// When images are unpacked.
+    /// The time at which images are unpacked.
     pub unpack: Unpack,
-    /// Whether bundles are checked against checksum files.
+    /// The rule for checking bundles against checksum files.
     pub checksums: Checksums,
-    /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
+    /// Folder of files with the catalog digests of bundles that may be imported. `None` allows all.
     pub trusted_digests: Option<PathBuf>,
-    /// Whether the images that `.txt` files in the folder list are pulled through CRI.
+    /// True if CRI pulls the images that `.txt` files in the folder list.
     pub pull_lists: bool,
-    /// Whether bundles are imported from a folder that everybody can write.
+    /// True if bundles are imported from a folder that every user can write.
     pub allow_insecure_dir: bool,
-    /// What this node will be asked for; the daemon goes on looking whether it is there.
+    /// The images that this node will need. The daemon checks again and again whether they are
+    /// there.
     pub require: Sources,
-    /// The bounds for reading bundles.
+    /// The limits for reading bundles.
     pub limits: bundle::Limits,
-    /// How many image records the namespace may have, those of others counted, for a bundle to add to them.
+    /// Number of image records in the namespace up to which a bundle may add records. Records of
+    /// other programs count, too.
     pub most_records: usize,
-    /// Which log lines are written, and in which form.
+    /// The log lines that are written, and their form.
     pub log: LogSettings,
 }
 
@@ -148,7 +151,7 @@ impl Default for Settings {
     }
 }
 
-/// What a node needs before it can run anything else: the sandbox, the network, name resolution.
+/// The images without which a node can run nothing else: the sandbox, the network, name resolution.
 const PRIORITY: [&str; 8] = [
     "*/pause:*",
     "*cni*",
@@ -161,7 +164,7 @@ const PRIORITY: [&str; 8] = [
 ];
 
 impl Settings {
-    /// What decides over the names of images.
+    /// Returns the rules for the names of images.
     pub fn naming(&self) -> Naming {
         Naming {
             aliases: self.aliases.clone(),
@@ -173,49 +176,51 @@ impl Settings {
     }
 }
 
-/// A configuration that was read again, held against the one before.
+/// A configuration that was read again, compared with the earlier configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reloaded {
-    /// The settings that hold from now on.
+    /// The settings that apply from now on.
     pub settings: Settings,
-    /// The keys that have another value now.
+    /// The keys with a new value.
     pub applied: Vec<&'static str>,
     /// The keys that keep their old value until a restart.
     pub postponed: Vec<&'static str>,
 }
 
-/// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.
+/// The treatment of airgapd's pin, and of the record, when the last bundle that vouches for an
+/// image is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRemoval {
-    /// Our pin goes; the record stays, and kubelet's garbage collector may remove it.
+    /// The pin goes. The record stays, and kubelet's garbage collector may remove it.
     Unpin,
     /// Pin and record stay.
     Keep,
-    /// The record goes, too, where nobody else wants it.
+    /// The record goes, too, unless another program has a label on it or a container was made from
+    /// it.
     Delete,
 }
 
-/// Whether a bundle is checked against the `<bundle>.sha256` beside it.
+/// The rule for checking a bundle against the `<bundle>.sha256` beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksums {
-    /// Never; such files are not even looked at.
+    /// Never check. Checksum files are not even opened.
     Off,
-    /// Where there is such a file.
+    /// Check if there is such a file.
     IfPresent,
-    /// Always: a bundle without such a file is not imported.
+    /// Always check. A bundle without such a file is not imported.
     Require,
 }
 
-/// Which log lines are written, and in which form.
+/// The log lines that are written, and their form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
-    /// The least important lines that are written.
+    /// The least important level that is written.
     pub level: LogLevel,
     /// The form of a line.
     pub format: LogFormat,
 }
 
-/// The least important lines that are written.
+/// The least important level that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Failures only.
@@ -233,7 +238,7 @@ pub enum LogLevel {
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// The journal where systemd has connected us to it, otherwise lines for people.
+    /// Entries of the journal if systemd connected the output to it, otherwise lines for people.
     Auto,
     /// Lines for people.
     Human,
@@ -243,13 +248,13 @@ pub enum LogFormat {
     Journal,
 }
 
-/// What is done beside another importer.
+/// The behaviour beside another importer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coexistence {
-    /// Follow where there is one.
+    /// Follow the other importer if there is one.
     Auto,
-    /// A new bundle is left to the other importer first.
+    /// Leave a new bundle to the other importer first.
     Follow,
-    /// Bundles are imported at once, whoever else does.
+    /// Import bundles at once, also beside another importer.
     Exclusive,
 }

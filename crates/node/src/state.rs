@@ -1,4 +1,4 @@
-//! What the daemon knows. It changes by the decisions of `decide` alone.
+//! Everything that the daemon knows. Only the decisions in `decide` change it.
 
 pub(crate) mod crash;
 mod entry;
@@ -28,58 +28,59 @@ use crate::settings::Settings;
 use crate::state::ledger::Ledger;
 use crate::state::roster::Roster;
 
-/// Everything the daemon knows and decides by.
+/// Everything that the daemon knows and decides by.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) settings: Arc<Settings>,
     pub(crate) images_dir: PathBuf,
-    /// What was imported, for this run and the next ones.
+    /// The imported images, for this run and the next ones.
     pub(crate) ledger: Ledger,
-    /// The ledger has news that can wait until there is nothing else to do.
+    /// True if the ledger has news that can wait until no job runs.
     pub(crate) unsaved: bool,
-    /// The files of the folder and how far each has come.
+    /// The files of the folder and the phase of each.
     pub(crate) roster: Roster,
-    /// The folder has to be listed.
+    /// True if the folder has to be listed again.
     pub(crate) relist: bool,
     pub(crate) folder: FolderState,
     /// The jobs.
     pub(crate) lanes: Lanes,
     pub(crate) connection: Connection,
-    /// When to connect again, and what of it is news.
+    /// Time of the next attempt to connect, and which news about it to log.
     pub(crate) link: Link,
-    /// How soon images are restored.
+    /// The consecutive restorations of each bundle, which delay the next one.
     pub(crate) healing: Healing,
-    /// Bundles that are left to another importer first.
+    /// Bundles that wait for another importer.
     pub(crate) following: Following,
-    /// Containerd's disk.
+    /// containerd's disk.
     pub(crate) room: RoomState,
     /// The images that the configuration requires.
     pub(crate) required: RequiredState,
     /// Images that are unpacked ahead.
     pub(crate) unpack: UnpackState,
-    /// Records that others moved, and where to, as far as it was said.
+    /// Records that other programs moved, and their new targets, as far as the log has them.
     pub(crate) moved: HashSet<(String, String)>,
-    /// The same by bundle, as of the last comparison.
+    /// Names of moved records by bundle, as of the last comparison.
     pub(crate) elsewhere: HashMap<OsString, BTreeSet<String>>,
-    /// Bundles that were imported with other images than before, until a comparison has judged their labels.
+    /// Bundles that were imported with other images than before, until a comparison has judged
+    /// their labels.
     pub(crate) reworded: HashSet<OsString>,
-    /// Bundles whose jobs were dropped: their leases are still there, for the next job.
+    /// Bundles whose jobs were dropped. Their leases remain for the next job.
     pub(crate) abandoned: HashSet<OsString>,
-    /// What is told by name, and what only counted.
+    /// Limits on the log lines of each kind.
     pub(crate) rows: Rows,
-    /// The boot id of this machine; `None` where the kernel does not tell.
+    /// The boot id of this machine. `None` if the kernel does not tell it.
     pub(crate) boot: Option<String>,
-    /// Why the configuration on disk is not the one that holds, where that is so.
+    /// The mistakes that keep the daemon from the configuration on disk.
     pub(crate) configuration_problem: Option<String>,
-    /// A stop has begun: nothing new is taken on.
+    /// True after a stop began: the daemon takes on nothing new.
     pub(crate) is_draining: bool,
-    /// Folder or socket of this node are others than when the daemon began.
+    /// True if the folder or the socket of this node is another one than at the daemon's start.
     pub(crate) is_misplaced: bool,
 }
 
 impl State {
-    /// The state at the start: nothing was listed yet, and there is no connection. `home` is the distribution whose containerd and
-    /// folder ours are.
+    /// Returns the state at the start: no listing yet and no connection. `home` is the distribution
+    /// that the daemon's containerd and folder belong to.
     pub(crate) fn new(
         settings: Settings,
         images_dir: PathBuf,

@@ -1,7 +1,10 @@
-//! How the node stands, as a value: what the daemon answers on its control socket and what `airgapd status` prints.
+//! The state of the node as a value. The daemon answers with it on its control socket, and `airgapd
+//! status` prints it.
 //!
-//! Pure: the work list and the ledger go in, a document comes out. The same two make it in the daemon and, from what
-//! is on disk, without one, so both answers have one form. It is described in docs/json.md. The file is long since most of it are the types of that document.
+//! Pure: the roster and the ledger go in, a document comes out. The daemon makes the document from
+//! its memory, and a command makes it from the disk if no daemon runs. Both documents have one
+//! form, which docs/json.md describes. The file is long because most of it consists of the types of
+//! that document.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
@@ -17,40 +20,42 @@ use crate::state::ledger::{self, Entry, ErrorClass, Imported, LastTry, Ledger, O
 use crate::state::roster::{Phase, Roster};
 use crate::verdict::Verdict;
 
-/// How the node stands.
+/// The state of the node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Whether all is well, and what is not.
+    /// The verdict on the node, with each thing that is wrong.
     #[serde(default)]
     pub verdict: Verdict,
-    /// The daemon that answered; absent when it was not asked.
+    /// The daemon that answered. Absent if no daemon was asked.
     pub daemon: Option<DaemonStatus>,
     /// The containerd that images go to.
     pub containerd: ContainerdStatus,
     /// The folder that bundles come from.
     pub folder: FolderStatus,
-    /// What the configuration requires; absent where it requires nothing.
+    /// The images that the configuration requires. Absent if it requires none.
     #[serde(default)]
     pub required: Option<RequiredStatus>,
-    /// What is unpacked ahead; absent where nothing is, or no daemon was asked.
+    /// The state of unpacking ahead. Absent if it is off, or if no daemon was asked.
     #[serde(default)]
     pub unpack: Option<UnpackStatus>,
-    /// Why the configuration on disk is not the one that the daemon runs with; absent where it is.
+    /// The mistakes that keep the daemon from the configuration on disk. Absent if there are none.
     #[serde(default)]
     pub configuration_problem: Option<String>,
-    /// Why there are no metrics in their file; absent where there are.
+    /// The error that keeps the metrics from their file. Absent if there is none.
     #[serde(default)]
     pub metrics_file_problem: Option<String>,
-    /// Why there are no metrics on their address; absent where there are, and where none is configured.
+    /// The error that keeps the metrics from their address. Absent if there is none, or if no
+    /// address is configured.
     #[serde(default)]
     pub metrics_address_problem: Option<String>,
-    /// The disk of containerd's content store; absent where it cannot be seen, or no daemon was asked.
+    /// The disk of containerd's content store. Absent if it is not visible, or if no daemon was
+    /// asked.
     #[serde(default)]
     pub disk: Option<DiskStatus>,
-    /// How many images the bundles bring.
+    /// Number of images that the bundles bring.
     #[serde(default)]
     pub image_count: ImageCount,
-    /// By file name.
+    /// The bundles, by file name.
     pub bundles: Vec<BundleStatus>,
     /// The ignored entries of the folder, by file name.
     #[serde(default)]
@@ -62,7 +67,7 @@ pub struct Status {
 pub struct IgnoredStatus {
     /// Its name, relative to the images folder.
     pub name: Foreign,
-    /// Why it is left alone.
+    /// The reason why it is left alone.
     pub reason: String,
 }
 
@@ -77,20 +82,20 @@ pub struct DaemonStatus {
     pub started_at: Timestamp,
 }
 
-/// containerd, as whoever answers sees it.
+/// containerd, as the answering process sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContainerdStatus {
     /// The path of its socket.
     pub socket: String,
     /// The namespace that images go to.
     pub namespace: String,
-    /// Whether it answers and is the right one.
+    /// True if it answers and is the right one.
     pub reachable: bool,
-    /// Its version; absent while it is not reachable.
+    /// Its version. Absent while it is not reachable.
     pub version: Option<String>,
-    /// The node's platform, such as `linux/amd64`; absent while it is not known.
+    /// The node's platform, such as `linux/amd64`. Absent while it is unknown.
     pub platform: Option<String>,
-    /// Why it is not used.
+    /// The reason why it is not used.
     pub problem: Option<String>,
 }
 
@@ -99,17 +104,18 @@ pub struct ContainerdStatus {
 pub struct FolderStatus {
     /// Its path.
     pub path: String,
-    /// Why nothing is imported from it.
+    /// The reason why nothing is imported from it.
     pub problem: Option<String>,
-    /// The bundles that went with their folder and keep their images pinned; absent where there are none.
+    /// The bundles that disappeared with their folder and keep their images pinned. Absent if there
+    /// are none.
     #[serde(default)]
     pub vanished: Option<VanishedStatus>,
 }
 
-/// Bundles that are missing in a folder that looks like a lost mount.
+/// Bundles that are missing from a folder that looks like a lost mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VanishedStatus {
-    /// How many there are.
+    /// Number of missing bundles.
     pub bundles: usize,
     /// The sign of a lost mount, in a sentence.
     pub problem: String,
@@ -120,16 +126,16 @@ pub struct VanishedStatus {
 pub struct DiskStatus {
     /// Its size, in bytes.
     pub size_bytes: u64,
-    /// What is free for programs without privileges, in bytes.
+    /// Space that is free for programs without privileges, in bytes.
     pub free_bytes: u64,
-    /// What has to stay free, in bytes (`minFree`).
+    /// Space that has to stay free, in bytes (`minFree`).
     pub min_free_bytes: u64,
-    /// Why nothing is imported: less is free than has to be.
+    /// The shortage that stops all imports. Absent if enough space is free.
     pub problem: Option<String>,
 }
 
 impl DiskStatus {
-    /// The disk as it is, and what is lacking of `min_free` there.
+    /// Returns the state of the disk. `below` is the shortage under `min_free`, if there is one.
     pub fn of(disk: Disk, min_free: MinFree, below: Option<&Shortage>) -> DiskStatus {
         DiskStatus {
             size_bytes: disk.size,
@@ -140,19 +146,20 @@ impl DiskStatus {
     }
 }
 
-/// Images, each target counted once, however many names and records it has.
+/// Numbers of images. Each target counts once, even if it has several names and records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCount {
-    /// Those that bundles bring, the failed ones included.
+    /// Images that bundles bring, including failed ones.
     pub all: usize,
-    /// Those of bundles that are in place.
+    /// Images of bundles that are in place.
     pub in_place: usize,
-    /// Those that failed with their bundle.
+    /// Images that failed in their bundle.
     pub failed: usize,
 }
 
 impl ImageCount {
-    /// The same after a look at containerd itself, where more may be in place by now than when it was counted.
+    /// Returns the numbers after a look at containerd itself. More images may be in place by now
+    /// than at the time of the count.
     #[must_use]
     pub fn with_in_place(self, in_place: usize) -> ImageCount {
         ImageCount {
@@ -178,14 +185,14 @@ impl std::fmt::Display for ImageCount {
     }
 }
 
-/// How unpacking ahead gets on.
+/// The state of unpacking ahead.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackStatus {
-    /// Whether images are being unpacked.
+    /// True if images are being unpacked.
     pub running: bool,
-    /// Images that are still to be, as far as is known.
+    /// Number of images that still need unpacking, as far as the daemon knows.
     pub pending: usize,
-    /// What keeps it from going on for a while.
+    /// The error that delays unpacking.
     pub problem: Option<String>,
     /// Images that cannot be unpacked.
     pub failed: Vec<UnpackFailureStatus>,
@@ -198,39 +205,39 @@ pub struct UnpackFailureStatus {
     pub name: String,
     /// The digest that the record points at.
     pub digest: String,
-    /// Why, naming the layer.
+    /// The error, which names the layer.
     pub reason: String,
 }
 
-/// Whether every image is there that the configuration requires.
+/// The result of the last check of the required images.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequiredStatus {
-    /// Whether nothing has happened since that could change the answer.
+    /// True if nothing has happened since the check that could change its result.
     #[serde(rename = "current")]
     pub is_current: bool,
-    /// When it was looked at; absent before the first time.
+    /// Time of the check. Absent before the first one.
     pub checked_at: Option<Timestamp>,
-    /// Why it is not known, where that is so.
+    /// The error of a check without a result.
     pub problem: Option<String>,
-    /// How many images are asked for, each counted once.
+    /// Number of required images, each counted once.
     pub references: usize,
-    /// Those that are not there, or not whole.
+    /// Images that are missing or not whole.
     pub missing: Vec<MissingStatus>,
 }
 
-/// An image that is required and not there.
+/// A required image that is missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingStatus {
     /// The reference, as its source writes it.
     pub reference: String,
-    /// What is wrong.
+    /// The problem of the image.
     pub why: String,
     /// The places that ask for it.
     pub asked_by: Vec<String>,
 }
 
 impl Status {
-    /// The same with the verdict on it.
+    /// Returns the status with the verdict on it.
     #[must_use]
     pub fn judged(self) -> Status {
         Status {
@@ -239,8 +246,8 @@ impl Status {
         }
     }
 
-    /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in nothing but how far
-    /// imports have come and when things are looked at.
+    /// Returns a tag that changes with everything that a waiting client wants to hear of. Statuses
+    /// with the same tag differ only in progress, in free space, and in times of tries and checks.
     pub fn tag(&self) -> String {
         let mut standing = self.clone();
         standing.verdict = Verdict::default();
@@ -260,18 +267,18 @@ impl Status {
 }
 
 impl RequiredStatus {
-    /// How many are there, in a few words; `None` where that is not known.
+    /// Returns the number of images that are there, in a few words, or `None` if it is unknown.
     pub fn summary(&self) -> Option<String> {
         if self.problem.is_some() || self.checked_at.is_none() {
             return None;
         }
         let (missing, all) = (self.missing.len(), self.references);
-        Some(match (missing, all) {
-            (0, 1) => "the required image is there".to_owned(),
-            (1, 1) => String::from("the required image is missing"),
-            (0, _) => format!("all {all} required images are there"),
-            (1, _) => format!("1 of {all} required images is missing"),
-            (_, _) => format!("{missing} of {all} required images are missing"),
+        Some(match missing {
+            0 if all == 1 => "the required image is there".to_owned(),
+            1 if all == 1 => "the required image is missing".to_owned(),
+            0 => format!("all {all} required images are there"),
+            1 => format!("1 of {all} required images is missing"),
+            missing => format!("{missing} of {all} required images are missing"),
         })
     }
 }
@@ -283,30 +290,30 @@ pub struct ImageStatus {
     pub name: String,
     /// The digest that the bundle wants the name to point at.
     pub digest: String,
-    /// The file that vouches for it; where several do, the one that arrived last.
+    /// The file that vouches for it. Of several files, this is the last one to arrive.
     pub bundle: String,
-    /// How the record stands.
+    /// The state of the record.
     pub record: RecordStatus,
-    /// What the node needs of it and containerd has not.
+    /// Blobs that the node needs for the image and that containerd lacks.
     pub missing_blobs: Vec<String>,
-    /// Whether our pin is on the record.
+    /// True if the record has a pin.
     pub pinned: bool,
 }
 
-/// How an image record stands.
+/// The state of an image record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordStatus {
-    /// It is there and points at the digest.
+    /// The record points at the digest.
     InPlace,
-    /// There is no record of the name.
+    /// No record has the name.
     Missing,
-    /// It is there and points at another image.
+    /// The record points at another image.
     Elsewhere,
 }
 
 impl ImageStatus {
-    /// What is wrong with it; `None` when it is all there.
+    /// Returns the problem of the image, or `None` if it is in place and pinned.
     pub fn problem(&self) -> Option<String> {
         match (self.record, self.missing_blobs.as_slice(), self.pinned) {
             (RecordStatus::Missing, ..) => Some("its record is missing".to_owned()),
@@ -324,87 +331,89 @@ impl ImageStatus {
 /// One bundle.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BundleStatus {
-    /// Its file name, as labels have it.
+    /// Its file name, in the form that labels have.
     pub name: Foreign,
-    /// How far it has come.
+    /// Its progress on the way into containerd.
     pub state: State,
-    /// Of the file, in bytes; 0 for a folder.
+    /// Size of the file in bytes. 0 for a folder.
     pub size: u64,
-    /// How the last try ended.
+    /// The result of the last try.
     pub outcome: Option<LastTry>,
     /// The digest of its `index.json` or `manifest.json`.
     pub catalog: Option<String>,
-    /// How many images of it are in place, each target counted once.
+    /// Number of its images that are in place, each target counted once.
     pub images: usize,
-    /// How many of its images failed.
+    /// Number of its images that failed.
     #[serde(default)]
     pub failed_images: usize,
-    /// How many records it vouches for: each name, and the name by digest.
+    /// Number of records that it vouches for: each name, and the name by digest.
     #[serde(default)]
     pub records: usize,
-    /// Records of it that another program moved to another image.
+    /// Its records that another program moved to another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved: Vec<Foreign>,
-    /// Time of the last import; absent before the first.
+    /// Time of the last import. Absent before the first one.
     pub imported_at: Option<Timestamp>,
-    /// How long the last import took, in milliseconds.
+    /// Duration of the last import in milliseconds.
     pub duration_ms: Option<u64>,
-    /// How many bytes the last import sent.
+    /// Number of bytes that the last import sent.
     pub sent_bytes: Option<u64>,
-    /// Of the import that runs.
+    /// Progress of the running import.
     pub progress: Option<ProgressStatus>,
-    /// What it waits for.
+    /// The reason for its wait.
     pub waits_for: Option<String>,
-    /// Why the last try failed; absent after one that did not.
+    /// The error of the last try. Absent after a success.
     pub error: Option<ErrorStatus>,
-    /// When it is tried again, from now, in milliseconds.
+    /// Time until the next try, in milliseconds from now.
     pub retry_in_ms: Option<u64>,
-    /// What it takes in containerd's content store; absent before the first import, and where only the daemon was asked.
+    /// The space that it takes in containerd's content store. Absent before the first import, or if
+    /// only the daemon was asked.
     #[serde(default)]
     pub disk_use: Option<DiskUse>,
 }
 
-/// What the images of a bundle take in containerd's content store, in bytes. Each blob counts once, and unpacked layers
-/// (snapshots) do not count.
+/// The space that the images of a bundle take in containerd's content store, in bytes. Each blob
+/// counts once, and unpacked layers (snapshots) do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// All blobs of its images that are there.
+    /// All blobs of its images that containerd has.
     pub store_bytes: u64,
-    /// Those of them that no other bundle needs.
+    /// The blobs among them that no other bundle needs.
     pub only_bytes: u64,
-    /// Those of them that no other record of the same images keeps either: a pin of another program, an import by hand. They
-    /// are free once the bundle is removed and kubelet has collected its images. Images of others that share a blob are
-    /// not known.
+    /// The blobs among those that no other record of the same images keeps either. Such a record is
+    /// a pin of another program or an import by hand. The blobs become free after the removal of
+    /// the bundle, when kubelet has collected its images. Images of other programs that share a
+    /// blob are unknown here.
     pub freed_bytes: u64,
 }
 
-/// How far a bundle has come.
+/// The progress of a bundle on the way into containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It may still be written.
+    /// An upload may still write it.
     Settling,
-    /// An upload that does not go on.
+    /// Its upload has stopped.
     Stalled,
     /// It waits for its checksum.
     AwaitingChecksum,
-    /// Finished, and not begun yet.
+    /// Finished, and not started yet.
     Queued,
     /// Its import runs.
     Importing,
     /// Left to another importer of the folder first.
     Following,
-    /// Imported before; held against containerd next.
+    /// Imported before. The daemon compares it with containerd next.
     Checking,
     /// In place.
     Done,
     /// It has nothing for this node: no image of its platforms.
     Skipped,
-    /// It failed and is tried again.
+    /// It failed, and the daemon will retry it.
     Retrying,
     /// It failed, and only another file or a change on the node helps.
     Failed,
-    /// The file is gone; what it put into containerd is still vouched for.
+    /// The file is gone. Its images in containerd are still pinned.
     Gone,
 }
 
@@ -425,7 +434,7 @@ impl State {
         State::Gone,
     ];
 
-    /// As in documents.
+    /// Returns the word for documents.
     pub fn as_str(self) -> &'static str {
         match self {
             State::Settling => "settling",
@@ -449,24 +458,24 @@ impl State {
 pub struct ProgressStatus {
     /// Bytes that containerd has acknowledged.
     pub sent_bytes: u64,
-    /// Bytes that are missing in containerd, those already sent included; absent before that is known.
+    /// Bytes that containerd lacked, including those already sent. Absent before that is known.
     pub total_bytes: Option<u64>,
-    /// Images that are done, those that failed included.
+    /// Images that are done, including those that failed.
     #[serde(default)]
     pub images_done: usize,
-    /// Images that there are in all; absent before that is known, and where only bytes are counted.
+    /// Images of the bundle in all. Absent before that is known, and if only bytes are counted.
     #[serde(default)]
     pub images: Option<usize>,
     /// Time since the import began, in milliseconds.
     pub elapsed_ms: u64,
-    /// Since the first byte could be sent.
+    /// Rate since the first byte could be sent.
     pub bytes_per_second: u64,
-    /// How long the rest takes at this rate, in milliseconds.
+    /// Time that the rest takes at this rate, in milliseconds.
     pub remaining_ms: Option<u64>,
 }
 
 impl ProgressStatus {
-    /// Of bytes alone. `total` is 0 where it is not known.
+    /// Returns the progress of bytes alone. `total` is 0 if it is unknown.
     pub fn new(sent_bytes: u64, total: u64, elapsed_ms: u64) -> ProgressStatus {
         let bytes_per_second = per_second(sent_bytes, elapsed_ms);
         let total_bytes = (total > 0).then_some(total.max(sent_bytes));
@@ -490,31 +499,31 @@ fn per_second(bytes: u64, elapsed_ms: u64) -> u64 {
     bytes.saturating_mul(1000) / elapsed_ms.max(1)
 }
 
-/// Why the last try failed.
+/// The error of the last try.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorStatus {
     /// The error with its causes, in one line.
     pub text: String,
-    /// What has to happen before another try makes sense.
+    /// The condition for a useful retry.
     pub class: ErrorClass,
     /// Time of the failure.
     pub at: Timestamp,
-    /// How often this very file was tried in vain.
+    /// Number of failed tries of this very file.
     pub attempts: u32,
 }
 
-/// What only a daemon that runs knows of bundles, by file name.
+/// Facts about bundles that only a running daemon knows, by file name.
 #[derive(Debug, Default)]
 pub struct Live {
-    /// Of the imports that run.
+    /// Progress of the running imports.
     pub(crate) progress: BTreeMap<OsString, ProgressStatus>,
-    /// Why they are restored later.
+    /// Reasons for late restorations.
     pub(crate) put_off: BTreeMap<OsString, String>,
     /// Records that other programs moved.
     pub(crate) moved: HashMap<OsString, BTreeSet<String>>,
 }
 
-/// Every bundle of the work list, and those that the ledger knows and the folder lacks.
+/// Returns every bundle on the roster, and the bundles that the ledger has but the folder lacks.
 pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> Vec<BundleStatus> {
     let mut bundles = Vec::new();
     let foreign = |names: &BTreeSet<String>| names.iter().cloned().map(Foreign::new).collect();
@@ -555,7 +564,7 @@ pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> V
     bundles
 }
 
-/// Everything in the folder that is left alone.
+/// Returns everything in the folder that is left alone.
 pub fn ignored(roster: &Roster) -> Vec<IgnoredStatus> {
     let status = |(name, reason): (&std::ffi::OsStr, crate::images::folder::Reason)| IgnoredStatus {
         name: Foreign::file_name(name),
@@ -575,7 +584,7 @@ fn state(phase: Phase, is_stalled: bool, entry: Option<&Entry>) -> State {
         Phase::Known => State::Checking,
         Phase::Waiting => State::AwaitingChecksum,
         Phase::Done if is_skipped => State::Skipped,
-        // The part of it that landed is looked after like anything else.
+        // The daemon keeps the images of a partial import in place like any others.
         Phase::Done if entry.is_some_and(Entry::is_incomplete) => State::Failed,
         Phase::Done | Phase::Ignored(_) => State::Done,
         Phase::Failed { retry: Some(_) } => State::Retrying,
@@ -584,7 +593,7 @@ fn state(phase: Phase, is_stalled: bool, entry: Option<&Entry>) -> State {
 }
 
 impl BundleStatus {
-    /// A file of which nothing is known but its state.
+    /// Returns a file of which only the state is known.
     pub fn named(name: &std::ffi::OsStr, state: State) -> BundleStatus {
         BundleStatus {
             state,
@@ -594,7 +603,7 @@ impl BundleStatus {
     }
 }
 
-/// What the ledger says of a bundle.
+/// Returns the ledger's facts about a bundle.
 fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastTry>) -> BundleStatus {
     let imported = entry.and_then(|entry| entry.imported.as_ref());
     BundleStatus {
@@ -624,8 +633,8 @@ fn targets(imported: &Imported) -> HashSet<&Digest> {
     imported.images.iter().map(|image| &image.target).collect()
 }
 
-/// How many images these bundles bring. Those of a bundle that is under way are not in place; those that a bundle brought
-/// before it failed are.
+/// Returns the number of images that these bundles bring. Images of a bundle that is under way do
+/// not count as in place. Images that a bundle brought before it failed do.
 pub fn count_images(ledger: &Ledger, bundles: &[BundleStatus]) -> ImageCount {
     let by_label: HashMap<&str, &BundleStatus> =
         bundles.iter().map(|bundle| (bundle.name.raw(), bundle)).collect();

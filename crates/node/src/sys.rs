@@ -1,5 +1,9 @@
-//! System calls without a safe wrapper: `fcntl(F_SETLEASE)` with its signal, waiting for urgent data on a
-//! descriptor, a word about the signal that the process dies of, and a setting of glibc's allocator.
+//! System calls without a safe wrapper:
+//!
+//! * `fcntl(F_SETLEASE)` with its signal,
+//! * waiting for urgent data on a descriptor,
+//! * a note about the signal that the process dies of,
+//! * a setting of glibc's allocator.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
 #![allow(
@@ -16,13 +20,15 @@ use std::sync::{Once, OnceLock};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Has glibc's allocator give back what is freed (mallopt(3)); musl's does so anyway.
+/// Makes glibc's allocator return freed memory to the kernel (mallopt(3)). musl's allocator does so
+/// anyway.
 ///
-/// All threads share two arenas. With one for each thread, memory that one has freed serves no other thread: several MiB
-/// after an import. And a block of a MiB or more is always mapped by itself, so that it grows without a copy and leaves
-/// nothing behind. By default the bound rises up to 32 MiB as such blocks are freed.
+/// All threads share two arenas. If each thread had an arena of its own, the memory that it frees
+/// would serve no other thread: several MiB after an import. A block of a MiB or more is always
+/// mapped separately. It grows without a copy and leaves nothing behind. By default this threshold
+/// rises up to 32 MiB as such blocks are freed.
 pub fn give_back_memory() {
-    // SAFETY: mallopt takes two numbers and touches no memory of ours.
+    // SAFETY: mallopt takes two numbers and touches no memory of this program.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
@@ -30,28 +36,29 @@ pub fn give_back_memory() {
     }
 }
 
-/// What the kernel says about writers of an open file.
+/// The kernel's answer about writers of an open file.
 #[derive(Debug)]
 pub(crate) enum Probe {
-    /// Nobody had the file open for writing, through any name, mount or mapping, at that instant.
+    /// No process had the file open for writing at that instant, through any name, mount or
+    /// mapping.
     NoWriter,
-    /// Somebody has.
+    /// A process has the file open for writing.
     Busy,
-    /// The file system, or our privileges, do not allow the question (fcntl(2): EINVAL where leases
-    /// are not supported, EACCES for the file of another user without `CAP_LEASE`).
+    /// The file system or this process's privileges do not allow the question. fcntl(2) has EINVAL
+    /// if leases are not supported, and EACCES for another user's file without `CAP_LEASE`.
     Unsupported,
 }
 
-/// Asks whether anybody can still write to `file`, by taking a read lease and dropping it at once.
+/// Checks whether any process can still write to `file`: takes a read lease and drops it at once.
 ///
-/// While a lease is held, a writer's open(2) blocks; it is therefore never kept (it takes about
-/// three microseconds). `file` must be a regular file opened for reading only.
+/// A writer's open(2) blocks during a lease. The lease is therefore never kept (it takes about
+/// three microseconds). `file` must be a regular file that is open for reading only.
 pub(crate) fn probe_writers(file: BorrowedFd<'_>) -> Probe {
     ignore_lease_breaks();
     match set_lease(file, libc::F_RDLCK) {
         Ok(()) => match set_lease(file, libc::F_UNLCK) {
             Ok(()) => Probe::NoWriter,
-            // A lease that was broken meanwhile means that a writer has just come.
+            // If the lease is broken, a writer has just opened the file.
             Err(_) => Probe::Busy,
         },
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Probe::Busy,
@@ -60,8 +67,8 @@ pub(crate) fn probe_writers(file: BorrowedFd<'_>) -> Probe {
 }
 
 fn set_lease(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_SETLEASE takes an integer and no pointer; the descriptor is open for the whole call,
-    // since it is borrowed.
+    // SAFETY: F_SETLEASE takes an integer and no pointer. The descriptor is borrowed, so it stays
+    // open during the call.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
     if result == 0 {
         Ok(())
@@ -70,27 +77,29 @@ fn set_lease(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Makes SIGIO harmless, once: it is what the kernel sends when a writer breaks our lease, and its
-/// default action ends the process.
+/// Ignores SIGIO from the first call on. The kernel sends it when a writer breaks the lease, and
+/// its default action ends the process.
 fn ignore_lease_breaks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: SIG_IGN installs no handler, so no code of ours can run in signal context; nothing
-        // else in this program uses SIGIO.
+        // SAFETY: SIG_IGN installs no handler, so no code of this program can run in signal
+        // context. Nothing else in this program uses SIGIO.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     });
 }
 
-/// Registers a file with tokio for what poll(2) calls POLLPRI. Must be called inside a runtime.
+/// Registers a file with tokio for the poll(2) event POLLPRI. Must be called inside a runtime.
 pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: the descriptor is the file's own, open until the file is dropped; the AsyncFd owns the
-    // file, nobody else can close or replace it, and a File always gives the same descriptor.
+    // SAFETY: the descriptor is the file's own, open until the file is dropped. The AsyncFd owns
+    // the file, so no other code can close or replace it. A File always returns the same
+    // descriptor.
     let registered = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
     registered.map_err(|error| error.into_parts().1)
 }
 
-/// The signals that end the process by a fault of its own, each with the line that is written then. abort(3) is what a
-/// failed allocation, a panic within a panic and a stack overflow come to; the processor raises the others.
+/// The signals that end the process by a fault of its own, each with the line that is written then.
+/// A failed allocation, a panic within a panic and a stack overflow end in abort(3). The processor
+/// raises the other signals.
 const FATAL: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGABRT, b"SIGABRT\n"),
     (libc::SIGSEGV, b"SIGSEGV\n"),
@@ -99,21 +108,22 @@ const FATAL: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGFPE, b"SIGFPE\n"),
 ];
 
-/// Where the line goes.
+/// The descriptor for the line.
 static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
 
 /// The earlier action for each signal.
 static BEFORE: OnceLock<[libc::sigaction; FATAL.len()]> = OnceLock::new();
 
-/// From now on, a fatal signal of the process's own making adds a line with its name to `file`, and then has the effect
-/// that it had before. A signal of another process writes nothing: a service manager's watchdog sends SIGABRT.
+/// Installs handlers for fatal signals. If the process itself causes the signal, the handler adds a
+/// line with the signal's name to `file`. The signal then has its earlier effect. For a signal of
+/// another process it writes nothing: a service manager's watchdog sends SIGABRT.
 ///
-/// `file` should append, and stays open for good. Of several calls the last one counts.
+/// `file` should append, and is never closed. Of several calls the last one counts.
 pub(crate) fn note_own_death(file: File) {
     LAST_WORDS.store(file.into_raw_fd(), Ordering::SeqCst);
     BEFORE.get_or_init(|| {
         FATAL.map(|(signal, _)| {
-            // SAFETY: a zeroed sigaction is a valid one (SIG_DFL, no flags, an empty mask).
+            // SAFETY: a zeroed sigaction is valid (SIG_DFL, no flags, an empty mask).
             let before: libc::sigaction = unsafe { std::mem::zeroed() };
             before_of(signal, before)
         })
@@ -123,25 +133,27 @@ pub(crate) fn note_own_death(file: File) {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_fatal;
         action.sa_sigaction = handler as libc::sighandler_t;
-        // On the stack that the standard library keeps for a stack overflow.
+        // Run on the stack that the standard library keeps for a stack overflow.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls nothing but async-signal-safe
-        // functions (signal-safety(7)); both pointers are valid for the call or null.
+        // SAFETY: the handler has the signature that SA_SIGINFO requires. It calls only
+        // async-signal-safe functions (signal-safety(7)). Both pointers are valid for the call or
+        // null.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
 }
 
 fn before_of(signal: libc::c_int, mut before: libc::sigaction) -> libc::sigaction {
-    // SAFETY: no new action is given, and `before` is valid for writing.
+    // SAFETY: the call sets no new action, and `before` is valid for writing.
     unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut before) };
     before
 }
 
 extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let known = FATAL.iter().position(|(known, _)| *known == signal);
-    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo_t; who sent it is in there for each code up to
-    // zero, and only read then. getpid, write, sigaction and raise are async-signal-safe; the descriptor is never
-    // closed, the line is static, and BEFORE is filled before the handler is installed.
+    // SAFETY: the kernel gives a handler with SA_SIGINFO a valid siginfo_t. The sender is in it for
+    // each code up to zero, and only read then. getpid, write, sigaction and raise are
+    // async-signal-safe. The descriptor is never closed, the line is static, and BEFORE is filled
+    // before the handler is installed.
     unsafe {
         let is_kernel = (*info).si_code > 0;
         if let Some(at) = known {
@@ -158,7 +170,8 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
             }
         }
         if !is_kernel {
-            // The processor raises its signals again on return; a signal that was sent has to be sent again.
+            // The processor raises its signals again on return. A signal that was sent has to be
+            // sent again.
             libc::raise(signal);
         }
     }
@@ -173,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs in a process of its own, which does not survive it.
+    /// Runs in a separate process, which it ends.
     #[test]
     #[ignore = "the other tests run it as a process of its own"]
     fn a_process_that_dies() {
@@ -199,7 +212,7 @@ mod tests {
         sink(std::hint::black_box(&here)) + here[0]
     }
 
-    /// The signal by which such a process ends, and the words that it leaves.
+    /// Returns the signal that ended such a process, and the line that it left.
     fn end(way: &str, signal: Option<i32>) -> (Option<i32>, String) {
         let folder = tempfile::tempdir().unwrap();
         let words = folder.path().join("words");
@@ -218,7 +231,8 @@ mod tests {
             .spawn()
             .unwrap();
         if let Some(signal) = signal {
-            // It has its handlers when the kernel says that it catches the signal (proc_pid_status(5)).
+            // The handlers are installed when the kernel says that the process catches the signal
+            // (proc_pid_status(5)).
             let catches = || {
                 let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
                 let mask = status

@@ -1,7 +1,7 @@
-//! What systemd is told (sd_notify(3)): ready, status, stopping, alive.
+//! Messages to systemd (sd_notify(3)): ready, status, stopping, alive.
 //!
-//! Without systemd every call does nothing. A service manager that cannot be reached is no reason to stop
-//! importing, so failures are only noted.
+//! Without systemd every call does nothing. An unreachable service manager is no reason to stop
+//! importing, so failures are only logged.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// The service manager, if one started us.
+/// The service manager, if it started this process.
 #[derive(Debug)]
 pub struct Systemd {
     watchdog: Option<Duration>,
-    /// When it heard last that we are alive.
+    /// Time of the last message to systemd that the daemon is alive.
     alive_said: Cell<Option<Instant>>,
-    /// What `systemctl status` shows, so that the same is not sent over and over.
+    /// The current line of `systemctl status`. The same line is not sent twice.
     status: RefCell<String>,
 }
 
@@ -33,12 +33,13 @@ impl Systemd {
         }
     }
 
-    /// The watch is set and the first listing is taken: units that are ordered after us may start.
+    /// Reports that the watch is set and the first listing is done. Units that are ordered after
+    /// airgapd may start.
     pub fn ready(&self) {
         send(&[NotifyState::Ready]);
     }
 
-    /// The configuration is read again; [`Systemd::ready`] says when that is done.
+    /// Reports that the configuration is being read again. [`Systemd::ready`] reports the end.
     pub(crate) fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
@@ -46,8 +47,8 @@ impl Systemd {
         }
     }
 
-    /// The one line that `systemctl status` shows. Sent only when it differs from the last, and dropped where systemd is
-    /// too busy to take it: what follows from waiting for it would be worse than an old line.
+    /// Sets the line that `systemctl status` shows. Sends it only if it differs from the last, and
+    /// drops it if systemd is too busy to take it: an old line does less harm than waiting.
     pub fn status(&self, status: &str) {
         if !self.is_news(status) {
             return;
@@ -59,27 +60,29 @@ impl Systemd {
         }
     }
 
-    /// Whether `systemctl status` shows something else.
+    /// Returns true if `systemctl status` shows another line.
     pub(crate) fn is_news(&self, status: &str) -> bool {
         *self.status.borrow() != one_line(status)
     }
 
-    /// A stop has begun that may take so long. systemd waits for that before it kills, whatever the unit's
-    /// `TimeoutStopSec=` says.
+    /// Reports that a stop has begun, and the longest time that it takes. systemd waits that long
+    /// before it kills the process, regardless of the unit's `TimeoutStopSec=`.
     pub fn stopping(&self, may_take: Duration) {
         let micros = u32::try_from(may_take.as_micros()).unwrap_or(u32::MAX);
         send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
     }
 
-    /// Work goes on. To be called by what does the work: a timer of its own would prove nothing. Tells systemd at half the
-    /// time that it waits (`WATCHDOG_USEC`), and gives when to call again; `None` where nobody waits for it.
+    /// Tells systemd that the work continues, each time half of `WATCHDOG_USEC` is over. The caller
+    /// must be the work itself: a separate timer would prove nothing. Returns when to call again,
+    /// or `None` if systemd does not expect this.
     pub fn alive(&self) -> Option<Instant> {
         let (now, pace) = (Instant::now(), self.watchdog? / 2);
         let due = self.alive_said.get().map(|said| said + pace);
         if let Some(due) = due.filter(|due| *due > now) {
             return Some(due);
         }
-        // Not sent is not said: the next call tries again, and the loop does not spin for it.
+        // A message that was not sent does not count. The next call retries, and the pace keeps the
+        // loop from spinning.
         match send_if_possible("WATCHDOG=1\n") {
             Ok(()) => self.alive_said.set(Some(now)),
             Err(error) => {
@@ -91,7 +94,7 @@ impl Systemd {
     }
 }
 
-/// How soon a message is sent again for which systemd had no room.
+/// Time until the daemon sends a message again for which systemd had no room.
 const AGAIN: Duration = Duration::from_secs(1);
 
 fn send(states: &[NotifyState<'_>]) {
@@ -100,12 +103,12 @@ fn send(states: &[NotifyState<'_>]) {
     }
 }
 
-/// A line break would begin another assignment.
+/// Puts a text on one line, because a line break would start another assignment.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-/// Sends without waiting. Nothing is sent where nobody listens.
+/// Sends without waiting. Sends nothing if `NOTIFY_SOCKET` is not set.
 fn send_if_possible(message: &str) -> io::Result<()> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return Ok(());
@@ -125,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs in a process of its own, where the environment is the test's.
+    /// Runs in a separate process, with the test's environment.
     #[test]
     #[ignore = "the other tests run it with a notify socket"]
     fn a_service() {
@@ -143,7 +146,7 @@ mod tests {
         }
     }
 
-    /// What systemd hears from [`a_service`] that is started with these variables.
+    /// Returns the messages that systemd gets from [`a_service`], started with these variables.
     fn heard(variables: &[(&str, &str)]) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");

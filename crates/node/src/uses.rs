@@ -1,13 +1,14 @@
-//! Which containers were made from which images: what an operator wants to know before an image goes. Pure.
+//! Finds which containers were made from which images. An operator wants to know this before an
+//! image goes. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use containerd::{Container, ImageRecord};
 use oci_spec::image::Digest;
 
-/// Of how many containers a line tells by name.
+/// Most containers that a line names.
 const MOST_NAMED: usize = 5;
-/// What kubelet has CRI write on its containers.
+/// The labels that kubelet sets on its containers through CRI.
 const POD: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const NAME: &str = "io.kubernetes.container.name";
@@ -20,7 +21,8 @@ pub(crate) struct Uses {
 }
 
 impl Uses {
-    /// The names of the records that containers were made from, as far as they are still there.
+    /// Returns the names of the records that containers were made from, as far as containers name
+    /// them.
     pub(crate) fn names(containers: &[Container]) -> BTreeSet<&str> {
         let by_id = containers
             .iter()
@@ -29,8 +31,9 @@ impl Uses {
         by_id.chain(by_name).filter(|name| !name.is_empty()).collect()
     }
 
-    /// Finds out what each container was made from. CRI's word counts more than the name of a record, which may point
-    /// elsewhere by now; CRI keeps a record by the image's id, whose target is that of the records by name.
+    /// Finds the image that each container was made from. CRI's image id counts more than the name
+    /// of a record, which may point elsewhere by now. CRI keeps a record under that id, with the
+    /// same target as the records by name.
     pub(crate) fn of(containers: &[Container], records: &BTreeMap<String, ImageRecord>) -> Uses {
         let mut uses = Uses::default();
         for container in containers {
@@ -45,7 +48,7 @@ impl Uses {
         uses
     }
 
-    /// The containers that were made from what a record points at.
+    /// Returns the containers that were made from a record's target.
     pub(crate) fn users(&self, record: &ImageRecord) -> BTreeSet<&str> {
         let of_target = self.by_target.get(record.target.digest());
         let of_name = self.by_name.get(&record.name);
@@ -54,7 +57,7 @@ impl Uses {
     }
 }
 
-/// A few of them by name, the others by number.
+/// Returns a few of the containers by name, and the number of the others.
 pub(crate) fn listed(users: &BTreeSet<&str>) -> String {
     let named: Vec<&str> = users.iter().copied().take(MOST_NAMED).collect();
     let more = match users.len().saturating_sub(MOST_NAMED) {
@@ -64,7 +67,7 @@ pub(crate) fn listed(users: &BTreeSet<&str>) -> String {
     format!("{}{more}", named.join(", "))
 }
 
-/// A container as operators know it.
+/// Returns a container's pod and name, or its id.
 fn shown(container: &Container) -> String {
     let label = |key: &str| container.labels.get(key);
     match (label(POD_NAMESPACE), label(POD), label(NAME)) {

@@ -1,7 +1,8 @@
-//! One verdict on the node: whether all is well, and each thing that is not, with its remedy. Pure.
+//! One verdict on the node: its health, and each thing that is wrong, with its remedy. Pure.
 //!
-//! `status`, `wait`, `doctor`, the metrics, the status line of systemd and the journal show this verdict, so that none of them
-//! calls healthy what another one calls failed. The table of its states and of exit statuses is in docs/operating.md.
+//! `status`, `wait`, `doctor`, the metrics, the status line of systemd and the journal show this
+//! verdict. So no output calls healthy what another calls failed. docs/operating.md has the table
+//! of states and exit statuses.
 
 use std::fmt;
 
@@ -13,7 +14,7 @@ use crate::status::{
     BundleStatus, ErrorStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status, UnpackStatus,
 };
 
-/// How the node is, the worst last.
+/// The health of the node, with the worst state last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
@@ -22,16 +23,17 @@ pub enum Health {
     Healthy,
     /// Something is under way, and nothing is wrong.
     Working,
-    /// Something goes on by itself once a thing outside the daemon has happened, such as containerd coming back.
+    /// The daemon needs something from outside before it continues, such as containerd. It then
+    /// continues by itself.
     Waiting,
-    /// The images are there, and something that the daemon promises about them does not hold.
+    /// The images are in place, but a promise of the daemon about them does not hold.
     Degraded,
-    /// An image, a bundle or the daemon itself is not there, and time alone does not help.
+    /// An image, a bundle or the daemon itself is missing, and time alone does not help.
     Failed,
 }
 
 impl Health {
-    /// Every one, the worst last.
+    /// All states, with the worst last.
     pub const ALL: [Health; 5] = [
         Health::Healthy,
         Health::Working,
@@ -40,7 +42,7 @@ impl Health {
         Health::Failed,
     ];
 
-    /// As in documents, metrics and lines.
+    /// Returns the word for documents, metrics and lines.
     pub fn as_str(self) -> &'static str {
         match self {
             Health::Healthy => "healthy",
@@ -51,18 +53,19 @@ impl Health {
         }
     }
 
-    /// Whether nobody has to do anything: the node is as it should be, or on its way there.
+    /// Returns true if no action is needed: the node is healthy, or on its way there.
     pub fn is_well(self) -> bool {
         self <= Health::Working
     }
 
-    /// Whether the node goes on by itself, perhaps after something else has happened: a caller that waits may go on waiting.
+    /// Returns true if the node continues by itself, at once or after an event outside the daemon.
+    /// A caller that waits may keep waiting.
     pub fn may_pass(self) -> bool {
         matches!(self, Health::Working | Health::Waiting)
     }
 }
 
-/// What a reason is about.
+/// The subject of a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
@@ -89,7 +92,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// As in documents.
+    /// Returns the word for documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Subject::Daemon => "daemon",
@@ -109,17 +112,17 @@ impl Subject {
 /// One thing that keeps the node from being healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// How bad it is.
+    /// The severity of the reason.
     pub health: Health,
-    /// What it is about.
+    /// The subject of the reason.
     pub subject: Subject,
-    /// Which bundle or image, where it is about one.
+    /// The bundle or image, if the reason is about one.
     pub name: Option<Foreign>,
-    /// What the node waits for, in a few words; of [`Health::Waiting`] alone.
+    /// The thing that the node waits for, in a few words. Only [`Health::Waiting`] has it.
     pub waits_for: Option<String>,
-    /// What is so.
+    /// The fact, in a sentence.
     pub text: String,
-    /// What to do about it; absent where there is nothing to do, and where the text says it.
+    /// The remedy. Absent if there is none, or if the text has it.
     pub remedy: Option<String>,
 }
 
@@ -167,17 +170,17 @@ impl Reason {
     }
 }
 
-/// How the node is, and why.
+/// The health of the node, with the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// That of the worst reason.
+    /// The health of the worst reason.
     pub health: Health,
-    /// The worst first; none where the node is healthy.
+    /// The reasons, with the worst first. A healthy node has none.
     pub reasons: Vec<Reason>,
 }
 
 impl Verdict {
-    /// The verdict that follows from these reasons.
+    /// Returns the verdict that follows from these reasons.
     pub fn new(mut reasons: Vec<Reason>) -> Verdict {
         reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
         Verdict {
@@ -186,7 +189,7 @@ impl Verdict {
         }
     }
 
-    /// On a node as a whole.
+    /// Returns the verdict on the whole node.
     pub fn of(status: &Status) -> Verdict {
         let mut reasons = of_node(status);
         reasons.extend(status.bundles.iter().flat_map(of_bundle));
@@ -204,7 +207,8 @@ impl Verdict {
         Verdict::new(reasons)
     }
 
-    /// On these bundles alone, and on the node as far as it keeps them from being imported.
+    /// Returns the verdict on these bundles alone. It includes the node's own problems if they keep
+    /// the bundles from their import.
     pub fn of_bundles<'s>(status: &Status, bundles: impl IntoIterator<Item = &'s BundleStatus>) -> Verdict {
         let mut reasons: Vec<Reason> = bundles.into_iter().flat_map(of_bundle).collect();
         let is_under_way = reasons.iter().any(|reason| reason.health.may_pass());
@@ -215,7 +219,8 @@ impl Verdict {
         Verdict::new(reasons)
     }
 
-    /// The same, after a look at the images in containerd itself. While bundles are under way, their images move.
+    /// Returns the verdict after a look at the images in containerd itself. While bundles are under
+    /// way, their images change, so the look does not count.
     pub fn with_images(self, images: &[ImageStatus]) -> Verdict {
         let mut reasons = self.reasons;
         let is_of = |subject| reasons.iter().any(|reason: &Reason| reason.subject == subject);
@@ -226,18 +231,18 @@ impl Verdict {
         Verdict::new(reasons)
     }
 
-    /// Whether the node waits for containerd, so that it is not known which images are there.
+    /// Returns true if the node waits for containerd. The state of its images is unknown then.
     pub fn is_without_containerd(&self) -> bool {
         let mut reasons = self.reasons.iter();
         reasons.any(|reason| reason.subject == Subject::Containerd && reason.health == Health::Waiting)
     }
 
-    /// Whether something goes on by itself.
+    /// Returns true if the node continues by itself for one of the reasons.
     pub fn may_pass(&self) -> bool {
         self.reasons.iter().any(|reason| reason.health.may_pass())
     }
 
-    /// The state alone: `waiting for containerd`.
+    /// Returns the health in a few words: `waiting for containerd`.
     pub fn in_short(&self) -> String {
         let waits_for = self.reasons.first().and_then(|first| first.waits_for.as_ref());
         match waits_for {
@@ -246,7 +251,8 @@ impl Verdict {
         }
     }
 
-    /// The verdict in a line: `waiting for containerd`, `failed: bad.tar: ... (and 2 more)`.
+    /// Returns the verdict in a line: `waiting for containerd`, `failed: bad.tar: ... (and 2
+    /// more)`.
     pub fn headline(&self) -> String {
         let text = self.in_short();
         let Some(first) = self.reasons.first() else {
@@ -274,7 +280,7 @@ fn of_node(status: &Status) -> Vec<Reason> {
     }
     let containerd = &status.containerd;
     if !containerd.reachable {
-        let remedy = "start containerd, or set `address:`; `airgapd doctor` looks at the socket";
+        let remedy = "start containerd, or correct `address:`. `airgapd doctor` checks the socket";
         reasons.push(match &containerd.problem {
             Some(problem) => Reason::waiting(Subject::Containerd, "containerd", problem).remedy(remedy),
             None => {
@@ -288,23 +294,23 @@ fn of_node(status: &Status) -> Vec<Reason> {
         let text = format!("{}: {problem}", folder.path);
         let reason = Reason::waiting(Subject::Folder, "the images folder", text);
         reasons.push(reason.remedy(format!(
-            "`install -d -m 0755 {}` makes it, where it is not there; that is noticed",
+            "create the folder with `install -d -m 0755 {}` if it is missing. The daemon notices the change",
             folder.path
         )));
     }
     if let Some(vanished) = &folder.vanished {
-        let text = format!("{}; their images keep their pins", vanished.problem);
+        let text = format!("{}. Their images stay pinned", vanished.problem);
         let reason = Reason::new(Health::Degraded, Subject::Folder, text);
         reasons.push(reason.remedy(
-            "mount the disk or bring the bundles back; `airgapd release --vanished` says that they are not coming back",
+            "mount the disk or bring the bundles back. If they will not return, run `airgapd release --vanished`",
         ));
     }
     if let Some(problem) = &status.configuration_problem {
-        let text = format!("the configuration on disk is not the one that runs: {problem}");
+        let text = format!("the daemon does not use the configuration on disk: {problem}");
         let reason = Reason::new(Health::Degraded, Subject::Configuration, text);
         reasons
             .push(reason.remedy(
-                "`airgapd config --check` names the mistakes; then systemctl reload airgapd.service",
+                "correct the mistakes that `airgapd config --check` names, then `systemctl reload airgapd.service`",
             ));
     }
     if let Some(below) = status.disk.as_ref().and_then(|disk| disk.problem.as_ref()) {
@@ -313,23 +319,25 @@ fn of_node(status: &Status) -> Vec<Reason> {
             ROOM,
             format!("nothing is imported or restored: {below}"),
         );
-        reasons.push(reason.remedy("free space on that disk, or lower `minFree`; it is noticed"));
+        reasons.push(
+            reason.remedy("free space on that disk, or lower `minFree`. The daemon notices the change"),
+        );
     }
     reasons.extend(of_metrics(status));
     reasons
 }
 
-/// Metrics that do not arrive: alerts would take the node for silent, or go by an old file.
+/// Metrics that do not arrive. Alerts would consider the node silent, or rely on an old file.
 fn of_metrics(status: &Status) -> Vec<Reason> {
     let new = |problem: &String| Reason::new(Health::Degraded, Subject::Metrics, problem);
     let file = status.metrics_file_problem.iter().map(|problem| {
         new(problem).remedy(
-            "make the folder, and let the daemon write there: `systemctl edit airgapd.service`, [Service], ReadWritePaths=FOLDER",
+            "create the folder, and let the daemon write there: `systemctl edit airgapd.service`, [Service], ReadWritePaths=FOLDER",
         )
     });
     let address = status.metrics_address_problem.iter().map(|problem| {
         new(problem).remedy(
-            "install the drop-in metrics.conf (docs/metrics.md), which gives the service the network; or free the port",
+            "free the port, or install the drop-in metrics.conf (docs/metrics.md), which lets the service use the network",
         )
     });
     file.chain(address).collect()
@@ -337,7 +345,8 @@ fn of_metrics(status: &Status) -> Vec<Reason> {
 
 const ROOM: &str = "room on containerd's disk";
 
-/// What a bundle has to say; nothing where it is in place, or has nothing for this node.
+/// Returns the reasons from a bundle. A bundle that is in place, or that has nothing for this node,
+/// has none.
 fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
     let new = |health, text: String| Reason::new(health, Subject::Bundle, text);
     let error = bundle.error.as_ref();
@@ -358,15 +367,12 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
             reasons.push(new(Health::Working, bundle.state.as_str().to_owned()));
         }
         State::Stalled => reasons.push(
-            waits("the end of an upload", "its upload has come to a halt")
+            waits("the end of an upload", "its upload has stopped")
                 .remedy("finish the upload, or remove the file"),
         ),
         State::AwaitingChecksum => reasons.push(
-            waits(
-                "a checksum",
-                &format!("there is no {}.sha256 beside it", bundle.name),
-            )
-            .remedy("put that file beside it, or set `checksums: if-present`"),
+            waits("a checksum", &format!("{}.sha256 is missing", bundle.name))
+                .remedy("put that file beside the bundle, or set `checksums: if-present`"),
         ),
         State::Retrying => reasons.push(of_retry(error, said())),
         State::Failed => {
@@ -379,9 +385,12 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
         }
     }
     for name in &bundle.moved {
-        let text = format!("another program moved the record {name} to another image: it is left alone");
+        let text =
+            format!("another program moved the record {name} to another image: the daemon leaves it alone");
         let reason = new(Health::Degraded, text);
-        reasons.push(reason.remedy("remove the record, and the daemon makes it again; or remove the bundle"));
+        reasons.push(
+            reason.remedy("remove the record so that the daemon creates it again, or remove the bundle"),
+        );
     }
     let named = reasons
         .into_iter()
@@ -389,7 +398,7 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
     named.collect()
 }
 
-/// A bundle that is tried again.
+/// Returns the reason of a bundle that the daemon retries.
 fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
     match (error.map(|error| error.class), said) {
         (Some(class @ ErrorClass::Space), said) => {
@@ -400,33 +409,33 @@ fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
             let text = said.unwrap_or_else(|| "its last try failed".to_owned());
             Reason::waiting(Subject::Bundle, "another try", text).remedy(remedy(class))
         }
-        // Nothing failed: its images are removed again and again.
+        // Nothing failed: another program removes its images again and again.
         (None, Some(text)) => {
             let reason = Reason::new(Health::Degraded, Subject::Bundle, text);
             reason.remedy("find the program that removes them, or remove the bundle")
         }
-        // It gave its lane to another.
+        // It gave its lane to another file.
         (None, None) => Reason::new(Health::Working, Subject::Bundle, "waiting for its turn"),
     }
 }
 
-/// What to do about a file that failed this way.
+/// Returns the remedy for a file that failed in this way.
 fn remedy(class: ErrorClass) -> &'static str {
     match class {
-        ErrorClass::Transient => "wait; `airgapd doctor` looks for what is in the way",
-        ErrorClass::Space => "free space on that disk: the daemon goes on as soon as there is room",
-        ErrorClass::Disk => "look at the disk: `dmesg` and smartctl name what is wrong with it",
+        ErrorClass::Transient => "wait for the next try. `airgapd doctor` looks for the cause",
+        ErrorClass::Space => "free space on that disk. The daemon resumes as soon as there is room",
+        ErrorClass::Disk => "check the disk: `dmesg` and smartctl name the fault",
         ErrorClass::Bundle => {
-            "copy the bundle again and compare its sha256sum; `airgapd inspect --verify FILE` checks every blob"
+            "copy the bundle again and compare its sha256sum. `airgapd inspect --verify FILE` checks every blob"
         }
         ErrorClass::Permanent => {
-            "change what the message names; the daemon looks again when the file or the configuration changes"
+            "correct the cause that the message names. The daemon retries when the file or the configuration changes"
         }
         ErrorClass::Refused => {
-            "bring the bundle that this node is to take, or change the rule that the message names"
+            "bring a bundle that the rule allows, or change the rule that the message names"
         }
         ErrorClass::Crash => {
-            "`airgapd import FILE` tries it by hand; replace it, or update airgapd, and report it"
+            "replace the file or update airgapd, and report the crash. `airgapd import FILE` tries it by hand"
         }
     }
 }
@@ -439,27 +448,24 @@ fn of_image(image: &ImageStatus, is_restored: bool) -> Option<Reason> {
         format!("{problem} ({})", Foreign::new(&*image.bundle)),
     );
     let remedy = match image.record {
-        RecordStatus::Elsewhere => "remove the record, and the daemon makes it again; or remove the bundle",
-        _ if is_restored => "the daemon restores it; `airgapd wait` waits for that",
-        RecordStatus::Missing | RecordStatus::InPlace => "`airgapd import` of its bundle restores it",
+        RecordStatus::Elsewhere => {
+            "remove the record so that the daemon creates it again, or remove the bundle"
+        }
+        _ if is_restored => "no action is needed: the daemon restores it, and `airgapd wait` waits for that",
+        RecordStatus::Missing | RecordStatus::InPlace => "import its bundle with `airgapd import`",
     };
     Some(reason.named(Foreign::new(image.name.clone())).remedy(remedy))
 }
 
-/// `may_come`: bundles may bring what is missing, or have brought it since.
+/// `may_come` is true if bundles may bring the missing images, or have brought them since the
+/// check.
 fn of_required(required: &RequiredStatus, may_come: bool) -> Option<Reason> {
     if let Some(problem) = &required.problem {
-        let text = format!("whether the required images are there is not known: {problem}");
+        let text = format!("cannot check the required images: {problem}");
         let reason = Reason::new(Health::Failed, Subject::Required, text);
-        return Some(reason.remedy("mend the source that `require` names"));
+        return Some(reason.remedy("correct the source that `require` names"));
     }
-    let looking = || {
-        Reason::new(
-            Health::Working,
-            Subject::Required,
-            "the required images are looked for",
-        )
-    };
+    let looking = || Reason::new(Health::Working, Subject::Required, "checking the required images");
     let Some(summary) = required.summary() else {
         return Some(looking());
     };
@@ -474,13 +480,13 @@ fn of_required(required: &RequiredStatus, may_come: bool) -> Option<Reason> {
     };
     let text = format!("{summary}: {}{more}", Foreign::new(first));
     let reason = Reason::new(Health::Failed, Subject::Required, text);
-    Some(reason.remedy("`airgapd verify` names for each the bundle or name that is near"))
+    Some(reason.remedy("`airgapd verify` names the nearest bundle or name for each"))
 }
 
 fn of_unpack(unpack: &UnpackStatus) -> Vec<Reason> {
     let failed = unpack.failed.iter().map(|image| {
         let text = format!(
-            "it cannot be unpacked, so no container of it starts: {}",
+            "cannot be unpacked, so no container of it starts: {}",
             image.reason
         );
         let reason =

@@ -7,8 +7,8 @@ use std::fs;
 use crate::Platform;
 use crate::platform::RUNNING_OS;
 
-/// Detects the platform of this machine, as its containerd would: Linux, the architecture this program
-/// was built for, and on arm and arm64 the CPU's level.
+/// Detects the platform of this machine, as its containerd would: Linux, the architecture this
+/// program was built for, and on arm and arm64 the CPU's level.
 ///
 /// Reads `/proc/cpuinfo` and `uname(2)`; what cannot be read leaves the variant out.
 pub fn host() -> Platform {
@@ -22,11 +22,11 @@ pub fn host() -> Platform {
     )
 }
 
-/// Detects the platform of a Linux machine from the text of its `/proc/cpuinfo`, the `machine` field of
-/// its `uname(2)` and the Go name of the architecture that its containerd was built for.
+/// Detects the platform of a Linux machine from the text of its `/proc/cpuinfo`, the `machine`
+/// field of its `uname(2)` and the Go name of the architecture that its containerd was built for.
 ///
-/// Only `arm` and `arm64` have a variant: an amd64 node never claims `v2` or `v3`, whatever its CPU.
-/// ARMv9 CPUs report 8 and are `v8`.
+/// Only `arm` and `arm64` have a variant: an amd64 node never claims `v2` or `v3`, whatever its
+/// CPU. ARMv9 CPUs report 8 and are `v8`.
 pub fn detect(cpuinfo: &str, machine: &str, go_arch: &str) -> Platform {
     let variant = match go_arch {
         "arm" | "arm64" => cpu_architecture(cpuinfo, machine, go_arch).map(|value| variant(&value)),
@@ -37,7 +37,8 @@ pub fn detect(cpuinfo: &str, machine: &str, go_arch: &str) -> Platform {
 
 fn cpu_architecture(cpuinfo: &str, machine: &str, go_arch: &str) -> Option<String> {
     let Some(value) = field(cpuinfo, "CPU architecture") else {
-        // An emulated program sees the cpuinfo of the machine that emulates it, which has no such line on x86.
+        // An emulated program sees the cpuinfo of the machine that emulates it, which has no such
+        // line on x86.
         return machine_level(machine).map(str::to_owned);
     };
     let model = field(cpuinfo, "model name")

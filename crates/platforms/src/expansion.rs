@@ -2,8 +2,8 @@
 
 use crate::{Platform, Rules};
 
-/// Beyond this level nothing is expanded. No CPU comes near it; a mistyped `v1000000000` would otherwise
-/// become a list of that length.
+/// Beyond this level nothing is expanded. No CPU comes near it; a mistyped `v1000000000` would
+/// otherwise become a list of that length.
 const HIGHEST_LEVEL: u32 = 99;
 /// The lowest arm level that containerd counts as runnable by a higher one.
 const LOWEST_ARM_LEVEL: u32 = 5;

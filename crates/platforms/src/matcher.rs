@@ -7,9 +7,9 @@ use crate::{Platform, Rules, windows};
 
 /// An ordered list of acceptable platforms, or everything.
 ///
-/// A candidate's rank is the first place in the list that it matches: operating system, architecture
-/// and variant are equal once both are normalised, and version and features agree as far as the
-/// [`Rules`] look at them. [`Display`](fmt::Display) writes the list.
+/// A candidate's rank is the first place in the list that it matches: operating system,
+/// architecture and variant are equal once both are normalised, and version and features agree as
+/// far as the [`Rules`] look at them. [`Display`](fmt::Display) writes the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matcher {
     scope: Scope,
@@ -26,8 +26,8 @@ enum Scope {
 }
 
 impl Matcher {
-    /// What a node of this platform can run, as containerd's `Only`: arm64 includes 32-bit arm from v8
-    /// down to v5, amd64 includes 386, a level includes the lower ones.
+    /// What a node of this platform can run, as containerd's `Only`: arm64 includes 32-bit arm from
+    /// v8 down to v5, amd64 includes 386, a level includes the lower ones.
     ///
     /// Accepts nothing for an arm64 level that the rules do not know.
     pub fn only(platform: &Platform, rules: Rules) -> Matcher {
@@ -39,7 +39,8 @@ impl Matcher {
         Matcher::listing(vec![platform.normalized(rules)], rules)
     }
 
-    /// What nodes of any of these platforms can run: their [`only`](Matcher::only) lists one after the other.
+    /// What nodes of any of these platforms can run: their [`only`](Matcher::only) lists one after
+    /// the other.
     ///
     /// Accepts nothing if there are none.
     pub fn any_of<'a>(platforms: impl IntoIterator<Item = &'a Platform>, rules: Rules) -> Matcher {
@@ -68,7 +69,8 @@ impl Matcher {
         }
     }
 
-    /// The acceptable platforms, normalised, most preferred first; empty also for [`all`](Matcher::all).
+    /// The acceptable platforms, normalised, most preferred first; empty also for
+    /// [`all`](Matcher::all).
     pub fn platforms(&self) -> &[Platform] {
         match &self.scope {
             Scope::Everything => &[],
@@ -98,7 +100,8 @@ impl Matcher {
         platform.is_none_or(|platform| self.accepts(platform))
     }
 
-    /// Whether containerd takes a manifest of an index whose descriptor has no platform, and whose config is for this one.
+    /// Whether containerd takes a manifest of an index whose descriptor has no platform, and whose
+    /// config is for this one.
     ///
     /// [`Rules::V0_2`] looks at operating system and architecture only.
     pub fn accepts_config(&self, config: &Platform) -> bool {
@@ -120,8 +123,8 @@ impl Matcher {
 
     /// Whether operating system and architecture occur in the list, whatever the variant.
     ///
-    /// For image configs, which often lie about variants, and whose variant containerd does not look
-    /// at when it runs a single manifest. An empty `os` means the running one.
+    /// For image configs, which often lie about variants, and whose variant containerd does not
+    /// look at when it runs a single manifest. An empty `os` means the running one.
     pub fn accepts_loosely(&self, os: &str, architecture: &str) -> bool {
         let Scope::List { platforms, rules } = &self.scope else {
             return true;
@@ -148,9 +151,9 @@ impl Matcher {
 
     /// Orders candidates by preference: `Less` when `a` is better.
     ///
-    /// Candidates of equal rank are equal, except that since [`Rules::Rc3`] the one with more features
-    /// is better. What is not acceptable comes last and is equal among itself. A total order: use it
-    /// with a stable sort to get containerd's sequence.
+    /// Candidates of equal rank are equal, except that since [`Rules::Rc3`] the one with more
+    /// features is better. What is not acceptable comes last and is equal among itself. A total
+    /// order: use it with a stable sort to get containerd's sequence.
     pub fn prefer(&self, a: &Platform, b: &Platform) -> Ordering {
         self.merit(a).cmp(&self.merit(b))
     }
@@ -158,8 +161,8 @@ impl Matcher {
     /// The best acceptable item; the first of equals, an item without a platform only when there is
     /// nothing else.
     ///
-    /// This is the one choice that containerd makes when it runs an image: if that choice turns out to
-    /// be unreadable there is no second one.
+    /// This is the one choice that containerd makes when it runs an image: if that choice turns out
+    /// to be unreadable there is no second one.
     pub fn best<'a, T: ?Sized>(
         &self,
         items: impl IntoIterator<Item = &'a T>,

@@ -41,9 +41,9 @@ const QUOTED: usize = 80;
 /// Reads `os[(version+feature…)]/architecture[/variant]`, or just a known `os` or `architecture`.
 ///
 /// As containerd does: a single architecture means this system (`arm64` is `linux/arm64`), a single
-/// system means this machine's architecture, `linux/arm` keeps no variant, and `linux/arm64/v8` keeps
-/// its `v8`. With a slash, names need not be known ones. Only those aliases are resolved on which all
-/// [`Rules`] agree; the matcher does the rest.
+/// system means this machine's architecture, `linux/arm` keeps no variant, and `linux/arm64/v8`
+/// keeps its `v8`. With a slash, names need not be known ones. Only those aliases are resolved on
+/// which all [`Rules`] agree; the matcher does the rest.
 ///
 /// # Errors
 ///

@@ -11,16 +11,18 @@ pub(crate) const RUNNING_OS: &str = "linux";
 /// A platform as image indexes, image configs and command lines give it.
 ///
 /// The fields are kept as given; compare platforms through a [`Matcher`](crate::Matcher) or after
-/// [`normalized`](Platform::normalized). The JSON form is that of the OCI image-spec ("Image Index",
-/// `platform`; the same keys stand at the top of an image config). Keys that are absent or `null` read
-/// as empty, and an empty variant or version as none, since containerd makes no difference between them.
+/// [`normalized`](Platform::normalized). The JSON form is that of the OCI image-spec ("Image
+/// Index", `platform`; the same keys stand at the top of an image config). Keys that are absent or
+/// `null` read as empty, and an empty variant or version as none, since containerd makes no
+/// difference between them.
 ///
 /// A descriptor without a platform is *not* the same as one with an empty platform: the former is
 /// always accepted, the latter never matches. Use `Option<Platform>` to keep them apart.
 ///
 /// [`Display`](fmt::Display) writes `os/architecture[/variant]` with aliases resolved
-/// (`linux/arm64`, `linux/arm/v7`), safe for terminals and logs whatever the archive says; with `{:#}`
-/// also version and features, as in `windows(10.0.17763+win32k)/amd64`. Both can be parsed again.
+/// (`linux/arm64`, `linux/arm/v7`), safe for terminals and logs whatever the archive says; with
+/// `{:#}` also version and features, as in `windows(10.0.17763+win32k)/amd64`. Both can be parsed
+/// again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
     /// Operating system, by Go's name (`linux`, `windows`); empty means the running one.
@@ -62,8 +64,8 @@ fn optional_text<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>,
     Ok(Option::deserialize(source)?.filter(|text: &String| !text.is_empty()))
 }
 
-/// How many `os.features` a platform may have. Windows images have one or two, and each platform that is compared has
-/// all of its features looked at.
+/// How many `os.features` a platform may have. Windows images have one or two, and each platform
+/// that is compared has all of its features looked at.
 pub const MOST_FEATURES: usize = 100;
 
 fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {

@@ -12,8 +12,8 @@
 /// A distribution may build an older containerd with a newer library, as Debian does with 2.1.
 ///
 /// containerd 2.0.0 alone shipped rc.0 and is treated as `Rc1` too. It computed the arm64 lists
-/// instead of looking them up: spellings like `8.0` and levels like `v10`, which no CPU and no image
-/// has, match there but not here.
+/// instead of looking them up: spellings like `8.0` and levels like `v10`, which no CPU and no
+/// image has, match there but not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Rules {
     /// arm64 levels stand for themselves: `arm64/v8.2` takes neither `arm64/v8.1` nor `arm64`.
@@ -25,7 +25,8 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// Every generation, the oldest first: for whoever cannot know which containerd an image will meet.
+    /// Every generation, the oldest first: for whoever cannot know which containerd an image will
+    /// meet.
     pub const ALL: [Rules; 3] = [Rules::V0_2, Rules::Rc1, Rules::Rc3];
 
     /// The containerds that have these rules, for people: `1.6 and 1.7`.
@@ -37,7 +38,8 @@ impl Rules {
         }
     }
 
-    /// Picks the rules of a containerd by its version; unknown future versions get the newest rules.
+    /// Picks the rules of a containerd by its version; unknown future versions get the newest
+    /// rules.
     pub fn of_containerd(major: u64, minor: u64) -> Rules {
         match (major, minor) {
             (0 | 1, _) => Rules::V0_2,
@@ -46,8 +48,9 @@ impl Rules {
         }
     }
 
-    /// Whether CRI mounts a data-only artifact as an image volume (KEP-4639), where the config of the artifact lists its
-    /// layers as an image's does. It is so on 2.1 and later, by a test; 2.0 has no image volumes at all.
+    /// Whether CRI mounts a data-only artifact as an image volume (KEP-4639), where the config of
+    /// the artifact lists its layers as an image's does. It is so on 2.1 and later, by a test; 2.0
+    /// has no image volumes at all.
     pub fn mounts_artifacts(self) -> bool {
         self >= Rules::Rc1
     }

@@ -71,7 +71,8 @@ pub enum Wanted {
     Platforms(Vec<Matcher>),
     /// Everything the bundle holds, and all of it must be whole.
     All {
-        /// The rules of the containerds that it is for: none of them may use an artifact where an image was meant.
+        /// The rules of the containerds that it is for: none of them may use an artifact where an
+        /// image was meant.
         rules: Vec<Rules>,
     },
 }

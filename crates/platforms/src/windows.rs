@@ -1,7 +1,7 @@
 //! Which Windows image versions a Windows version runs, since [`Rules::Rc1`](crate::Rules::Rc1).
 //!
-//! Only of use when images for a Windows node are looked at from elsewhere. The list of long-term releases
-//! is that of rc.2; rc.1 (containerd 2.0.11, 2.1.0) did not know Windows Server 2025 yet.
+//! Only of use when images for a Windows node are looked at from elsewhere. The list of long-term
+//! releases is that of rc.2; rc.1 (containerd 2.0.11, 2.1.0) did not know Windows Server 2025 yet.
 
 /// Windows Server 2022, the first release that also runs images older than itself.
 const LTSC_2022: u16 = 20_348;
@@ -15,8 +15,8 @@ struct Version {
     build: u16,
 }
 
-/// Whether the wanted version runs the candidate. An absent version, and a wanted one that cannot be
-/// read, restrict nothing.
+/// Whether the wanted version runs the candidate. An absent version, and a wanted one that cannot
+/// be read, restrict nothing.
 pub(crate) fn version_accepted(wanted: Option<&str>, candidate: Option<&str>) -> bool {
     let (Some(wanted), Some(candidate)) = (wanted.and_then(version), candidate) else {
         return true;

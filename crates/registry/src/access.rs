@@ -1,4 +1,5 @@
-//! Authorization: the answers to challenges of registries, by passwords and by the tokens of token services.
+//! Authorization: answers the challenges of registries with passwords, or with tokens of token
+//! services.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,11 +17,11 @@ use crate::locations::Location;
 use crate::subject::Subject;
 use crate::{Error, reach};
 
-/// The credentials at hand, and what registries have accepted.
+/// The available credentials, and the authorizations that registries have accepted.
 #[derive(Debug)]
 pub(crate) struct Access {
     credentials: Credentials,
-    /// The `Authorization` that was accepted last.
+    /// The last accepted `Authorization` of each registry.
     granted: Mutex<HashMap<Location, HeaderValue>>,
 }
 
@@ -32,13 +33,13 @@ impl Access {
         }
     }
 
-    /// The `Authorization` that a registry has accepted before.
+    /// Returns the `Authorization` that a registry has accepted before.
     pub(crate) fn granted(&self, location: &Location) -> Option<HeaderValue> {
         let granted = self.granted.lock().expect("no holder panics");
         granted.get(location).cloned()
     }
 
-    /// Keeps an `Authorization` that a registry has accepted.
+    /// Stores an `Authorization` that a registry has accepted.
     pub(crate) fn keep(&self, location: &Location, authorization: HeaderValue) {
         let mut granted = self.granted.lock().expect("no holder panics");
         granted.insert(location.clone(), authorization);
@@ -48,7 +49,8 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// [`Error::Denied`] when nothing at hand answers it, and the failures of the token service.
+    /// Returns [`Error::Denied`] if no credentials answer the challenge, and the failures of the
+    /// token service.
     pub(crate) async fn authorize(
         &self,
         http: &Http,
@@ -85,15 +87,14 @@ impl Access {
             (_, Some(Secret::Password { user, password })) if challenges.contains(&Challenge::Basic) => {
                 subject.secret_header(basic(user, password))
             }
-            (_, None) => {
-                Err(subject.denied("it wants credentials; give a file with them by --registries-config"))
-            }
-            _ => Err(subject.denied("it wants credentials of a kind that is not known here")),
+            (_, None) => Err(subject.denied("it requires credentials: name a file with --registries-config")),
+            _ => Err(subject.denied("it requires an authentication scheme that airgapd does not know")),
         }
     }
 
-    /// The secret that a token service gets. That of the registry goes to a service that belongs to the registry; any
-    /// other gets what the operator has for its own host. (Docker sends the registry's secret wherever the registry says.)
+    /// Returns the secret for a token service. A service that belongs to the registry gets the
+    /// registry's secret. Any other service gets only a secret that the operator has for its own
+    /// host. (Docker sends the registry's secret to every service that the registry names.)
     async fn for_realm(
         &self,
         subject: Subject<'_>,
@@ -112,28 +113,28 @@ impl Access {
         match self.credentials.of(&service).await? {
             Some(own) => Ok(Some(own)),
             None => Err(subject.denied(format!(
-                "its token service is at {host}{port}, another host, which gets no password of {}; an entry for \
-                 {host}{port} in the file with the credentials allows one",
+                "its token service at {host}{port} is another host and gets no password of {}. To allow this, add an entry for \
+                 {host}{port} to the credentials file",
                 subject.location.host
             ))),
         }
     }
 }
 
-/// The address of a token service, if it may be asked at all.
+/// Returns the address of a token service if requests to it are allowed.
 async fn realm_at(http: &Http, subject: Subject<'_>, realm: &str) -> Result<Url, Error> {
     let url = Url::parse(realm).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some());
     let url = url.ok_or_else(|| subject.denied("its token service has no usable address"))?;
     if url.scheme() != "https" && http.security() != Security::PlainHttp {
-        return Err(subject.denied("its token service is not behind TLS"));
+        return Err(subject.denied("its token service does not use TLS"));
     }
     let reached = http.may_reach(subject.location, &url).await;
     reached.map_err(|reason| subject.denied(format!("its token service is at {reason}")))?;
     Ok(url)
 }
 
-/// Gets a token from a token service.
+/// Fetches a token from a token service.
 async fn token(
     http: &Http,
     subject: Subject<'_>,
@@ -150,17 +151,18 @@ async fn token(
         return Err(subject.denied(match secret {
             Some(_) => "its token service does not accept the credentials",
             None => {
-                "its token service gives no token without credentials; give a file with them by --registries-config"
+                "its token service gives no token without credentials: name a file with --registries-config"
             }
         }));
     }
     let response = answer::success(response, subject).await?;
     undecoded(&response, subject)?;
     let bytes = whole(response, LARGEST_ANSWER, subject).await?;
-    token_in(&bytes).ok_or_else(|| subject.denied("its token service answers without a token"))
+    token_in(&bytes).ok_or_else(|| subject.denied("its token service sent no token"))
 }
 
-/// The request for a token: with a refresh token as OAuth 2 has it, else as Docker's token services always have.
+/// Returns the request for a token. With a refresh token it follows OAuth 2. Otherwise it follows
+/// the older protocol of Docker's token services.
 fn token_request(
     subject: Subject<'_>,
     realm: Url,
@@ -195,7 +197,7 @@ fn token_request(
     Ok(ask)
 }
 
-/// The token in the answer of a token service, under either of its two names.
+/// Returns the token in the answer of a token service, which has one of two names.
 fn token_in(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Token {
@@ -214,7 +216,7 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
 }
 
-/// `application/x-www-form-urlencoded`.
+/// Encodes pairs as `application/x-www-form-urlencoded`.
 fn encoded(pairs: &[(&str, &str)]) -> String {
     let mut url = Url::parse("http://form.invalid").expect("this is a URL");
     url.query_pairs_mut().extend_pairs(pairs);

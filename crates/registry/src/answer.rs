@@ -1,4 +1,4 @@
-//! The meaning of an answer: a success, a redirect or a refusal, and whether its body is the thing that was asked for.
+//! Judges an answer: a success, a redirect or a refusal, and whether its body is the requested one.
 
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use crate::Error;
 use crate::body::whole;
 use crate::subject::Subject;
 
-/// The largest answer that is not the thing asked for: of a token service, or the text of an error. In bytes.
+/// Largest answer in bytes that is not the requested body: of a token service, or the text of an
+/// error.
 pub(crate) const LARGEST_ANSWER: u64 = 1 << 20;
 
 /// Returns the answer if it is a success.
 ///
 /// # Errors
 ///
-/// The refusal, with the registry's own words for it.
+/// Returns the refusal with the registry's own message.
 pub(crate) async fn success(response: Response, subject: Subject<'_>) -> Result<Response, Error> {
     if response.status().is_success() {
         return Ok(response);
@@ -31,7 +32,7 @@ pub(crate) async fn success(response: Response, subject: Subject<'_>) -> Result<
     Err(refusal(status, retry_after, message, subject))
 }
 
-/// The error that a status stands for.
+/// Returns the error for a status.
 fn refusal(
     status: StatusCode,
     retry_after: Option<Duration>,
@@ -53,13 +54,15 @@ fn refusal(
     }
 }
 
-/// The seconds in `Retry-After`. Its other form, a date, depends on both clocks and is passed over.
+/// Returns the seconds in `Retry-After`. Its other form, a date, depends on both clocks and is
+/// ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// The words of a registry for its refusal, in one line (distribution-spec, "Error Codes").
+/// Returns the registry's message about its refusal, in one line (distribution-spec, "Error
+/// Codes").
 fn message_in(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Envelope {
@@ -86,38 +89,40 @@ fn message_in(body: &[u8]) -> String {
     format!("{:.300}", Foreign::new(text))
 }
 
-/// The target of a redirect, if the answer is one.
+/// Returns the target of a redirect, if the answer is one.
 pub(crate) fn redirect_of(response: &Response) -> Option<&str> {
     let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     let location = response.headers().get(LOCATION).filter(|_| is_redirect)?;
-    // A target that is no text leads nowhere.
+    // A target that is not text leads nowhere.
     Some(location.to_str().unwrap_or("https://"))
 }
 
-/// The media type of a body, without its parameters; empty if the registry gives none.
+/// Returns the media type of a body without its parameters, or an empty text if the registry sent
+/// none.
 pub(crate) fn content_type_of(response: &Response) -> String {
     let value = response.headers().get(CONTENT_TYPE);
     let text = value.and_then(|value| value.to_str().ok()).unwrap_or_default();
     text.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
-/// Refuses a body in a coding, which is never asked for, where no digest tells if its bytes are the right ones. Stores send
-/// codings with bytes that are as they should be (`aws-chunked`, and `x-gzip` for a layer in gzip).
+/// Refuses a body with a content coding if no digest proves its bytes. The client never requests a
+/// coding. Some stores name a coding for bytes that are the requested ones (`aws-chunked`, and
+/// `x-gzip` for a gzip layer).
 ///
 /// # Errors
 ///
-/// [`Error::Document`], which names the coding.
+/// Returns [`Error::Document`], which names the coding.
 pub(crate) fn undecoded(response: &Response, subject: Subject<'_>) -> Result<(), Error> {
     match encoding_of(response) {
         None => Ok(()),
         Some(encoding) => Err(subject.unusable(format!(
-            "{} sends it as Content-Encoding {encoding}, which was not asked for and is not decoded",
+            "{} sent Content-Encoding {encoding}, which airgapd did not request and does not decode",
             subject.location.host
         ))),
     }
 }
 
-/// The coding of a body that is not the body itself.
+/// Returns the coding of a body, if it has one.
 fn encoding_of(response: &Response) -> Option<String> {
     let encoding = response.headers().get(CONTENT_ENCODING)?.to_str().unwrap_or("?");
     let is_itself = encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");

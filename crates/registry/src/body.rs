@@ -1,4 +1,4 @@
-//! The body of an answer: its bytes as they come, how fast they come, and where they end.
+//! The body of an answer: its bytes, their speed, and their end.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,15 @@ use crate::Error;
 use crate::locations::Location;
 use crate::subject::Subject;
 
-/// A connection on which nothing comes for this long is broken.
+/// Longest silence of a connection. A connection without bytes for this long is broken.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
-/// The least bytes that come within [`SILENCE`] of waiting: a registry that sends less keeps a transfer alive for ever
-/// without any end. 1 KiB a second is less than any line has.
+/// Fewest bytes that must arrive while the reader waits for [`SILENCE`]. A registry that sends less
+/// could keep a transfer alive forever. This is 1 KiB a second, which is slower than any line.
 const LEAST: u64 = 60 << 10;
 
-/// How fast bytes come while they are waited for. The time in which the reader is busy does not count.
+/// The speed of bytes while the reader waits for them. Time in which the reader is busy does not
+/// count.
 #[derive(Debug, Default)]
 struct Pace {
     waited: Duration,
@@ -53,7 +54,7 @@ impl Pace {
 ///
 /// # Errors
 ///
-/// When the connection breaks, the bytes drip, or there are more than `limit`.
+/// Returns an error if the connection breaks, if it is too slow, or after more than `limit` bytes.
 pub(crate) async fn whole(
     mut response: Response,
     limit: u64,
@@ -71,16 +72,16 @@ pub(crate) async fn whole(
         bytes.extend_from_slice(&chunk);
         if bytes.len() as u64 > limit {
             let host = &subject.location.host;
-            return Err(subject.unusable(format!("{host} sends more than {limit} bytes")));
+            return Err(subject.unusable(format!("{host} sent more than {limit} bytes")));
         }
     }
     Ok(bytes)
 }
 
-/// A blob on its way, from the offset that was asked for.
+/// A blob that is being transferred, from the requested offset.
 pub(crate) struct Body {
     response: Response,
-    /// Bytes to pass over, where the registry does not know ranges.
+    /// Bytes to drop, if the registry does not support ranges.
     skip: u64,
     pace: Pace,
     what: String,
@@ -88,7 +89,7 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// The body of an answer about `subject`, of whose bytes the first `skip` are passed over.
+    /// Returns the body of an answer about `subject`. The first `skip` bytes are dropped.
     pub(crate) fn new(response: Response, skip: u64, subject: Subject<'_>) -> Self {
         Self {
             response,
@@ -99,7 +100,7 @@ impl Body {
         }
     }
 
-    /// The next bytes; none at the end. Safe to cancel, which loses nothing.
+    /// Returns the next bytes, or `None` at the end. Cancel safe: no bytes are lost.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let chunk = self.pace.watch(self.response.chunk()).await;
@@ -119,7 +120,7 @@ impl Body {
         }
     }
 
-    /// The error of a body that ends too soon.
+    /// Returns the error for a body that ends too early.
     pub(crate) fn short(&self, got: u64, expected: u64) -> Error {
         Error::Short {
             what: self.what.clone(),

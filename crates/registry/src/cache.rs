@@ -1,7 +1,8 @@
-//! Blobs that were fetched before, in a folder on this machine.
+//! A local folder of blobs from earlier transfers.
 //!
-//! A blob is a file named by its digest, as in an OCI image layout. It gets that name when its bytes have been proven, and
-//! is proven again before it is used: another program may have written to it since.
+//! A blob is a file with its digest as the name, as in an OCI image layout. It gets that name after
+//! its digest was verified. Each use verifies it again, since another program may have changed the
+//! file.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -19,11 +20,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens a cache, and makes its folder if need be. Blocking.
+    /// Opens a cache and creates its folder if necessary. Blocking.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] when the folder cannot be made.
+    /// Returns [`Error::Options`] if the folder cannot be created.
     pub fn open(folder: PathBuf) -> Result<Self, Error> {
         for algorithm in ["sha256", "sha512"] {
             let blobs = folder.join("blobs").join(algorithm);
@@ -41,14 +42,15 @@ impl Cache {
             .join(blob.digest.digest())
     }
 
-    /// Opens a blob that is here and whole; one that is damaged is removed. Blocking: reads all of it.
+    /// Opens a blob if the cache has it and it is whole. A damaged blob is removed. Blocking: it
+    /// reads the whole blob.
     pub(crate) fn find(&self, blob: &BlobRef) -> Option<File> {
         let path = self.path(blob);
         let mut file = File::open(&path).ok()?;
         let is_whole = file.metadata().is_ok_and(|metadata| metadata.len() == blob.size)
             && digest::of(&mut file, Hasher::of(&blob.digest)).is_ok_and(|found| found == blob.digest);
         if !is_whole {
-            tracing::warn!(digest = %blob.digest, "a blob in the cache is damaged; it is fetched again");
+            tracing::warn!(digest = %blob.digest, "a blob in the cache is damaged: fetching it again");
             let _ = std::fs::remove_file(&path);
             return None;
         }
@@ -56,7 +58,7 @@ impl Cache {
         Some(file)
     }
 
-    /// Reads a small blob that is here and whole. Blocking.
+    /// Reads a small blob if the cache has it and it is whole. Blocking.
     pub(crate) fn read(&self, blob: &BlobRef) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut file = self.find(blob)?.take(blob.size);
@@ -64,14 +66,14 @@ impl Cache {
         digest::fits(&bytes, &blob.digest).then_some(bytes)
     }
 
-    /// Keeps a small blob whose bytes have been proven. Blocking.
+    /// Stores a small blob whose digest was verified. Blocking.
     pub(crate) fn put(&self, blob: &BlobRef, bytes: &[u8]) -> io::Result<()> {
         let mut keeping = self.keep(blob)?;
         keeping.write(bytes)?;
         keeping.commit()
     }
 
-    /// Begins to keep a blob. Blocking.
+    /// Starts to store a blob. Blocking.
     pub(crate) fn keep(&self, blob: &BlobRef) -> io::Result<Keeping> {
         let path = self.path(blob);
         let folder = path.parent().expect("a blob lies in a folder");
@@ -83,7 +85,7 @@ impl Cache {
     }
 }
 
-/// A blob on its way into the cache; dropped, it leaves nothing.
+/// A blob on its way into the cache. If it is dropped before the commit, it leaves no file.
 #[derive(Debug)]
 pub(crate) struct Keeping {
     file: tempfile::NamedTempFile,
@@ -95,7 +97,7 @@ impl Keeping {
         self.file.write_all(bytes)
     }
 
-    /// Puts a blob in its place whose bytes have been proven.
+    /// Gives a blob its final name. The caller has verified its digest.
     pub(crate) fn commit(self) -> io::Result<()> {
         self.file
             .persist(&self.path)

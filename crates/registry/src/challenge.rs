@@ -1,4 +1,5 @@
-//! What a registry asks for when it answers 401: the `WWW-Authenticate` header (RFC 9110, 11.6.1; RFC 6750, 3).
+//! Parses the challenges of a registry that answers 401: the `WWW-Authenticate` header (RFC 9110,
+//! 11.6.1 and RFC 6750, 3).
 
 /// One way to authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,13 +12,13 @@ pub(crate) enum Challenge {
     },
 }
 
-/// The challenges of a header, in order; schemes that are not known are left out.
+/// Returns the known challenges of a header, in order. Unknown schemes are left out.
 pub(crate) fn parse(header: &str) -> Vec<Challenge> {
     let mut found = Vec::new();
     let mut current: Option<(String, Vec<(String, String)>)> = None;
     for part in parts(header) {
         let (scheme, parameter) = match part.split_once([' ', '\t']) {
-            // A space before the equals sign is no scheme.
+            // A word with a space before the equals sign is not a scheme.
             Some((scheme, rest)) if !scheme.contains('=') && !rest.trim_start().starts_with('=') => {
                 (Some(scheme), rest.trim())
             }

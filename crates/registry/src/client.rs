@@ -15,33 +15,33 @@ use crate::locations::{Location, Rule, locations};
 use crate::retry::{Retry, Tries};
 use crate::subject::Subject;
 
-/// The largest document that is fetched, in bytes: what bundles are read with.
+/// Largest document in bytes that the client fetches. Readers of bundles have the same limit.
 const LARGEST_DOCUMENT: u64 = 8 << 20;
 
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                               application/vnd.docker.distribution.manifest.list.v2+json, \
                               application/vnd.docker.distribution.manifest.v2+json, */*;q=0.5";
 
-/// Everything that decides how registries are reached.
+/// The settings for connections to registries.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whether there is TLS.
+    /// Use of TLS.
     pub security: Security,
-    /// Certificates that are trusted beside those of the system: what the file is called, and its PEM.
+    /// Trusted certificates beside those of the system: the name of each file, and its PEM text.
     pub roots: Vec<(String, Vec<u8>)>,
-    /// Proxies; none unless given.
+    /// Proxies. The default is none.
     pub proxies: Proxies,
-    /// Where repositories are fetched from in place of where their names say.
+    /// Rules that replace the place from which a repository is fetched.
     pub rewrites: Vec<Rule>,
-    /// Where repositories are looked for first.
+    /// Rules for the places that are tried first.
     pub mirrors: Vec<Rule>,
-    /// Users.
+    /// Credentials of the registries.
     pub credentials: Credentials,
-    /// Trying again.
+    /// Settings for retries.
     pub retry: Retry,
 }
 
-/// Talks to registries. Share it in an `Arc`.
+/// Sends requests to registries. Share it in an `Arc`.
 #[derive(Debug)]
 pub struct Client {
     http: Http,
@@ -51,18 +51,18 @@ pub struct Client {
     retry: Retry,
 }
 
-/// A manifest or index as the registry gave it.
+/// A manifest or index as the registry sent it.
 pub(crate) struct Document {
     pub(crate) bytes: Vec<u8>,
     pub(crate) content_type: String,
 }
 
 impl Client {
-    /// Makes a client. No connection is made yet.
+    /// Makes a client. It does not connect yet.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] when a certificate or proxy is none.
+    /// Returns [`Error::Options`] if a certificate or a proxy is not valid.
     pub fn new(options: Options) -> Result<Self, Error> {
         let Options {
             security,
@@ -82,12 +82,13 @@ impl Client {
         })
     }
 
-    /// The tries of one transfer, which [`Client::blob`] does not repeat by itself.
+    /// Returns the tries of one transfer. [`Client::blob`] itself does not retry.
     pub(crate) fn tries(&self) -> Tries {
         Tries::new(self.retry)
     }
 
-    /// Fetches a manifest or index by tag or digest, from the first location that has it. Safe to cancel.
+    /// Fetches a manifest or index by tag or digest, from the first location that has it. Cancel
+    /// safe.
     pub(crate) async fn manifest(&self, repository: &str, reference: &str) -> Result<Document, Error> {
         let separator = if reference.contains(':') { '@' } else { ':' };
         let what = format!("{repository}{separator}{reference}");
@@ -110,7 +111,7 @@ impl Client {
         .await
     }
 
-    /// Fetches a small blob whole, and proves it. Safe to cancel.
+    /// Fetches a whole small blob and verifies its digest. Cancel safe.
     pub(crate) async fn document_blob(&self, repository: &str, blob: &BlobRef) -> Result<Vec<u8>, Error> {
         let what = format!("blob {} of {repository}", blob.digest);
         let unusable = |reason: String| Error::Document {
@@ -119,7 +120,7 @@ impl Client {
         };
         if blob.size > LARGEST_DOCUMENT {
             return Err(unusable(format!(
-                "it has {} bytes, more than {LARGEST_DOCUMENT}",
+                "it has {} bytes, and the limit is {LARGEST_DOCUMENT}",
                 blob.size
             )));
         }
@@ -137,17 +138,19 @@ impl Client {
         if digest::fits(&bytes, &blob.digest) {
             Ok(bytes)
         } else {
-            Err(unusable("its bytes do not have that digest".to_owned()))
+            Err(unusable("its content does not match the digest".to_owned()))
         }
     }
 
-    /// Begins a blob at an offset: one try at each location. Its bytes are not proven. Safe to cancel.
+    /// Starts the transfer of a blob at an offset, with one try at each location. The caller
+    /// verifies the digest. Cancel safe.
     pub(crate) async fn blob(&self, repository: &str, blob: &BlobRef, offset: u64) -> Result<Body, Error> {
         let what = format!("blob {} of {repository}", blob.digest);
         let range = HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are a header value");
         let headers = HeaderMap::from_iter((offset > 0).then_some((RANGE, range)));
         let mut last = None;
-        // A closure, as `anywhere` takes one, makes a future of which the compiler cannot tell that threads may share it.
+        // A closure for `anywhere` would make a future that the compiler does not prove to be
+        // `Send`.
         for location in &locations(repository, &self.rewrites, &self.mirrors) {
             let subject = Subject {
                 what: &what,
@@ -167,7 +170,7 @@ impl Client {
         Err(last.unwrap_or_else(|| nowhere(&what)))
     }
 
-    /// Does something at the first location where it works.
+    /// Runs an action at each location until it succeeds.
     async fn anywhere<T>(
         &self,
         repository: &str,
@@ -178,7 +181,7 @@ impl Client {
             match act(&location).await {
                 Ok(done) => return Ok(done),
                 Err(error) => {
-                    tracing::debug!(%location, %error, "not from here");
+                    tracing::debug!(%location, %error, "trying the next location");
                     last = Some(more_telling(last, error));
                 }
             }
@@ -186,7 +189,7 @@ impl Client {
         Err(last.unwrap_or_else(|| nowhere(repository)))
     }
 
-    /// Gets something below the API of a registry, with retries.
+    /// Sends a GET request to the API of a registry, with retries.
     async fn get(&self, subject: Subject<'_>, path: &str, headers: &HeaderMap) -> Result<Response, Error> {
         let mut tries = self.tries();
         loop {
@@ -202,7 +205,7 @@ impl Client {
         }
     }
 
-    /// The same with one try. A registry that asks for credentials is asked again with them.
+    /// Sends a GET request once. If the registry requires credentials, sends it again with them.
     async fn get_once(
         &self,
         subject: Subject<'_>,
@@ -227,8 +230,8 @@ impl Client {
     }
 }
 
-/// Of two failures at different locations the one that says more: that something is absent elsewhere says least, and a
-/// registry that asks for a longer wait than the other is heard.
+/// Returns the more useful of two failures at different locations. Absence is the least useful one.
+/// A request for a longer wait wins.
 fn more_telling(before: Option<Error>, error: Error) -> Error {
     match before {
         Some(before) if says_more(&before, &error) => before,

@@ -1,4 +1,5 @@
-//! Credentials as Docker, podman and skopeo keep them: `config.json`, `auth.json`, credential helpers.
+//! Reads credentials in the files of Docker, podman and skopeo: `config.json`, `auth.json`,
+//! credential helpers.
 //!
 //! Sources: docker-credential-helpers' protocol, containers-auth.json(5).
 
@@ -16,31 +17,31 @@ use tokio::io::AsyncWriteExt as _;
 use crate::Error;
 use crate::locations::Location;
 
-/// A helper that asks the operator for something cannot be used here.
+/// Longest time for a helper's answer. A helper that prompts the operator cannot be used.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The name that a helper gives for a token in place of a password.
+/// User name in the answer of a helper that returns a token in place of a password.
 const TOKEN_USER: &str = "<token>";
 
-/// Files that are larger are no credentials.
+/// Largest file in bytes. A larger file is not a credentials file.
 const LARGEST_FILE: u64 = 1 << 20;
 
-/// Where credentials are looked up: files, in order, and the helpers that they name.
+/// The sources of credentials: files in order, and the helpers that they name.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     files: Vec<(PathBuf, AuthFile)>,
 }
 
-/// What is known of a user.
+/// The secret of a user.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Secret {
     Password {
         user: String,
         password: String,
     },
-    /// A refresh token, which is exchanged for one that gives access.
+    /// A refresh token, which the client exchanges for an access token.
     Identity(String),
-    /// A token that is used as it is.
+    /// An access token that is used unchanged.
     Bearer(String),
 }
 
@@ -87,11 +88,11 @@ struct Entry {
 }
 
 impl Credentials {
-    /// Reads the files. Those of `required` must be there, those of `optional` may be absent.
+    /// Reads the files. The files of `required` must exist, and those of `optional` may be absent.
     ///
     /// # Errors
     ///
-    /// [`Error::Credentials`] naming the file.
+    /// Returns [`Error::Credentials`] with the name of the file.
     pub fn read(required: &[PathBuf], optional: &[PathBuf]) -> Result<Self, Error> {
         let mut files = Vec::new();
         for path in required {
@@ -107,8 +108,9 @@ impl Credentials {
         Ok(Self { files })
     }
 
-    /// What is known for a repository: the first file that has anything for it counts, and in it the entry that is
-    /// closest to the repository, then helpers. Safe to cancel: a helper is killed.
+    /// Returns the secret for a repository from the first file that has one. A helper for the host
+    /// is the only source of its file. Otherwise the entry closest to the repository comes first,
+    /// then the store for all hosts. Cancel safe: a helper is killed.
     pub(crate) async fn of(&self, location: &Location) -> Result<Option<Secret>, Error> {
         for (path, file) in &self.files {
             if let Some((server, helper)) = file.helper(location) {
@@ -143,10 +145,12 @@ impl Credentials {
 fn read(path: &Path) -> std::io::Result<AuthFile> {
     let length = std::fs::metadata(path)?.len();
     if length > LARGEST_FILE {
-        return Err(std::io::Error::other(format!("it has {length} bytes")));
+        return Err(std::io::Error::other(format!(
+            "it has {length} bytes, and the limit is {LARGEST_FILE}"
+        )));
     }
     let bytes = std::fs::read(path)?;
-    // By itself `serde` also takes a list of the members' values.
+    // Without this step, `serde` would also accept a list of the members' values.
     let members: serde_json::Map<_, _> = serde_json::from_slice(&bytes).map_err(std::io::Error::other)?;
     serde_json::from_value(members.into()).map_err(std::io::Error::other)
 }
@@ -161,7 +165,7 @@ fn is_docker(host: &str) -> bool {
     matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
 }
 
-/// The host and path of a key, which may be written as a URL of the first version of the protocol.
+/// Returns the host and path of a key. Keys of the protocol's first version are URLs.
 fn plain(key: &str) -> &str {
     let key = key
         .strip_prefix("https://")
@@ -184,7 +188,7 @@ impl AuthFile {
         Some((server.clone(), helper))
     }
 
-    /// The entry with the longest key that the repository is below of.
+    /// Returns the entry with the longest key that is a prefix of the repository.
     fn entry(&self, location: &Location) -> Option<(&str, &Entry)> {
         let fits = |key: &str| {
             let key = plain(key);
@@ -217,7 +221,7 @@ impl Entry {
             let decoded = engine
                 .decode(self.auth.trim())
                 .map_err(|_| "its auth is not base64")?;
-            let text = String::from_utf8(decoded).map_err(|_| "its auth is no text")?;
+            let text = String::from_utf8(decoded).map_err(|_| "its auth is not text")?;
             let (user, password) = text.split_once(':').ok_or("its auth is not user:password")?;
             // Old versions of Docker pad the text with zero bytes.
             let password = password.trim_end_matches('\0');
@@ -241,7 +245,7 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// Asks a helper for the credentials of a server; none if it has none.
+/// Asks a helper for the credentials of a server. Returns `None` if the helper has none.
 async fn ask(helper: &str, server: &str) -> Result<Option<Secret>, Error> {
     let failed = |reason: String| {
         Error::Credentials(format!(
@@ -251,7 +255,7 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Secret>, Error> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if helper.is_empty() || !helper.chars().all(is_name) {
         return Err(Error::Credentials(format!(
-            "{helper:?} is no name of a credential helper"
+            "{helper:?} is not the name of a credential helper"
         )));
     }
     let run = async {
@@ -273,14 +277,14 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Secret>, Error> {
         .map_err(|error| failed(error.to_string()))?;
     let answer = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        // The protocol has no code for this, only this sentence.
+        // The protocol has no code for this answer, only this sentence.
         if answer.contains("credentials not found") {
             return Ok(None);
         }
         return Err(failed(answer.trim().chars().take(200).collect()));
     }
     let answer: HelperAnswer = serde_json::from_str(&answer)
-        .map_err(|_| failed("its answer is not what the protocol says".to_owned()))?;
+        .map_err(|_| failed("its answer does not follow the protocol".to_owned()))?;
     Ok(Some(if answer.user == TOKEN_USER {
         Secret::Identity(answer.secret)
     } else {

@@ -1,143 +1,144 @@
-//! Why something could not be fetched.
+//! The reasons why a request fails.
 
 use std::time::Duration;
 
 use oci_spec::image::Digest;
 
-/// Why something could not be fetched. Texts name the image or blob and the registry; causes are in the source.
+/// The reason why a request failed. The text names the image or blob and the registry. The source
+/// has the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The options contradict themselves or cannot be used.
+    /// The options contradict each other or are not valid.
     #[error("{0}")]
     Options(String),
-    /// A file with credentials, or a credential helper, is unusable.
+    /// A file with credentials, or a credential helper, cannot be used.
     #[error("credentials: {0}")]
     Credentials(String),
     /// The registry cannot be reached, or the connection broke.
     #[error("cannot fetch {what} from {host}")]
     Transfer {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// What the connection says.
+        /// The error of the connection.
         source: reqwest::Error,
     },
-    /// The registry's certificate is not to be trusted.
+    /// The registry's certificate is not trusted.
     #[error(
-        "the certificate of {host} is not trusted, so {what} is not fetched; --ca-file names the certificate of its authority"
+        "cannot fetch {what}: the certificate of {host} is not trusted. Give the certificate of its authority with --ca-file"
     )]
     Untrusted {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// What is wrong with it.
+        /// The fault of the certificate.
         source: reqwest::Error,
     },
-    /// Something answers that does not speak TLS.
+    /// The server does not speak TLS.
     #[error(
-        "{host} does not speak TLS, so {what} is not fetched; --insecure-registries plain-http is for such a registry"
+        "cannot fetch {what}: {host} does not speak TLS. For a registry without TLS, use --insecure-registries plain-http"
     )]
     NoTls {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// What came in place of TLS.
+        /// The error of the TLS handshake.
         source: reqwest::Error,
     },
-    /// The connection ended before all bytes were there.
+    /// The connection ended before the last byte.
     #[error("the transfer of {what} from {host} ended after {got} of {expected} bytes")]
     Short {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// Bytes that came.
+        /// Bytes that arrived.
         got: u64,
-        /// Bytes that should have come.
+        /// Bytes in total.
         expected: u64,
     },
-    /// The registry sends so little that there is no end to it.
-    #[error("{host} sends less than 1 KiB a second of {what}")]
+    /// The registry sends so slowly that the transfer would not end.
+    #[error("cannot fetch {what}: {host} sends less than 1 KiB a second")]
     TooSlow {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
     },
-    /// The registry leads to where it is not followed.
-    #[error("{host} redirects {what} {reason}: that is not followed")]
+    /// The registry sends a redirect that the client must not follow.
+    #[error("{host} redirects {what} {reason}, which airgapd refuses")]
     Redirect {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// Where to, without the address.
+        /// The kind of the target, without its address.
         reason: String,
     },
-    /// The registry has no such thing, or does not show it to us.
+    /// The registry does not have the image or blob, or hides it.
     #[error("{what} is not in {host}{}", with(.message))]
     NotFound {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// What the registry says.
+        /// The registry's message.
         message: String,
     },
-    /// The registry wants other credentials, or any.
+    /// The registry requires credentials, or does not accept these.
     #[error("{host} refuses access to {what}: {reason}")]
     Denied {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
-        /// Why, and what may help.
+        /// The reason and the remedy.
         reason: String,
     },
     /// The registry answers with another error.
-    #[error("{host} answers {status} when asked for {what}{}", with(.message))]
+    #[error("{host} answered {status} to the request for {what}{}", with(.message))]
     Status {
-        /// What was asked for.
+        /// The requested image or blob.
         what: String,
         /// The registry.
         host: String,
         /// The HTTP status.
         status: u16,
-        /// What the registry says.
+        /// The registry's message.
         message: String,
-        /// How long the registry asks to be left alone, with 429 only.
+        /// Wait that the registry requests, with 429 only.
         retry_after: Option<Duration>,
     },
-    /// A document of an image is unusable.
+    /// A document of an image cannot be used.
     #[error("{what}: {reason}")]
     Document {
-        /// Which one.
+        /// The document.
         what: String,
-        /// What is wrong with it.
+        /// The fault of the document.
         reason: String,
     },
-    /// A tag and the digest beside it are two images.
-    #[error("{name}: the tag is {found} in the registry, not {pinned}; give one of them only")]
+    /// The tag and the digest of a reference are two different images.
+    #[error("{name}: the tag is {found} in the registry, not {pinned}. Give either the tag or the digest")]
     Disagree {
         /// The reference.
         name: String,
-        /// What the tag is.
+        /// Digest of the tag in the registry.
         found: Digest,
-        /// What was asked for.
+        /// Digest in the reference.
         pinned: Digest,
     },
-    /// An image offers nothing for the platforms asked for.
-    #[error("{name} has nothing for {wanted}; it offers {offered}")]
+    /// An image has no manifest for the requested platforms.
+    #[error("{name} has nothing for {wanted}. It offers {offered}")]
     Platform {
         /// The image.
         name: String,
-        /// The platforms that were asked for.
+        /// The requested platforms.
         wanted: String,
-        /// Those that there are.
+        /// The platforms of the image.
         offered: String,
     },
 }
@@ -151,7 +152,7 @@ fn with(message: &str) -> String {
 }
 
 impl Error {
-    /// Whether the same may go well a moment later.
+    /// Returns true if a retry may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Transfer { source, .. } => !source.is_builder(),
@@ -161,7 +162,7 @@ impl Error {
         }
     }
 
-    /// How long the registry asks to be left alone.
+    /// Returns the wait that the registry requests.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Error::Status { retry_after, .. } => *retry_after,
@@ -170,12 +171,13 @@ impl Error {
     }
 }
 
-/// What a request that failed comes to. Redirects lead to addresses that are as good as credentials: no URL is kept.
+/// Returns the error for a failed request. The URL is dropped, because the address of a redirect
+/// can contain credentials.
 pub(crate) fn of_transfer(what: &str, host: &str, error: reqwest::Error) -> Error {
     let (what, host, source) = (what.to_owned(), host.to_owned(), error.without_url());
     let mut cause = std::error::Error::source(&source);
     while let Some(error) = cause {
-        // The transport keeps the error of TLS as the text of another one.
+        // The transport wraps the TLS error as the text of another error.
         let text = error.to_string();
         if text.contains("invalid peer certificate") {
             return Error::Untrusted { what, host, source };

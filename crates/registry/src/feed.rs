@@ -1,4 +1,5 @@
-//! Layers on their way: several at a time from the registries, one after the other into the bundle.
+//! Fetches several layers at a time from the registries, and writes them one after the other into
+//! the bundle.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,18 +21,20 @@ use crate::{Cache, Client, Error, Resolved};
 /// Bytes that are handed over at a time.
 const PIECE: usize = 256 << 10;
 
-/// Pieces that wait for each layer: 8 MiB, so that a small layer is all here when its turn comes.
+/// Pieces that are buffered for each layer: 8 MiB. So a small layer is complete when its turn
+/// comes.
 const WAITING: usize = 32;
 
-/// Gives the blobs of images in the order in which they are asked for. The documents are at hand; layers are fetched
-/// in that same order, the next ones while the first is written. Blocking to read; not to be used in async code.
+/// Returns the blobs of images in the announced order. Documents are in memory. Layers are fetched
+/// in the same order, the next ones while the first is written. Reading blocks, so do not read in
+/// async code.
 pub struct Feed {
     documents: HashMap<Digest, Vec<u8>>,
     coming: mpsc::UnboundedReceiver<Coming>,
     cache: Option<Cache>,
-    /// The blob that was handed out last, to be kept once it has been proven.
+    /// The last blob that was returned. It is kept in the cache once its digest was verified.
     keeping: Option<Keeping>,
-    /// Dropped, it ends all transfers.
+    /// Dropping this ends all transfers.
     _fetching: JoinSet<()>,
 }
 
@@ -41,21 +44,21 @@ struct Coming {
     from_cache: Arc<AtomicU64>,
 }
 
-/// How far transfers have come, in bytes. All of it only grows.
+/// Progress of the transfers in bytes. The values only grow.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Fetched from registries.
+    /// Bytes from registries.
     pub fetched: Arc<AtomicU64>,
-    /// Taken from the cache.
+    /// Bytes from the cache.
     pub cached: Arc<AtomicU64>,
 }
 
 impl Feed {
-    /// Begins to fetch `blobs`, those of `images`, `concurrency` at a time.
+    /// Starts to fetch `blobs`, which belong to `images`, `concurrency` at a time.
     ///
     /// # Panics
     ///
-    /// Outside of a runtime.
+    /// Panics outside of a runtime.
     pub fn begin(
         client: &Arc<Client>,
         images: &[Resolved],
@@ -102,14 +105,14 @@ impl Feed {
         }
     }
 
-    /// Says that the bundle was written: the last blob, too, has been proven.
+    /// Reports that the bundle was written, so the digest of the last blob was verified too.
     pub fn finish(mut self) {
         self.commit();
     }
 
     fn commit(&mut self) {
         if let Some(Err(error)) = self.keeping.take().map(Keeping::commit) {
-            tracing::warn!(%error, "a blob is not kept in the cache");
+            tracing::warn!(%error, "cannot keep a blob in the cache");
         }
     }
 }
@@ -127,7 +130,7 @@ impl BlobFeed for Feed {
         }) = coming
         else {
             return Err(io::Error::other(
-                "layers are asked for in another order than was said",
+                "layers were requested in another order than announced",
             ));
         };
         Ok(Box::new(Pieces {
@@ -141,7 +144,7 @@ impl BlobFeed for Feed {
     }
 }
 
-/// Reads the pieces of one layer, and keeps what did not come from the cache.
+/// Reads the pieces of one layer, and stores a layer from a registry in the cache.
 struct Pieces<'f> {
     pieces: mpsc::Receiver<Result<Bytes, Error>>,
     piece: Bytes,
@@ -152,7 +155,7 @@ struct Pieces<'f> {
 }
 
 impl Pieces<'_> {
-    /// A cache that cannot be written costs the next run time, and this one nothing.
+    /// Stores a piece in the cache. If the cache cannot be written, only the next run takes longer.
     fn keep(&mut self) {
         if self.from_cache.load(Ordering::Relaxed) > 0 {
             return;
@@ -165,7 +168,7 @@ impl Pieces<'_> {
         match kept.and_then(|mut keeping| keeping.write(&self.piece).map(|()| keeping)) {
             Ok(keeping) => *self.keeping = Some(keeping),
             Err(error) => {
-                tracing::warn!(%error, "the cache cannot be written to");
+                tracing::warn!(%error, "cannot write to the cache");
                 self.cache = None;
             }
         }
@@ -206,8 +209,8 @@ struct Fetcher {
     counters: Counters,
 }
 
-/// Starts layers in order: the first that is not whole always has a permit, so no layer that the reader waits for
-/// waits for the reader.
+/// Starts layers in order. The first incomplete layer always has a permit. So the layer that the
+/// reader waits for never waits for the reader.
 async fn fetch_all(
     fetcher: Fetcher,
     layers: Vec<Layer>,
@@ -220,7 +223,7 @@ async fn fetch_all(
         let permit = Arc::clone(&permits)
             .acquire_owned()
             .await
-            .expect("it is never closed");
+            .expect("the semaphore is never closed");
         let (sender, pieces) = mpsc::channel(WAITING);
         let from_cache = Arc::new(AtomicU64::new(0));
         let handed_over = coming.send(Coming {
@@ -265,7 +268,7 @@ impl Fetcher {
         found.ok().flatten()
     }
 
-    /// Tries each repository that has the layer; what came from one goes on with the next.
+    /// Tries each repository that has the layer. Each continues where the previous one stopped.
     async fn fetch_from_registry(&self, layer: &Layer, pipe: &Pipe) -> Result<(), Error> {
         let mut sent = 0;
         let mut result = Ok(());
@@ -278,8 +281,8 @@ impl Fetcher {
         result
     }
 
-    /// Transfers what is missing, with retries that go on where the try before was interrupted. The
-    /// reader of all bytes proves them.
+    /// Transfers the missing bytes. A retry continues at the byte where the last try was
+    /// interrupted. The reader of all bytes verifies the digest.
     async fn transfer(
         &self,
         repository: &str,
@@ -297,7 +300,7 @@ impl Fetcher {
             let Some(wait) = tries.wait_after(&error, *sent > before) else {
                 return Err(error);
             };
-            tracing::warn!(error = %basics::chain(&error), at = *sent, "interrupted; going on from there");
+            tracing::warn!(error = %basics::chain(&error), at = *sent, "transfer interrupted: continuing at the same byte");
             tokio::time::sleep(wait).await;
         }
     }
@@ -315,7 +318,7 @@ impl Fetcher {
                 let length = piece.len() as u64;
                 let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE)).freeze();
                 if pipe.send(Ok(full)).await.is_err() {
-                    // The reader is gone.
+                    // The reader was dropped.
                     return Ok(());
                 }
                 *sent += length;
@@ -345,7 +348,7 @@ fn send_file(mut file: File, pipe: &Pipe, cached: &AtomicU64) {
                 }
             }
             Err(error) => {
-                let error = Error::Options(format!("the cache cannot be read: {error}"));
+                let error = Error::Options(format!("cannot read the cache: {error}"));
                 let _ = pipe.blocking_send(Err(error));
                 return;
             }

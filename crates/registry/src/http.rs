@@ -1,6 +1,6 @@
-//! Requests over HTTP: TLS, certificates and proxies of the connections, and the redirects that requests follow.
+//! Sends requests over HTTP: TLS, certificates, proxies and redirects.
 //!
-//! Nothing here knows a user or decides about retries.
+//! This module knows no user and does not decide about retries.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,27 +18,27 @@ use crate::subject::Subject;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How registries are spoken to.
+/// The protection of connections to registries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Security {
-    /// TLS, with certificates that are checked.
+    /// TLS with checked certificates.
     #[default]
     Verify,
-    /// TLS without a look at certificates. Digests prove blobs all the same; tags and credentials are open to any
-    /// machine on the way.
+    /// TLS without checks of certificates. Digests still prove blobs. Any machine on the way can
+    /// read credentials and change tags.
     SkipVerify,
-    /// No TLS at all.
+    /// No TLS.
     PlainHttp,
 }
 
-/// Proxies as the usual environment variables give them.
+/// Proxies, as the usual environment variables name them.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     /// `HTTP_PROXY`.
     pub http: Option<String>,
     /// `HTTPS_PROXY`.
     pub https: Option<String>,
-    /// `NO_PROXY`: hosts, domains, addresses and networks, with commas between them.
+    /// `NO_PROXY`: hosts, domains, addresses and networks, separated by commas.
     pub no_proxy: Option<String>,
 }
 
@@ -51,26 +51,27 @@ pub(crate) struct Http {
     proxies: Proxies,
 }
 
-/// A request, which is sent again where a redirect leads.
+/// A request. A redirect sends it again to another address.
 pub(crate) struct Ask {
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
-    /// A form to post. None to get.
+    /// A form for a POST request. Without it, the request is a GET.
     pub(crate) form: Option<String>,
 }
 
 impl Http {
-    /// Prepares connections; `roots` are certificates to trust beside those of the system, each file with its name.
+    /// Prepares connections. `roots` are trusted certificates beside those of the system, each with
+    /// the name of its file.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] when a certificate or proxy is none.
+    /// Returns [`Error::Options`] if a certificate or a proxy is not valid.
     pub(crate) fn new(
         security: Security,
         roots: &[(String, Vec<u8>)],
         proxies: Proxies,
     ) -> Result<Self, Error> {
-        // An earlier caller has installed the same provider, or another for reasons of its own.
+        // The installation fails if a provider is installed already. That provider then serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let certificates = certificates(roots)?;
         let guard = Guard::default();
@@ -86,9 +87,10 @@ impl Http {
         let with_system = builder()?.tls_certs_merge(certificates.clone()).build();
         let client = match with_system {
             Ok(client) => client,
-            // That is an error where the system has no certificates at all, also for those who need none.
+            // The builder fails if the system has no certificates at all. A user who needs none
+            // must not fail here.
             Err(error) => {
-                tracing::debug!(error = %basics::chain(&error), "without the system's certificates");
+                tracing::debug!(error = %basics::chain(&error), "continuing without the system's certificates");
                 let without = builder()?.tls_certs_only(certificates).build();
                 without.map_err(|error| bad(&error))?
             }
@@ -105,11 +107,13 @@ impl Http {
         self.security
     }
 
-    /// Gets something below the API of a registry. The registry may be anywhere: the operator named it.
+    /// Sends a GET request to the API of a registry. The registry may have any address, because the
+    /// operator named it.
     ///
     /// # Errors
     ///
-    /// When the connection fails, or a redirect is not followed. An answer without success is no error here.
+    /// Returns an error if the connection fails or a redirect is refused. An answer without success
+    /// is not an error here.
     pub(crate) async fn get(
         &self,
         subject: Subject<'_>,
@@ -119,8 +123,9 @@ impl Http {
     ) -> Result<Response, Error> {
         let location = subject.location;
         let url = format!("{}{}/{path}", self.base(location), location.path);
-        let url = Url::parse(&url)
-            .map_err(|error| Error::Options(format!("{location} is no place of a registry: {error}")))?;
+        let url = Url::parse(&url).map_err(|error| {
+            Error::Options(format!("{location} is not the address of a registry: {error}"))
+        })?;
         headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
         self.guard.allow(url.host_str().unwrap_or_default());
         let ask = Ask {
@@ -131,11 +136,11 @@ impl Http {
         self.follow(subject, ask).await
     }
 
-    /// Sends a request, and again wherever redirects lead it. Credentials stay with scheme, host and port.
+    /// Sends a request and follows its redirects. Credentials stay with scheme, host and port.
     ///
     /// # Errors
     ///
-    /// When the connection fails, or a redirect is not followed.
+    /// Returns an error if the connection fails or a redirect is refused.
     pub(crate) async fn follow(&self, subject: Subject<'_>, mut ask: Ask) -> Result<Response, Error> {
         for _ in 0..=reach::MOST_REDIRECTS {
             let request = match &ask.form {
@@ -149,7 +154,7 @@ impl Http {
             };
             let next = reach::next(&ask.url, target).map_err(|reason| subject.misled(reason))?;
             let is_same = reach::is_same_origin(&ask.url, &next);
-            // Of the redirects only these two keep the method and the body (RFC 9110, 15.4).
+            // Only these two redirects keep the method and the body (RFC 9110, 15.4).
             let keeps_body = matches!(response.status().as_u16(), 307 | 308);
             if ask.form.is_some() && !(is_same && keeps_body) {
                 return Err(subject.misled("a request with credentials".to_owned()));
@@ -164,11 +169,11 @@ impl Http {
         Err(subject.misled(format!("more than {} times", reach::MOST_REDIRECTS)))
     }
 
-    /// Lets an address that a registry names be asked.
+    /// Allows requests to an address that a registry names.
     ///
     /// # Errors
     ///
-    /// Why it must not be asked.
+    /// Returns the reason if the address is refused.
     pub(crate) async fn may_reach(&self, location: &Location, url: &Url) -> Result<(), String> {
         let host = url.host_str().unwrap_or_default();
         let origin = Url::parse(&self.base(location)).ok();
@@ -177,7 +182,8 @@ impl Http {
             return Ok(());
         }
         if self.has_proxy_for(url) && !reach::is_plain(host) {
-            // The proxy looks the name up. A name that goes around it is looked up for the connection (`Guard`).
+            // The proxy resolves the name. If the name bypasses the proxy, the connection resolves
+            // it (`Guard`).
             return Ok(());
         }
         let targets = reach::addresses(host).await;
@@ -202,7 +208,7 @@ impl Http {
         proxy.is_some()
     }
 
-    /// The address of a registry's API.
+    /// Returns the address of a registry's API.
     fn base(&self, location: &Location) -> String {
         let scheme = match self.security {
             Security::PlainHttp => "http",
@@ -222,14 +228,14 @@ fn builder(security: Security) -> reqwest::ClientBuilder {
         .no_proxy()
 }
 
-/// The host in the address of a proxy.
+/// Returns the host in the address of a proxy.
 fn proxy_host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split('/').next().unwrap_or_default();
     without_port(rest.rsplit('@').next().unwrap_or_default())
 }
 
-/// The certificates in these files.
+/// Reads the certificates in these files.
 fn certificates(roots: &[(String, Vec<u8>)]) -> Result<Vec<reqwest::Certificate>, Error> {
     let mut all = Vec::new();
     for (name, pem) in roots {
@@ -237,14 +243,14 @@ fn certificates(roots: &[(String, Vec<u8>)]) -> Result<Vec<reqwest::Certificate>
         let certificates =
             reqwest::Certificate::from_pem_bundle(pem).map_err(|error| unusable(&basics::chain(&error)))?;
         if certificates.is_empty() {
-            return Err(unusable("there is no certificate in PEM form in it"));
+            return Err(unusable("it has no certificate in PEM form"));
         }
         all.extend(certificates);
     }
     Ok(all)
 }
 
-/// The proxies that are given.
+/// Returns the configured proxies.
 fn in_use(proxies: &Proxies) -> Result<Vec<reqwest::Proxy>, Error> {
     let exceptions = || {
         proxies

@@ -1,16 +1,19 @@
 //! Fetches images and other artifacts from OCI registries, for bundles.
 //!
-//! [`resolve`] reads the documents of a reference and chooses platforms as containerd would; [`Feed`] fetches layers, several
-//! at a time, and hands them out in the order in which a bundle is written. Everything is known by digest before it
-//! is fetched and proven by it afterwards, which makes retries, resumed transfers, mirrors and the cache harmless.
+//! [`resolve`] reads the documents of a reference and chooses the platforms that containerd would
+//! choose. [`Feed`] fetches several layers at a time and returns them in the order of the bundle.
+//! The digest of a blob is known before its transfer and verified after it. So retries, resumed
+//! transfers, mirrors and the cache are harmless.
 //!
-//! Requests pass through five rooms: `client` asks the locations of a repository, `access` answers challenges, `http` sends
-//! and follows redirects, `answer` and `body` judge what comes back. `retry` decides about further tries; the two loops
-//! that carry the decision out are `Client::get` for documents and `Fetcher::transfer` for layers, which go on where they broke.
+//! A request passes through five modules. `client` asks the locations of a repository. `access`
+//! answers challenges. `http` sends requests and follows redirects. `answer` and `body` judge the
+//! answer. `retry` decides about retries, and two loops carry this out: `Client::get` for
+//! documents, and `Fetcher::transfer` for layers, which continues at the byte of the interruption.
 //!
-//! It speaks the OCI distribution-spec 1.1 (pull) with the token and basic authentication of Docker's registries, over
-//! a stock HTTP client. It knows nothing of containerd and of what a reference means to people, and it neither
-//! prints nor reads the environment: proxies and the places of credentials are given to it.
+//! The crate speaks the OCI distribution-spec 1.1 (pull) with the token and basic authentication of
+//! Docker's registries. It uses a stock HTTP client. It does not know containerd or the short forms
+//! of image names. It neither prints nor reads the environment: the caller passes proxies and the
+//! paths of credentials.
 
 mod access;
 mod answer;

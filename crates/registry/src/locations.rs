@@ -1,16 +1,17 @@
-//! Where a repository is fetched from: rewritten prefixes, mirrors, and Docker's own host name.
+//! The places from which a repository is fetched: rewritten prefixes, mirrors, and Docker's own
+//! host name.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A prefix of repositories and what stands for it: `docker.io=mirror.example:5000/hub`.
+/// A prefix of repositories and its replacement, for example `docker.io=mirror.example:5000/hub`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     from: String,
     to: String,
 }
 
-/// Why a text is no rule.
+/// The error for a text that is not a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not PREFIX=PREFIX, such as docker.io=mirror.example:5000/hub")]
 pub struct InvalidRule(String);
@@ -39,7 +40,8 @@ impl FromStr for Rule {
 }
 
 impl Rule {
-    /// The repository under its other prefix, if it is below ours. Prefixes end where path components end.
+    /// Returns the repository with the other prefix, if it has this rule's prefix. A prefix ends at
+    /// the end of a path component.
     fn apply(&self, repository: &str) -> Option<String> {
         let rest = repository.strip_prefix(&self.from)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.to))
@@ -49,7 +51,7 @@ impl Rule {
 /// A repository at a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Location {
-    /// The registry as it is called.
+    /// The registry's host as in the image name.
     pub(crate) host: String,
     pub(crate) path: String,
 }
@@ -63,7 +65,7 @@ impl Location {
         })
     }
 
-    /// The host that answers for the registry.
+    /// Returns the host that serves the registry's API.
     pub(crate) fn api_host(&self) -> &str {
         match self.host.as_str() {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
@@ -73,7 +75,7 @@ impl Location {
 }
 
 impl Location {
-    /// The name that the registry goes by, without a port.
+    /// Returns the registry's own name without a port.
     pub(crate) fn domain(&self) -> &str {
         match self.api_host() {
             "registry-1.docker.io" => "docker.io",
@@ -82,7 +84,7 @@ impl Location {
     }
 }
 
-/// A host without its port.
+/// Returns a host without its port.
 pub(crate) fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -96,8 +98,8 @@ impl fmt::Display for Location {
     }
 }
 
-/// Where to look for a repository, in order: its mirrors, then itself; all of it after it was rewritten by the rule with
-/// the longest prefix.
+/// Returns the places of a repository, in order: its mirrors, then the repository itself. First,
+/// the rule with the longest prefix rewrites the name.
 pub(crate) fn locations(repository: &str, rewrites: &[Rule], mirrors: &[Rule]) -> Vec<Location> {
     let longest = rewrites
         .iter()

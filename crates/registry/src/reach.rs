@@ -1,11 +1,14 @@
-//! Where the words of a registry may lead: redirects, and the token services that it names.
+//! Limits the addresses to which a registry can send the client: redirects and token services.
 //!
-//! The operator names registries, mirrors and proxies, and those may be anywhere. Whatever a registry names is another
-//! matter: it must not make this machine ask its own services, or those of its network that only machines beside it
-//! reach, such as the metadata of a cloud. So addresses of this machine and of its link are refused, unless the registry
-//! that was asked for is on this machine itself. Names are looked up for that, and once more when the connection is
-//! made. Where a proxy connects, the proxy is what looks names up; addresses are refused there as well.
-//! Sources: RFC 6890 (special addresses), RFC 9110, 15.4 (redirects).
+//! The operator names registries, mirrors and proxies, and these may be anywhere. An address that a
+//! registry names is different. It must not make this machine send requests to its own services.
+//! Nor may it reach services that only this network can reach, such as the metadata of a cloud. So
+//! addresses of this machine and of its link are refused, unless the requested registry is itself
+//! on this machine.
+//!
+//! The client resolves names for this check, and again for the connection. If a proxy connects, the
+//! proxy resolves names, and the client still refuses addresses. Sources: RFC 6890 (special
+//! addresses), RFC 9110, 15.4 (redirects).
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,24 +17,24 @@ use std::sync::{Arc, Mutex};
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// As many redirects are followed for one request.
+/// Most redirects of one request.
 pub(crate) const MOST_REDIRECTS: usize = 10;
 
-/// Metadata of clouds that is not at an address of the link: AWS by IPv6, Alibaba, Oracle.
+/// Addresses of cloud metadata outside the link: AWS by IPv6, Alibaba, Oracle.
 const METADATA: [IpAddr; 3] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
-/// How an address is to be seen.
+/// The distance of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// This machine.
     Here,
-    /// The link, or metadata of a cloud.
+    /// The link, or the metadata of a cloud.
     Beside,
-    /// Anywhere else.
+    /// Any other place.
     Away,
 }
 
@@ -53,7 +56,8 @@ impl Place {
     }
 }
 
-/// The IPv4 address in the forms of IPv6 that lead to one: mapped, compatible, NAT64 (RFC 6052) and 6to4 (RFC 3056).
+/// Returns the IPv4 address inside an IPv6 address: mapped, compatible, NAT64 (RFC 6052) and 6to4
+/// (RFC 3056).
 fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else {
         return address;
@@ -73,10 +77,11 @@ fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Why a host that a registry names is not asked, by its addresses and by those of the registry.
+/// Returns the reason to refuse a host that a registry names, from its addresses and those of the
+/// registry.
 pub(crate) fn refusal(host: &str, targets: &[IpAddr], origins: &[IpAddr]) -> Option<String> {
     let is_here = |address: &IpAddr| Place::of(*address) == Place::Here;
-    // Of several addresses the connection takes one that leads away (`Guard`).
+    // If an address leads away from this machine and link, the connection takes it (`Guard`).
     if targets.iter().any(|address| Place::of(*address) == Place::Away) {
         return None;
     }
@@ -86,7 +91,7 @@ pub(crate) fn refusal(host: &str, targets: &[IpAddr], origins: &[IpAddr]) -> Opt
     }
     let what = match Place::of(*target) {
         Place::Here => "an address of this machine",
-        _ => "an address that only machines on one link reach",
+        _ => "an address that only machines on this link can reach",
     };
     let named = if host.trim_matches(['[', ']']) == target.to_string() {
         host.to_owned()
@@ -96,11 +101,11 @@ pub(crate) fn refusal(host: &str, targets: &[IpAddr], origins: &[IpAddr]) -> Opt
     Some(format!("{named}, {what}"))
 }
 
-/// The place that a redirect leads to.
+/// Returns the target of a redirect.
 ///
 /// # Errors
 ///
-/// Why it is not followed.
+/// Returns the reason if the redirect is refused.
 pub(crate) fn next(from: &Url, location: &str) -> Result<Url, String> {
     let next = from
         .join(location)
@@ -108,11 +113,12 @@ pub(crate) fn next(from: &Url, location: &str) -> Result<Url, String> {
     match (from.scheme(), next.scheme()) {
         ("https", "http") => Err("from https to http".to_owned()),
         (_, "http" | "https") if next.host_str().is_some() => Ok(next),
-        (_, scheme) => Err(format!("to {scheme}:, which is no way to a registry")),
+        (_, scheme) => Err(format!("to {scheme}:, which is not HTTP")),
     }
 }
 
-/// Whether both are the same scheme, host and port: only then credentials stay with a request.
+/// Returns true if both have the same scheme, host and port. Only then does a request keep its
+/// credentials.
 pub(crate) fn is_same_origin(one: &Url, other: &Url) -> bool {
     let parts = |url: &Url| {
         (
@@ -124,9 +130,10 @@ pub(crate) fn is_same_origin(one: &Url, other: &Url) -> bool {
     parts(one) == parts(other)
 }
 
-/// Whether a token service belongs to a registry: one of the two hosts is the other or lies below it, as `auth.docker.io`
-/// lies below `docker.io` and `registry.gitlab.com` below `gitlab.com`. The owner of the upper name decides about the
-/// lower one. Hosts that are addresses must be the same; a name of one label is above nothing.
+/// Returns true if a token service belongs to a registry: the hosts are the same, or the first is a
+/// subdomain of the second or the reverse. Examples are `auth.docker.io` for `docker.io`, and
+/// `gitlab.com` for `registry.gitlab.com`. The owner of the upper name controls the lower one.
+/// Addresses must be equal. A name with a single label has no subdomains here.
 pub(crate) fn belongs(realm: &str, registry: &str) -> bool {
     let clean = |host: &str| host.trim_end_matches('.').to_ascii_lowercase();
     let (realm, registry) = (clean(realm), clean(registry));
@@ -138,16 +145,17 @@ pub(crate) fn belongs(realm: &str, registry: &str) -> bool {
     realm == registry || is_below(&realm, &registry) || is_below(&registry, &realm)
 }
 
-/// Whether a host is an address, or the one name that leads to this machine everywhere (RFC 6761, 6.3).
+/// Returns true if a host is an address, or the name that means this machine everywhere (RFC 6761,
+/// 6.3).
 pub(crate) fn is_plain(host: &str) -> bool {
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     is_address || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Looks a host up that is a name or an address.
+/// Resolves a host that is a name or an address.
 ///
-/// Empty where there is no such name: the connection will fail for that.
+/// The result is empty for an unknown name. The connection then reports the failure.
 pub(crate) async fn addresses(host: &str) -> Vec<IpAddr> {
     if let Ok(address) = host.trim_matches(['[', ']']).parse() {
         return vec![address];
@@ -159,15 +167,16 @@ pub(crate) async fn addresses(host: &str) -> Vec<IpAddr> {
     )
 }
 
-/// Looks names up for connections: those that the operator named wherever they lead, all others only where they lead
-/// away from here. So a name that has another address by the time of the connection leads nowhere.
+/// Resolves names for connections. Names from the operator may have any address. Other names may
+/// only have addresses away from this machine and link. So a name whose address changes after the
+/// check reaches nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Guard {
     named: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Guard {
-    /// Lets a name lead anywhere from now on.
+    /// Allows any address for a name from now on.
     pub(crate) fn allow(&self, host: &str) {
         let mut named = self.named.lock().expect("no holder panics");
         named.insert(host.to_ascii_lowercase());
@@ -190,7 +199,7 @@ impl Resolve for Guard {
                 .collect();
             if usable.is_empty() {
                 return Err(format!(
-                    "{host} leads to this machine or its link, and the operator did not name it"
+                    "{host} is an address of this machine or its link, and the operator did not name it"
                 )
                 .into());
             }
@@ -250,7 +259,7 @@ mod tests {
         ] {
             assert_eq!(Place::of(ip(beside)), Place::Beside, "{beside}");
         }
-        // Networks of the operator's own, where registries are.
+        // Private networks, where operators run registries.
         for away in [
             "10.0.0.1",
             "192.168.1.1",
@@ -320,7 +329,7 @@ mod tests {
         }
         let plain = Url::parse("http://a.test:5000/").unwrap();
         assert!(next(&plain, "https://b.test/").is_ok() && next(&plain, "http://b.test/").is_ok());
-        // Addresses in odd spellings are the addresses that they are.
+        // Addresses in unusual spellings are read as the addresses that they mean.
         for odd in [
             "http://2130706433/",
             "http://0x7f.1/",
@@ -376,7 +385,10 @@ mod tests {
     async fn a_name_that_leads_here_connects_only_where_it_was_named() {
         let guard = Guard::default();
         let resolve = |name: &str| guard.resolve(name.parse().unwrap());
-        let error = resolve("localhost").await.err().expect("it leads here");
+        let error = resolve("localhost")
+            .await
+            .err()
+            .expect("the name means this machine");
         assert!(error.to_string().contains("did not name it"), "{error}");
         guard.allow("LocalHost");
         assert!(resolve("localhost").await.is_ok());

@@ -1,4 +1,5 @@
-//! From a reference to everything that belongs into a bundle: documents read, platforms chosen, layers listed.
+//! Finds everything that belongs into a bundle, from a reference: reads documents, chooses
+//! platforms, lists layers.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -13,11 +14,13 @@ use serde_json::Value;
 use crate::client::{Client, Document};
 use crate::{Cache, Error};
 
-/// Levels of indexes, and descriptors in all of them: what bundles are read with.
+/// Deepest nesting of indexes, and most descriptors in all of them. Readers of bundles have the
+/// same limits.
 const DEEPEST: usize = 8;
 const MOST_DESCRIPTORS: usize = 10_000;
 
-/// Marks on an attestation or signature in an index, of the manifest that it is about: BuildKit's and containerd's.
+/// Annotations with which BuildKit and containerd mark the manifest that an attestation or
+/// signature is about.
 const REFERS_TO: [&str; 2] = ["vnd.docker.reference.digest", "io.containerd.manifest.subject"];
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -25,19 +28,19 @@ const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// An image by its normalised name: repository with host, and a tag, a digest or both.
+/// An image by its normalised name: the repository with its host, and a tag, a digest or both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageRef {
-    /// Host and path, such as `docker.io/library/busybox`.
+    /// Host and path, for example `docker.io/library/busybox`.
     pub repository: String,
     /// The tag.
     pub tag: Option<String>,
-    /// The digest that it is pinned to.
+    /// The digest in the reference.
     pub digest: Option<Digest>,
 }
 
 impl ImageRef {
-    /// The names that a bundle gives it: by tag, by digest, or both.
+    /// Returns the names of the image in a bundle: by tag, by digest, or both.
     fn names(&self) -> Vec<String> {
         let tag = self.tag.as_ref().map(|tag| format!("{}:{tag}", self.repository));
         let digest = self
@@ -64,29 +67,31 @@ impl fmt::Display for ImageRef {
 /// An image whose documents were read.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// What was asked for.
+    /// The requested reference.
     pub reference: ImageRef,
-    /// Where its blobs are.
+    /// The repository with its blobs.
     pub(crate) repository: String,
-    /// Names, target and blobs, as a bundle wants them. Which of its manifests are images is not looked at here.
+    /// Names, target and blobs, in the form that a bundle needs. The check whether a manifest is an
+    /// image comes later.
     pub draft: DraftImage,
-    /// The bytes of its documents.
+    /// Its documents with their bytes.
     pub(crate) documents: Vec<(BlobRef, Vec<u8>)>,
-    /// The platforms of the manifests that were taken, as text.
+    /// Platforms of the chosen manifests, as text.
     pub platforms: Vec<String>,
-    /// How many manifests of its indexes were left out.
+    /// Number of manifests in its indexes that were left out.
     pub left_out: usize,
-    /// Platforms that were asked for and that it does not offer, while it offers others of them.
+    /// Requested platforms that the image lacks, if it has another requested one.
     pub missing: Vec<String>,
 }
 
-/// Reads the documents of an image, and chooses among its platforms. Those in the cache are not fetched; what a name
-/// stands for is asked for each time. Safe to cancel.
+/// Reads the documents of an image and chooses its platforms. Documents in the cache are not
+/// fetched, but a tag is looked up each time. Cancel safe.
 ///
 /// # Errors
 ///
-/// When the registry does not give what is needed, a document is not what its digest says or not of a kind that is
-/// known, the tag and the digest of the reference are two images, or nothing suits the platforms.
+/// Returns an error if a document is not available, does not match its digest, or has an unknown
+/// type. Also returns an error if the tag and the digest of the reference differ, or if no platform
+/// fits.
 pub async fn resolve(
     client: &Client,
     cache: Option<&Cache>,
@@ -111,7 +116,7 @@ pub async fn resolve(
                 found: root.digest().clone(),
                 pinned: pinned.clone(),
             },
-            None => unusable(&name, pinned, "its bytes do not have that digest"),
+            None => unusable(&name, pinned, "its content does not match the digest"),
         });
     }
     let mut walk = Walk {
@@ -148,7 +153,7 @@ pub async fn resolve(
     })
 }
 
-/// The descriptor of what a registry answered.
+/// Returns the descriptor of the registry's answer.
 fn root(name: &str, document: &Document, pinned: Option<&Digest>) -> Result<Descriptor, Error> {
     let value = parse(name, &document.bytes)?;
     let own = value["mediaType"].as_str().unwrap_or_default();
@@ -159,7 +164,7 @@ fn root(name: &str, document: &Document, pinned: Option<&Digest>) -> Result<Desc
     {
         return Err(Error::Document {
             what: name.to_owned(),
-            reason: "it is a Docker schema 1 manifest, which containerd does not run; push it again with a current tool"
+            reason: "it is a Docker schema 1 manifest, which containerd does not run: push it again with a current tool"
                 .to_owned(),
         });
     }
@@ -172,9 +177,9 @@ fn root(name: &str, document: &Document, pinned: Option<&Digest>) -> Result<Desc
     let media_type = [own, document.content_type.as_str(), by_members]
         .into_iter()
         .find(|media_type| known.contains(media_type))
-        .expect("the last one is known");
+        .expect("the last media type is known");
     let digest = match pinned {
-        // By the algorithm that it is pinned with.
+        // The digest uses the algorithm of the reference.
         Some(pinned) if digest::fits(&document.bytes, pinned) => pinned.clone(),
         _ => digest::sha256(&document.bytes),
     };
@@ -207,7 +212,7 @@ fn parse(what: &str, bytes: &[u8]) -> Result<Value, Error> {
     } else {
         Err(Error::Document {
             what: what.to_owned(),
-            reason: "the manifest is no JSON object".to_owned(),
+            reason: "the manifest is not a JSON object".to_owned(),
         })
     }
 }
@@ -217,7 +222,7 @@ fn parse(what: &str, bytes: &[u8]) -> Result<Value, Error> {
 struct Entry {
     descriptor: Descriptor,
     platform: Option<Platform>,
-    /// The manifest that it is an attestation of.
+    /// Digest of the manifest that this attestation is about.
     refers_to: Option<String>,
 }
 
@@ -253,7 +258,7 @@ struct Walk<'a> {
     descriptors: usize,
 }
 
-/// The platforms that are asked for, for people.
+/// Returns the requested platforms, for messages.
 fn asked(wanted: &Wanted) -> Vec<String> {
     match wanted {
         Wanted::All { .. } => vec!["any platform".to_owned()],
@@ -262,7 +267,7 @@ fn asked(wanted: &Wanted) -> Vec<String> {
 }
 
 impl Resolved {
-    /// Its documents: indexes, manifests and configs, each with its bytes.
+    /// Returns its documents (indexes, manifests and configs) with their bytes.
     pub fn documents(&self) -> impl Iterator<Item = (&BlobRef, &[u8])> {
         self.documents
             .iter()
@@ -271,7 +276,8 @@ impl Resolved {
 }
 
 impl Walk<'_> {
-    /// Takes a document and what it refers to. `bytes` are those of the root, which have been fetched by name.
+    /// Reads a document and everything that it refers to. `bytes` has the root, which was fetched
+    /// by name.
     async fn document(&mut self, entry: Entry, bytes: Option<Vec<u8>>, depth: usize) -> Result<(), Error> {
         let digest = entry.digest().clone();
         if self.documents.iter().any(|(blob, _)| blob.digest == digest) {
@@ -302,7 +308,7 @@ impl Walk<'_> {
             return Err(unusable(
                 self.name,
                 digest,
-                "its bytes do not have that digest and size",
+                "its content does not match the digest and size",
             ));
         }
         self.keep(&blob, &document.bytes).await;
@@ -324,17 +330,19 @@ impl Walk<'_> {
         read.ok().flatten()
     }
 
-    /// A cache that cannot be written costs the next run time, and this one nothing.
+    /// Stores a document in the cache. If the cache cannot be written, only the next run takes
+    /// longer.
     async fn keep(&self, blob: &BlobRef, bytes: &[u8]) {
         let Some(cache) = self.cache.cloned() else { return };
         let (blob, bytes) = (blob.clone(), bytes.to_owned());
         let kept = tokio::task::spawn_blocking(move || cache.put(&blob, &bytes)).await;
         if let Ok(Err(error)) = kept {
-            tracing::warn!(%error, "a document is not kept in the cache");
+            tracing::warn!(%error, "cannot keep a document in the cache");
         }
     }
 
-    /// One that is described as one kind and built like another would be two images for two readers (CVE-2021-41190).
+    /// Refuses a document whose descriptor and content have different types. Two readers would see
+    /// two images (CVE-2021-41190).
     fn check(&self, entry: &Entry, value: &Value) -> Result<(), Error> {
         let has = |member: &str| !value[member].is_null();
         let own = value["mediaType"].as_str().unwrap_or_default();
@@ -342,9 +350,9 @@ impl Walk<'_> {
             Some("it is a Docker schema 1 manifest, which is not supported")
         } else if is_index(entry.media_type()) {
             (has("config") || has("layers") || is_manifest(own))
-                .then_some("it is described as an index and is a manifest")
+                .then_some("its descriptor says index, but it is a manifest")
         } else {
-            (has("manifests") || is_index(own)).then_some("it is described as a manifest and is an index")
+            (has("manifests") || is_index(own)).then_some("its descriptor says manifest, but it is an index")
         };
         contradiction.map_or(Ok(()), |reason| Err(unusable(self.name, entry.digest(), reason)))
     }
@@ -375,7 +383,7 @@ impl Walk<'_> {
                 kind if is_index(kind) || is_manifest(kind) => {
                     Box::pin(self.document(entry, None, depth + 1)).await?;
                 }
-                // Of a type that no reader walks: a blob like any other.
+                // No reader follows this type, so it is a blob like any other.
                 _ => self.layers.push(BlobRef::of(&entry.descriptor)),
             }
         }
@@ -398,8 +406,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The entries that containerd would use, for each matcher. It looks at the platform only: an entry that is no image and
-    /// stands first is taken, and the check of the bundle finds out.
+    /// Returns the entries that containerd would use, for each matcher. containerd looks only at
+    /// the platform. It also takes a first entry that is no image, and the check of the bundle
+    /// reports that.
     fn choose(&self, entries: &[Entry]) -> HashSet<Digest> {
         match self.wanted {
             Wanted::All { .. } => entries.iter().map(|entry| entry.digest().clone()).collect(),
@@ -410,7 +419,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Notes platforms that were asked for and for which there is nothing, by whatever rules.
+    /// Records the requested platforms for which no entry exists under any rule.
     fn note_missing(&mut self, entries: &[Entry]) {
         let Wanted::Platforms(matchers) = self.wanted else {
             return;
@@ -427,7 +436,7 @@ impl Walk<'_> {
             name: self.name.to_owned(),
             wanted: asked(self.wanted).join(" or "),
             offered: if offered.is_empty() {
-                "none at all".to_owned()
+                "no platform".to_owned()
             } else {
                 offered.join(", ")
             },
@@ -459,7 +468,8 @@ impl Walk<'_> {
 }
 
 impl Walk<'_> {
-    /// An image that stands for itself has its platform in its config. containerd would run it anywhere.
+    /// Checks the platform of an image without an index, which is in its config. containerd would
+    /// run such an image on any platform.
     fn check_platform(&self, entry: &Entry, config: &Entry, bytes: &[u8]) -> Result<(), Error> {
         let Wanted::Platforms(matchers) = self.wanted else {
             return Ok(());
@@ -493,7 +503,7 @@ fn offered(entries: &[Entry]) -> Vec<String> {
     offered
 }
 
-/// The one of them that containerd goes on with.
+/// Returns the entry that containerd would use.
 fn best<'e>(entries: &'e [Entry], matcher: &Matcher) -> Option<&'e Entry> {
     matcher.best(entries, |entry: &Entry| entry.platform.as_ref())
 }
@@ -503,7 +513,7 @@ fn is_about(entry: &Entry, taken: &HashSet<Digest>) -> bool {
     subject.is_some_and(|subject| taken.iter().any(|digest| digest.as_ref() == subject))
 }
 
-/// What a manifest is for: by its descriptor, or else by its config.
+/// Returns the platform of a manifest, from its descriptor or else from its config.
 fn platform_text(platform: Option<&Platform>, config: &[u8]) -> Option<String> {
     if let Some(platform) = platform {
         return Some(platform.to_string());
@@ -512,7 +522,7 @@ fn platform_text(platform: Option<&Platform>, config: &[u8]) -> Option<String> {
     (!config.os.is_empty() && !config.architecture.is_empty()).then(|| config.to_string())
 }
 
-/// Reads a descriptor.
+/// Parses a descriptor.
 fn entry(value: &Value) -> Result<Entry, String> {
     let digest = digest::parse(value["digest"].as_str().unwrap_or_default())?;
     let size = value["size"]

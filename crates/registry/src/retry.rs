@@ -1,6 +1,6 @@
-//! Retries: which failures are worth another try, how many tries there are, and how long the wait before each is.
+//! Retries: decides which failures are worth a retry, how many there are, and the wait before each.
 //!
-//! [`Tries`] decides, and neither reads a clock nor waits: the sender of the requests waits.
+//! [`Tries`] only decides. It neither reads a clock nor waits. The sender of the requests waits.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use basics::Backoff;
 
 use crate::Error;
 
-/// The longest wait that is taken over from a registry's `Retry-After`.
+/// Longest `Retry-After` of a registry that the client accepts.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
-/// The longest pause of our own.
+/// Longest pause between retries, apart from waits that a registry requests.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often and after which pause something is tried again.
+/// The number of retries and the pause before them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
-    /// Further tries without any progress.
+    /// Number of retries without any progress.
     pub times: u32,
-    /// Before the first of them; each pause is twice the one before, ten seconds at most.
+    /// Pause before the first retry. Each pause is twice the previous one, at most ten seconds.
     pub pause: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Default for Retry {
 #[derive(Debug)]
 pub(crate) struct Tries {
     retry: Retry,
-    /// Failures in a row without progress between them.
+    /// Number of failures in a row without progress.
     failures: u32,
 }
 
@@ -45,11 +45,13 @@ impl Tries {
         Self { retry, failures: 0 }
     }
 
-    /// Counts a failure. Returns the wait before the next try, or `None` when another try is pointless or was the last.
+    /// Counts a failure. Returns the wait before the next try, or `None` if a retry is pointless or
+    /// the last try has failed.
     ///
-    /// A failure after progress counts as the first one. A registry that asks for a wait gets it, and the pause after it.
+    /// A failure after progress counts as the first one. If a registry requests a wait, the wait is
+    /// that time plus the pause.
     pub(crate) fn wait_after(&mut self, error: &Error, has_moved: bool) -> Option<Duration> {
-        // A drip is no progress: it would go on for ever.
+        // A drip is not progress, or it would go on forever.
         let has_moved = has_moved && !matches!(error, Error::TooSlow { .. });
         self.failures = if has_moved {
             1
@@ -109,7 +111,7 @@ mod tests {
     const STAYED: bool = false;
     const MOVED: bool = true;
 
-    /// The waits after these failures, in milliseconds.
+    /// Returns the waits after these failures, in milliseconds.
     fn waits(retry: Retry, failures: &[(Error, bool)]) -> Vec<Option<u128>> {
         let mut tries = Tries::new(retry);
         failures
@@ -142,7 +144,7 @@ mod tests {
             ("no retries", 0, stays(vec![short()]), &[None]),
             ("no retries, with progress", 0, vec![(short(), MOVED)], &[None]),
             (
-                "progress begins anew",
+                "progress resets the count",
                 2,
                 vec![
                     (short(), STAYED),

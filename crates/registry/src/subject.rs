@@ -1,26 +1,26 @@
-//! The thing that a request is about, and the registry that is asked for it, as errors name them.
+//! The image or blob that a request is about, and its registry, for the text of errors.
 
 use reqwest::header::HeaderValue;
 
 use crate::locations::Location;
 use crate::{Error, error};
 
-/// A thing at one registry.
+/// An image or blob at one registry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
-    /// The thing, in words.
+    /// The image or blob, in words.
     pub(crate) what: &'a str,
-    /// The registry, and the thing's place in it.
+    /// The registry, and the path in it.
     pub(crate) location: &'a Location,
 }
 
 impl Subject<'_> {
-    /// The connection failed or broke.
+    /// Returns the error of a connection that failed or broke.
     pub(crate) fn broken(self, error: reqwest::Error) -> Error {
         error::of_transfer(self.what, &self.location.host, error)
     }
 
-    /// The registry wants other credentials, or any.
+    /// Returns the error of a registry that requires other credentials.
     pub(crate) fn denied(self, reason: impl Into<String>) -> Error {
         Error::Denied {
             what: self.what.to_owned(),
@@ -29,7 +29,7 @@ impl Subject<'_> {
         }
     }
 
-    /// The registry leads to where it is not followed.
+    /// Returns the error of a refused redirect.
     pub(crate) fn misled(self, reason: String) -> Error {
         Error::Redirect {
             what: self.what.to_owned(),
@@ -38,7 +38,7 @@ impl Subject<'_> {
         }
     }
 
-    /// The answer cannot be used as a document.
+    /// Returns the error of an unusable document.
     pub(crate) fn unusable(self, reason: String) -> Error {
         Error::Document {
             what: self.what.to_owned(),
@@ -46,7 +46,7 @@ impl Subject<'_> {
         }
     }
 
-    /// The bytes come so slowly that the answer has no end.
+    /// Returns the error of a transfer that is too slow to end.
     pub(crate) fn too_slow(self) -> Error {
         Error::TooSlow {
             what: self.what.to_owned(),
@@ -54,14 +54,15 @@ impl Subject<'_> {
         }
     }
 
-    /// A header value that no log shows.
+    /// Returns a header value that no log shows.
     ///
     /// # Errors
     ///
-    /// [`Error::Denied`] when the text fits no header: such a token is never accepted.
+    /// Returns [`Error::Denied`] if the text is not a valid header value. No registry would accept
+    /// such a token.
     pub(crate) fn secret_header(self, text: String) -> Result<HeaderValue, Error> {
         let value = HeaderValue::try_from(text);
-        let mut value = value.map_err(|_| self.denied("its token is no header value"))?;
+        let mut value = value.map_err(|_| self.denied("its token is not a valid header value"))?;
         value.set_sensitive(true);
         Ok(value)
     }

@@ -1,7 +1,8 @@
-//! Registries that mean no good: where they lead, what they ask for, and how much they send.
+//! Hostile registries: their redirects, their requests for credentials, and the amount that they
+//! send.
 //!
-//! A small server plays them all. Where a registry has to be anywhere but on this machine, the server is the proxy that
-//! every request goes through: it sees what the client would have asked of whom.
+//! A small server plays all of them. For a registry on another machine, the server is the proxy of
+//! every request. So it sees which host the client would have asked.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -17,19 +18,19 @@ use airgapd_registry::{
 use bundle::write::BlobFeed as _;
 use platforms::Wanted;
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 struct Request {
     method: String,
-    /// A path, or the whole address where the server is the proxy.
+    /// A path, or the whole address if the server is the proxy.
     target: String,
     authorization: Option<String>,
 }
 
-/// What is sent back.
+/// The answer to a request.
 enum Reply {
     Bytes(Vec<u8>),
-    /// The same piece again and again, until the client has enough.
+    /// The same piece repeated, until the client closes the connection.
     Endless(String, Vec<u8>),
 }
 
@@ -39,7 +40,7 @@ struct Server {
 }
 
 impl Server {
-    /// Answers each request on a connection of its own. It ends with the process.
+    /// Answers each request on its own connection. The server ends with the process.
     fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -58,7 +59,7 @@ impl Server {
         self.seen.lock().unwrap().clone()
     }
 
-    /// The hosts that were asked by way of the proxy.
+    /// Returns the hosts that the client asked through the proxy.
     fn asked(&self) -> Vec<String> {
         let host = |request: Request| {
             let rest = request
@@ -71,7 +72,7 @@ impl Server {
         self.seen().into_iter().map(host).collect()
     }
 
-    /// A client for which every registry is behind this server.
+    /// Returns a client that reaches every registry through this server.
     fn client(&self, credentials: Credentials) -> Client {
         client(Options {
             proxies: Proxies {
@@ -172,7 +173,7 @@ fn manifest() -> String {
     )
 }
 
-/// A registry that does what it should.
+/// Answers like a registry that behaves well.
 fn honest(request: &Request) -> Reply {
     if request.target.contains("/manifests/") {
         reply(200, "", manifest().as_bytes())
@@ -195,7 +196,7 @@ async fn fetch(client: &Client, registry: &str) -> Result<Resolved, Error> {
     resolve(client, None, &image(registry), &Wanted::All { rules: Vec::new() }).await
 }
 
-/// Credentials of these hosts, each a user called as the host.
+/// Returns credentials for these hosts. Each user has the name of the host.
 fn credentials(folder: &tempfile::TempDir, hosts: &[&str]) -> Credentials {
     let auths: serde_json::Map<_, _> = hosts
         .iter()
@@ -287,7 +288,7 @@ async fn a_registry_on_this_machine_may_lead_to_this_machine() {
         fetch(&own, &format!("127.0.0.1:{}", first.port)).await.unwrap();
         fetch(&own, &format!("localhost:{}", first.port)).await.unwrap();
     }
-    // Its link is another matter.
+    // The link of this machine is refused.
     let first = Server::start(|_| redirect("http://169.254.169.254/latest/"));
     let own = client(Options::default());
     let error = fetch(&own, &format!("127.0.0.1:{}", first.port))
@@ -311,7 +312,8 @@ async fn credentials_go_no_further_than_their_registry() {
         }
     });
     let own = server.client(credentials(&folder, &["registry.test", "store.test"]));
-    // Back at the registry they are not taken up again: it asks for them, and that is the end.
+    // After a redirect back to the registry, the client does not send credentials again. The
+    // registry requires them, so the request fails.
     let error = fetch(&own, "registry.test").await.unwrap_err();
     assert!(matches!(error, Error::Denied { .. }), "{error}");
     for request in server.seen() {
@@ -321,7 +323,7 @@ async fn credentials_go_no_further_than_their_registry() {
     assert!(server.asked().iter().any(|host| host == "store.test"));
 }
 
-/// A registry that wants a token from `realm`.
+/// Starts a registry that requires a token from `realm`.
 fn with_tokens(realm: &'static str) -> Server {
     Server::start(move |request| {
         if request.target.contains("/token") {
@@ -342,7 +344,8 @@ fn with_tokens(realm: &'static str) -> Server {
 async fn passwords_go_to_token_services_of_their_registry_or_those_that_the_operator_names() {
     let folder = tempfile::tempdir().unwrap();
     let evil = "http://evil.test/token";
-    /// Registry, token service, hosts with credentials, and whose credentials the service gets or why none.
+    /// Registry, token service, hosts with credentials, and the host whose credentials the service
+    /// gets, or the reason for none.
     type Row = (
         &'static str,
         &'static str,
@@ -378,7 +381,7 @@ async fn passwords_go_to_token_services_of_their_registry_or_those_that_the_oper
             "registry.test",
             evil,
             &["registry.test"],
-            Err("evil.test, another host, which gets no password of registry.test"),
+            Err("evil.test is another host and gets no password of registry.test"),
         ),
         (
             "registry.test",
@@ -458,11 +461,11 @@ async fn documents_without_end_and_codings_that_were_not_asked_for_are_refused()
     let table = [
         (
             format!("{head}Connection: close\r\n\r\n"),
-            "sends more than 8388608 bytes",
+            "sent more than 8388608 bytes",
         ),
         (
             format!("{head}Content-Length: 1000000000000\r\n\r\n"),
-            "sends more than 8388608 bytes",
+            "sent more than 8388608 bytes",
         ),
         (
             format!("{head}Content-Encoding: gzip\r\n\r\n"),
@@ -476,14 +479,14 @@ async fn documents_without_end_and_codings_that_were_not_asked_for_are_refused()
             .unwrap_err();
         assert!(error.to_string().contains(words), "{words}: {error}");
     }
-    // A refusal without end is one all the same.
+    // An endless refusal still counts as a refusal.
     let head = "HTTP/1.1 404 X\r\nConnection: close\r\n\r\n";
     let server = Server::start(move |_| Reply::Endless(head.to_owned(), zeros()));
     let error = fetch(&server.client(Credentials::default()), "registry.test")
         .await
         .unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    // So is a token without end.
+    // An endless token is refused too.
     let server = Server::start(move |request| match request.target.contains("/token") {
         true => Reply::Endless("HTTP/1.1 200 X\r\n\r\n".to_owned(), zeros()),
         false => reply(
@@ -522,7 +525,7 @@ async fn lengths_and_digests_that_lie_are_found() {
     let error = fetch(&other.client(Credentials::default()), "registry.test")
         .await
         .unwrap_err();
-    assert!(error.to_string().contains("do not have that digest"), "{error}");
+    assert!(error.to_string().contains("does not match the digest"), "{error}");
     let mut pinned = image("registry.test");
     pinned.digest = Some(digest_of(b"another").parse().unwrap());
     let honest_one = Server::start(honest);
@@ -533,7 +536,7 @@ async fn lengths_and_digests_that_lie_are_found() {
     assert!(matches!(error, Error::Disagree { .. }), "{error}");
 }
 
-/// Reads the layer of the image; how many bytes came, and the error.
+/// Reads the layer of the image. Returns the number of bytes that arrived, and the error.
 async fn layer(server: &Server) -> (usize, Option<String>) {
     layer_by(server.client(Credentials::default())).await
 }
@@ -566,7 +569,7 @@ async fn a_layer_without_end_is_read_a_little_beyond_its_size() {
         false => honest(request),
     });
     let (came, error) = layer(&endless).await;
-    // One piece too much, by which the writer of the bundle knows.
+    // The extra piece tells the writer of the bundle that the layer is too long.
     assert!(
         error.is_none() && came > LAYER.len() && came < 1 << 20,
         "{came}: {error:?}"

@@ -1,7 +1,8 @@
-//! The images of k0s itself: what a cluster configuration asks for, given the image set of a release.
+//! The images of k0s itself: what a cluster configuration asks for, given the image set of a
+//! release.
 //!
-//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed with 1.36, and
-//! [`Listing`] says how.
+//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed with 1.36,
+//! and [`Listing`] says how.
 
 mod config;
 mod sets;
@@ -127,8 +128,8 @@ pub enum Unlisted {
     },
 }
 
-/// The images that a cluster with this configuration needs on nodes of this platform, in the order of
-/// `k0s airgap list-images`; with `all` also those that the configuration does not use.
+/// The images that a cluster with this configuration needs on nodes of this platform, in the order
+/// of `k0s airgap list-images`; with `all` also those that the configuration does not use.
 ///
 /// # Errors
 ///
@@ -253,8 +254,8 @@ fn needed(config: &ClusterConfig, set: &ImageSet, component: Component) -> Resul
     })
 }
 
-/// An image name in another repository, by k0s's rule: the repository takes the place of the host, or stands before a
-/// name without one; a name that begins with it stays.
+/// An image name in another repository, by k0s's rule: the repository takes the place of the host,
+/// or stands before a name without one; a name that begins with it stays.
 fn moved(name: &str, repository: &str) -> String {
     if name.starts_with(repository) {
         return name.to_owned();

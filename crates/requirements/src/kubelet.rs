@@ -1,9 +1,9 @@
 //! Which settings of a kubelet get in the way of images that were imported and not pulled.
 //!
-//! With the feature `KubeletEnsureSecretPulledImages` (KEP-2535; alpha in Kubernetes 1.33, beta and on in 1.35) a
-//! kubelet may ask for credentials before a pod uses an image that is there, and an airgapped node has nobody who
-//! could check them. Source: Kubernetes documentation, "Ensure Image Pull Credential Verification", and the reference
-//! of `kubelet.config.k8s.io/v1beta1`.
+//! With the feature `KubeletEnsureSecretPulledImages` (KEP-2535; alpha in Kubernetes 1.33, beta and
+//! on in 1.35) a kubelet may ask for credentials before a pod uses an image that is there, and an
+//! airgapped node has nobody who could check them. Source: Kubernetes documentation, "Ensure Image
+//! Pull Credential Verification", and the reference of `kubelet.config.k8s.io/v1beta1`.
 
 pub mod records;
 
@@ -34,7 +34,8 @@ enum Verification {
 pub struct Kubelet {
     /// `imagePullCredentialsVerificationPolicy`.
     verification: Verification,
-    /// `preloadedImagesVerificationAllowlist`: image names without tag or digest, each perhaps ending in `/*`.
+    /// `preloadedImagesVerificationAllowlist`: image names without tag or digest, each perhaps
+    /// ending in `/*`.
     allowlist: Vec<String>,
     /// `staticPodPath`.
     pub static_pods: Option<String>,
@@ -104,8 +105,8 @@ pub enum Verdict {
 }
 
 impl Kubelet {
-    /// Whether this kubelet lets a pod use an image that is there, by what it remembers of its own pulls. `given` is
-    /// the image as the pod gives it, `id` is the image's id in CRI.
+    /// Whether this kubelet lets a pod use an image that is there, by what it remembers of its own
+    /// pulls. `given` is the image as the pod gives it, `id` is the image's id in CRI.
     #[must_use]
     pub fn verdict(&self, records: &Records, given: &str, id: &str) -> Verdict {
         if let Some(refusal) = records.unreadable(given, id) {
@@ -118,16 +119,18 @@ impl Kubelet {
                 Some(Err(refusal)) => Verdict::Record(refusal),
             };
         }
-        // A kubelet that wants credentials for every image is content with a record that allows the pod.
+        // A kubelet that wants credentials for every image is content with a record that allows the
+        // pod.
         match self.objection(repository(given)) {
             Some(objection) if said != Some(Ok(())) => Verdict::Settings(objection),
             _ => Verdict::Allowed,
         }
     }
 
-    /// Why this kubelet would ask for credentials before it lets a pod use an imported image of this repository;
-    /// `None` where it would not. The repository is as the pod gives it: kubelet compares it with its list as it stands
-    /// there, and `busybox` is not `docker.io/library/busybox`.
+    /// Why this kubelet would ask for credentials before it lets a pod use an imported image of
+    /// this repository; `None` where it would not. The repository is as the pod gives it: kubelet
+    /// compares it with its list as it stands there, and `busybox` is not
+    /// `docker.io/library/busybox`.
     #[must_use]
     pub fn objection(&self, repository: &str) -> Option<String> {
         let policy = match self.verification {

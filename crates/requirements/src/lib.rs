@@ -1,12 +1,12 @@
 //! Which images a cluster will ask for.
 //!
-//! Text in, references out: [`k0s`] knows what k0s brings up by itself and how its configuration changes that,
-//! [`manifests`] finds the images in any Kubernetes YAML or JSON, [`lists`] reads plain lists, and [`kubelet`] says
-//! which settings of a kubelet get in the way of images that nobody pulled. References come out as they stand there;
-//! whoever looks them up normalises them.
+//! Text in, references out: [`k0s`] knows what k0s brings up by itself and how its configuration
+//! changes that, [`manifests`] finds the images in any Kubernetes YAML or JSON, [`lists`] reads
+//! plain lists, and [`kubelet`] says which settings of a kubelet get in the way of images that
+//! nobody pulled. References come out as they stand there; whoever looks them up normalises them.
 //!
-//! It reads no file, starts no program, and knows neither bundles nor containerd. What it is given may be hostile:
-//! [`Limits`] bound what a text may cost, YAML aliases included.
+//! It reads no file, starts no program, and knows neither bundles nor containerd. What it is given
+//! may be hostile: [`Limits`] bound what a text may cost, YAML aliases included.
 
 pub mod k0s;
 pub mod kubelet;
@@ -24,8 +24,8 @@ use basics::Foreign;
 pub struct Limits {
     /// The longest text as a whole, in bytes.
     pub text: usize,
-    /// The longest single YAML document, in bytes: the parser holds about thirty times as much. JSON is bounded by
-    /// `text` alone.
+    /// The longest single YAML document, in bytes: the parser holds about thirty times as much.
+    /// JSON is bounded by `text` alone.
     pub document: usize,
     /// The most bytes that one document may take when aliases are followed, with 32 for each value.
     pub expanded: usize,
@@ -46,7 +46,8 @@ impl Default for Limits {
 pub struct Problem {
     /// The line, from 1 on, where it is known.
     pub line: Option<usize>,
-    /// The way to the value: `Deployment shop/web: spec.template.spec.containers[0].image`; empty where there is none.
+    /// The way to the value: `Deployment shop/web: spec.template.spec.containers[0].image`; empty
+    /// where there is none.
     pub at: String,
     /// What is wrong, and what to do about it.
     pub reason: String,

@@ -1,4 +1,5 @@
-//! Plain lists: one reference on each line, as `k0s airgap list-images` and `crictl` scripts have them.
+//! Plain lists: one reference on each line, as `k0s airgap list-images` and `crictl` scripts have
+//! them.
 
 /// A line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,8 +10,8 @@ pub struct Line {
     pub reference: String,
 }
 
-/// The references of a list. Blank lines, lines that begin with `#`, and what follows a blank and `#` are not looked
-/// at.
+/// The references of a list. Blank lines, lines that begin with `#`, and what follows a blank and
+/// `#` are not looked at.
 #[must_use]
 pub fn parse(text: &str) -> Vec<Line> {
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();

@@ -1,10 +1,11 @@
-//! The images in Kubernetes manifests: every pod template of every workload, containers of all three kinds and image
-//! volumes.
+//! The images in Kubernetes manifests: every pod template of every workload, containers of all
+//! three kinds and image volumes.
 //!
-//! Objects of the built-in kinds are read where the API has their pod template (Kubernetes API reference, `PodSpec`),
-//! and a value of the wrong type there is a mistake. Anything else may be a custom resource: whatever looks like a pod
-//! spec in it, a mapping with a list of containers that have images, is taken for one. What is no Kubernetes object
-//! at all (a chart's values, a CI file) has no images.
+//! Objects of the built-in kinds are read where the API has their pod template (Kubernetes API
+//! reference, `PodSpec`), and a value of the wrong type there is a mistake. Anything else may be a
+//! custom resource: whatever looks like a pod spec in it, a mapping with a list of containers that
+//! have images, is taken for one. What is no Kubernetes object at all (a chart's values, a CI file)
+//! has no images.
 
 use std::cell::RefCell;
 
@@ -29,8 +30,8 @@ pub struct Use {
 }
 
 impl Use {
-    /// The pull policy that will be used: without one, the tag `latest` (or no tag and no digest) means `Always`, and
-    /// any other `IfNotPresent` (Kubernetes documentation, "Images").
+    /// The pull policy that will be used: without one, the tag `latest` (or no tag and no digest)
+    /// means `Always`, and any other `IfNotPresent` (Kubernetes documentation, "Images").
     #[must_use]
     pub fn effective_policy(&self) -> &str {
         if let Some(policy) = &self.pull_policy {
@@ -79,7 +80,8 @@ pub fn read(text: &str, limits: &Limits) -> Found {
 }
 
 impl Found {
-    /// One object; `item_kind` is its kind where it is an item of a typed list, which may leave it out.
+    /// One object; `item_kind` is its kind where it is an item of a typed list, which may leave it
+    /// out.
     fn object(&mut self, tree: &Tree, item_kind: Option<&str>) {
         let Tree::Map(members) = tree else { return };
         let kind = tree.text("kind").or(item_kind);

@@ -1,9 +1,10 @@
 //! YAML and JSON as plain trees, with a budget.
 //!
-//! A YAML document of a few lines can stand for gigabytes: an alias is a copy of what it refers to, and that may hold
-//! aliases again. So every value is charged when it is made, and a document that costs too much is given up. Merge
-//! keys (`<<`) are resolved, since Kubernetes' own tools do that. Of a key given twice both values are kept: what is
-//! looked for here are images, and none shall be missed.
+//! A YAML document of a few lines can stand for gigabytes: an alias is a copy of what it refers to,
+//! and that may hold aliases again. So every value is charged when it is made, and a document that
+//! costs too much is given up. Merge keys (`<<`) are resolved, since Kubernetes' own tools do that.
+//! Of a key given twice both values are kept: what is looked for here are images, and none shall be
+//! missed.
 
 use std::cell::Cell;
 use std::fmt;
@@ -86,7 +87,8 @@ fn problem(line: Option<usize>, reason: String) -> Problem {
     }
 }
 
-/// JSON values one after the other; `None` where it is no JSON, and may still be YAML in its flow style.
+/// JSON values one after the other; `None` where it is no JSON, and may still be YAML in its flow
+/// style.
 fn json(text: &str, limits: &Limits) -> Option<(Vec<Document>, Vec<Problem>)> {
     let mut documents = Vec::new();
     let mut rest = text;
@@ -147,9 +149,9 @@ fn yaml(text: &str, limits: &Limits) -> (Vec<Document>, Vec<Problem>) {
     (documents, problems)
 }
 
-/// The parts of a text between its `---` lines, each with its first line. Such a line ends a document wherever it
-/// stands (YAML 1.2.2, 9.1.2), so nothing needs to be parsed for that. What is blank apart from comments and
-/// directives is left out.
+/// The parts of a text between its `---` lines, each with its first line. Such a line ends a
+/// document wherever it stands (YAML 1.2.2, 9.1.2), so nothing needs to be parsed for that. What is
+/// blank apart from comments and directives is left out.
 fn parts(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut begin, mut begin_line) = (0, 1);

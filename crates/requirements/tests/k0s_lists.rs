@@ -1,9 +1,10 @@
-//! The lists of k0s for its defaults and for other configurations, as `k0s airgap list-images` prints them.
+//! The lists of k0s for its defaults and for other configurations, as `k0s airgap list-images`
+//! prints them.
 //!
-//! Source: github.com/k0sproject/k0s. For v1.36.3+k0s.2 `pkg/airgap/images.go` (which component, in which order) and
-//! `cmd/airgap/listimages_test.go` (load balancers, architectures, Windows) with the constants of
-//! `pkg/constant/constant.go` at that tag; for v1.34.10+k0s.0 the same files at that one; `docs/configuration.md`,
-//! "spec.images", for overrides and the repository.
+//! Source: github.com/k0sproject/k0s. For v1.36.3+k0s.2 `pkg/airgap/images.go` (which component, in
+//! which order) and `cmd/airgap/listimages_test.go` (load balancers, architectures, Windows) with
+//! the constants of `pkg/constant/constant.go` at that tag; for v1.34.10+k0s.0 the same files at
+//! that one; `docs/configuration.md`, "spec.images", for overrides and the repository.
 
 use platforms::Platform;
 use requirements::Limits;

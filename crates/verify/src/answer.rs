@@ -1,6 +1,7 @@
-//! The answer for one reference, held against an inventory, with the image that comes closest and the remedy.
+//! The answer for one reference from an inventory, with the nearest miss and the remedy.
 //!
-//! A pod may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
+//! A pod may miss an image that is present under a slightly different name. Operators look for that
+//! difference.
 
 use import::content::CONTAINERD;
 use import::labels::EXPIRES;
@@ -11,29 +12,29 @@ use serde::Serialize;
 use crate::sought::{Wanted, find, parts, wanted};
 use crate::{Held, Inventory, Need, Source};
 
-/// What there is to say of an image that runs without its layers.
+/// The remark about an image that runs without its layers.
 const UNPACKED: &str = "it is unpacked, and its layers are not in the store (discard_unpacked_layers in containerd's \
                         configuration): it runs, and cannot be exported";
 
-/// Whether a reference will be answered.
+/// The answer whether the image of a reference is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It is there, down to every blob.
+    /// The image is present, with every blob.
     Present,
-    /// There is no image of this name.
+    /// No image has this name.
     Absent,
-    /// It is there, and something it needs is not, or is damaged.
+    /// The image is present, but lacks a part or has a damaged part.
     Incomplete,
-    /// It is there for other platforms only.
+    /// The image is present for other platforms only.
     WrongPlatform,
-    /// What has the name is no container image.
+    /// The name belongs to something that is no container image.
     NotAnImage,
-    /// It is no image reference.
+    /// The text is no image reference.
     InvalidReference,
 }
 
-/// How a near miss differs from what was asked for.
+/// The part in which a near miss differs from the wanted image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Difference {
@@ -43,7 +44,7 @@ pub enum Difference {
     Platform,
 }
 
-/// An image that is almost the one that was asked for.
+/// An image that is similar to the wanted image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NearMiss {
     pub differs_in: Difference,
@@ -52,34 +53,34 @@ pub struct NearMiss {
     pub place: String,
 }
 
-/// What there is to say about one reference.
+/// The answer for one reference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
-    /// The normalised reference, or the text in its place where it is none.
+    /// The normalised reference, or the given text if it is no reference.
     pub reference: String,
-    /// Whether it will be there.
+    /// The answer itself.
     pub status: Status,
-    /// What the name points at.
+    /// The digest that the name points at.
     pub digest: Option<String>,
     /// `containerd`, or the bundle.
     pub place: Option<String>,
-    /// The platforms that are whole, or that there are instead.
+    /// The platforms that are whole, or the platforms that exist instead.
     pub platforms: Vec<String>,
-    /// Whether kubelet's garbage collector leaves the image alone; `None` for an image of a bundle.
+    /// True if kubelet's garbage collector leaves the image alone. `None` for an image of a bundle.
     pub pinned: Option<bool>,
-    /// The bundles that vouch for it.
+    /// The bundles that vouch for the image.
     pub bundles: Vec<String>,
-    /// What is wrong.
+    /// The reasons why the image is missing.
     pub problems: Vec<String>,
-    /// A bundle on this disk that has the image, whole.
+    /// A bundle on this disk that has the whole image.
     pub found_in: Option<String>,
-    /// An image that is almost the one that is asked for, where there is one.
+    /// An image that is similar to the wanted image, if there is one.
     pub near_miss: Option<NearMiss>,
-    /// What to do about it.
+    /// The way to get the image.
     pub remedy: Option<String>,
     /// Doubts about an image that is present, in sentences.
     pub warnings: Vec<String>,
-    /// The places that ask for it.
+    /// The places that need the image.
     pub sources: Vec<Source>,
 }
 
@@ -143,14 +144,15 @@ fn only_for(offered: &[String]) -> String {
     }
 }
 
-/// Answers for one need: `inventory` is where it must be, `bundles` are those it could still come from.
+/// Answers for one need. The image must be in `inventory`. `bundles` has the bundles that could
+/// bring it.
 pub fn answer(need: &Need, inventory: &Inventory, bundles: &Inventory) -> Answer {
     let wanted = match wanted(need.given(), inventory) {
         Ok(wanted) => wanted,
         Err(reason) => {
             let mut answer = Answer::new(need, Status::InvalidReference);
             answer.problems.push(reason);
-            answer.remedy = Some("correct it where it is asked for".to_owned());
+            answer.remedy = Some("correct the reference in its source".to_owned());
             return answer;
         }
     };
@@ -169,7 +171,7 @@ pub fn answer(need: &Need, inventory: &Inventory, bundles: &Inventory) -> Answer
     answer
 }
 
-/// `expires` is the name of a record that ends by itself, and when.
+/// Adds warnings. `expires` is the name of a record that containerd will delete, and the time.
 fn warn(answer: &mut Answer, expires: Option<(&str, &str)>) {
     if answer.pinned == Some(false) {
         answer
@@ -178,13 +180,13 @@ fn warn(answer: &mut Answer, expires: Option<(&str, &str)>) {
     }
     if let Some((name, when)) = expires {
         answer.warnings.push(format!(
-            "its record expires ({EXPIRES} is {when}): containerd 2.0 and later deletes it then, pinned or not; a bundle \
-             that has it takes the label away, and so does: ctr -n k8s.io images label {name} {EXPIRES}="
+            "its record expires ({EXPIRES} is {when}): containerd 2.0 and later then deletes it, even if it is pinned. To keep it, \
+             import a bundle with the image, or run: ctr -n k8s.io images label {name} {EXPIRES}="
         ));
     }
 }
 
-/// Adds what comes closest and what to do.
+/// Adds the nearest miss and the remedy.
 fn advise(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles: &Inventory) {
     if answer.status == Status::Absent {
         answer.problems.push(match wanted {
@@ -222,22 +224,24 @@ fn advise(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles: 
             answer.remedy = Some("import a bundle that has it, whole: only what is missing moves".to_owned());
         }
         Status::Absent if in_bundle.is_some_and(|held| matches!(held.state, Judgement::Broken(_))) => {
-            answer.remedy = Some("make that bundle anew, whole".to_owned());
+            answer.remedy = Some("make that bundle again, whole".to_owned());
         }
         Status::NotAnImage => {
-            answer.remedy = Some("use its name for the image it was meant for, or another name".to_owned());
+            answer.remedy =
+                Some("give this name to the image that it was meant for, or use another name".to_owned());
         }
         _ => closest(answer, wanted, inventory, bundles),
     }
 }
 
-/// How an image comes to run that stands behind another manifest of its index. No bundle of this index helps: containerd
-/// goes by the index, and an index with another order is another digest. A reference to the manifest itself passes by it.
+/// Returns how to run an image that stands behind another manifest of its index. No bundle of this
+/// index helps: containerd goes by the index, and an index with another order has another digest. A
+/// reference to the manifest itself bypasses the index.
 fn uncover(held: &Held, image: &Digest) -> String {
     let repository = parts(&held.name).0;
     format!(
-        "no bundle of this index helps. Build the index anew, with the image {image} before what containerd uses now, or with \
-         no platform on the latter; or bundle {repository}@{image} by itself, and ask for it by that digest"
+        "no bundle of this index helps. Rebuild the index with the image {image} before the manifest that containerd uses, \
+         or without a platform on that manifest. Or bundle {repository}@{image} by itself, and refer to it by that digest"
     )
 }
 
@@ -262,7 +266,7 @@ fn near(held: &Held, differs_in: Difference) -> NearMiss {
     }
 }
 
-/// Names the image that differs least, and how to get from one to the other.
+/// Adds the image that differs least, and the remedy that leads from it to the wanted image.
 fn closest(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles: &Inventory) {
     let Wanted::Name(_, reference) = wanted else {
         answer.remedy = Some("import the bundle that has it, or ask for it by name".to_owned());
@@ -282,18 +286,18 @@ fn closest(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles:
             answer.near_miss = Some(near);
             answer.remedy = Some(remedy);
         }
-        None => answer.remedy = Some("add it to a bundle: no bundle here has anything like it".to_owned()),
+        None => answer.remedy = Some("add it to a bundle: no bundle here has a similar image".to_owned()),
     }
 }
 
 type Found = Option<(NearMiss, String)>;
 
-/// The digest of something else in the same image, or another build.
+/// Finds another part of the same image if the wanted digest is in it, or another build.
 fn other_digest<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
     let digest = reference.digest()?;
     let same = held.filter(|held| parts(&held.name).0 == reference.repository());
     let mut same: Vec<&Held> = same.collect();
-    // With a tag, that one first; names with a tag say more than those by digest.
+    // The wanted tag comes first. Then names with a tag, which say more than names with a digest.
     same.sort_by_key(|held| {
         let tag = parts(&held.name).1;
         (tag.is_none() || tag != reference.tag(), tag.is_none())
@@ -312,19 +316,21 @@ fn other_digest<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>)
         return Some((near(held, Difference::Digest), remedy));
     }
     if let Some(held) = same.iter().find(|held| held.target.as_ref() == digest) {
-        let remedy = "the image is there, without a name by digest: import its bundle again, which adds one"
-            .to_owned();
+        let remedy =
+            "the image is present without a record by digest: import its bundle again, which adds the record"
+                .to_owned();
         return Some((near(held, Difference::Digest), remedy));
     }
     let held = same.first()?;
     let remedy = format!(
-        "it is another build, {}: bundle the one that is asked for, or ask for this one",
+        "it is another build, {}: bundle the digest that is required, or refer to this digest",
         held.target
     );
     Some((near(held, Difference::Digest), remedy))
 }
 
-/// The same path and tag, or at least the same last part of the path, elsewhere.
+/// Finds the same version in another registry: the same path, or at least the same last part of the
+/// path.
 fn other_registry<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
     let is_same_version = |held: &&Held| match (reference.digest(), parts(&held.name)) {
         (Some(digest), _) => held.target.as_ref() == digest,
@@ -358,7 +364,7 @@ fn other_tag<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) ->
     let same =
         held.filter(|held| parts(&held.name).0 == reference.repository() && parts(&held.name).1.is_some());
     let wanted = reference.tag().unwrap_or_default();
-    // Of one that is in a bundle and in containerd, the latter is the one to ask for.
+    // If an image is in a bundle and in containerd, name containerd's.
     let held = same.max_by_key(|held| {
         let tag = parts(&held.name).1.unwrap_or_default();
         (alike(tag, wanted), held.place == CONTAINERD)
@@ -367,7 +373,7 @@ fn other_tag<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) ->
     Some((near(held, Difference::Tag), remedy))
 }
 
-/// How many characters two tags begin with in common.
+/// Returns how many characters two tags have in common at their beginnings.
 fn alike(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
 }

@@ -1,7 +1,8 @@
-//! What a cluster will ask this node for, gathered from everything the operator points at.
+//! Gathers the images that a cluster will need on this node, from all sources that the operator
+//! names.
 //!
-//! The files are read here and the program of k0s is started here; what is in them is the business of the crate
-//! `requirements`. Whoever asks gets all of it or every mistake at once: a list that is short of the images of one
+//! This module reads the files and starts the program of k0s. The crate `requirements` parses them.
+//! The result is either complete or has every mistake at once: a list that lacks the images of one
 //! unreadable manifest would be worse than none.
 
 mod files;
@@ -20,25 +21,28 @@ use files::Text;
 pub use files::read as read_text;
 pub use k0s::{K0sAnswer, K0sQuestion};
 
-/// Everything the operator can point at.
+/// All sources that the operator can name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sources {
+    /// References on the command line.
+    pub references: Vec<String>,
     /// Lists of references.
     pub images: Vec<PathBuf>,
-    /// What k0s will ask for.
+    /// The images of k0s.
     pub k0s: K0sQuestion,
     /// Kubernetes manifests, and folders of them.
     pub manifests: Vec<PathBuf>,
-    /// kubelet's folder.
+    /// kubelet's folder of static pods.
     pub static_pods: Option<PathBuf>,
-    /// What containerd starts every pod with, where it does not tell.
+    /// The image with which containerd starts every pod, if containerd does not tell.
     pub sandbox_image: Option<String>,
 }
 
 impl Sources {
-    /// Whether nothing was pointed at.
+    /// Returns true if the operator names no source.
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.references.is_empty()
+            && self.images.is_empty()
             && !self.k0s.is_given()
             && self.manifests.is_empty()
             && self.static_pods.is_none()
@@ -46,7 +50,7 @@ impl Sources {
     }
 }
 
-/// The kinds of places an image can be asked for.
+/// The kinds of places that need an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -62,21 +66,35 @@ pub enum Kind {
     Sandbox,
 }
 
-/// One place that asks for an image.
+/// A place that needs an image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Source {
     /// The kind of place.
     pub kind: Kind,
-    /// The file, where there is one.
+    /// The file, if there is one.
     pub path: Option<String>,
     /// The Kubernetes object.
     pub object: Option<String>,
     /// The field that has the reference.
     pub field: Option<String>,
-    /// The reference as it stands there.
+    /// The reference as the place has it.
     pub given: String,
     /// The pull policy that follows.
     pub pull_policy: Option<String>,
+}
+
+impl Source {
+    /// A place that is no file: the command line, or containerd.
+    fn bare(kind: Kind, given: String) -> Self {
+        Self {
+            kind,
+            path: None,
+            object: None,
+            field: None,
+            given,
+            pull_policy: None,
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -86,23 +104,24 @@ impl fmt::Display for Source {
         match self.kind {
             Kind::K0s => parts.insert(0, "k0s"),
             Kind::Sandbox => parts.insert(0, "containerd's sandbox image"),
+            Kind::List if self.path.is_none() => parts.push("the command line"),
             Kind::Manifest | Kind::StaticPod | Kind::List => {}
         }
         f.write_str(&parts.join(": "))
     }
 }
 
-/// An image that will be asked for.
+/// An image that the node will need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Need {
-    /// The normalised reference, or what stands in its place where it is none.
+    /// The normalised reference, or the given text if it is no reference.
     pub reference: String,
-    /// Who asks for it.
+    /// The places that need it.
     pub sources: Vec<Source>,
 }
 
 impl Need {
-    /// The reference as it was first written where it is asked for.
+    /// Returns the reference as its first source has it.
     pub fn given(&self) -> &str {
         self.sources
             .first()
@@ -110,22 +129,26 @@ impl Need {
     }
 }
 
-/// Everything that was gathered.
+/// All images that were gathered.
 #[derive(Debug, Default)]
 pub struct Needs {
-    /// In the order of the sources.
+    /// The places, in the order of the sources.
     found: Vec<Source>,
-    /// Where the list of k0s comes from, if it was asked for.
+    /// The origin of k0s's list, if that list was requested.
     pub k0s: Option<K0sAnswer>,
-    /// What the operator should hear, although it stops nothing.
+    /// Remarks for the operator that stop nothing.
     pub notes: Vec<String>,
-    /// Why the list is not whole.
+    /// The reasons why the list is not complete.
     pub mistakes: Vec<String>,
 }
 
 impl Needs {
-    /// Adds everything but what containerd itself is to be asked. `platform` is that of the node; `None` is this machine's.
+    /// Adds all sources except the answer of containerd itself. `platform` is the node's. `None` is
+    /// this machine's.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
+        let typed = sources.references.iter();
+        self.found
+            .extend(typed.map(|reference| Source::bare(Kind::List, reference.clone())));
         for list in &sources.images {
             self.add_list(list);
         }
@@ -139,8 +162,8 @@ impl Needs {
         }
     }
 
-    /// Adds the images of manifests. For static pods kubelet's own rules hold: every file of the folder itself that
-    /// does not begin with a dot.
+    /// Adds the images of manifests. For static pods, kubelet's own rules apply: every file of the
+    /// folder itself whose name does not begin with a dot.
     pub fn add_manifests(&mut self, paths: &[impl AsRef<Path>], kind: Kind) {
         for path in paths {
             let texts = files::texts(path.as_ref(), kind == Kind::StaticPod, &mut self.mistakes);
@@ -187,24 +210,17 @@ impl Needs {
             }));
     }
 
-    /// Adds what containerd itself starts every pod with.
+    /// Adds the image with which containerd itself starts every pod.
     pub fn add_sandbox(&mut self, reference: String) {
-        self.found.push(Source {
-            kind: Kind::Sandbox,
-            path: None,
-            object: None,
-            field: None,
-            given: reference,
-            pull_policy: None,
-        });
+        self.found.push(Source::bare(Kind::Sandbox, reference));
     }
 
-    /// Who asks for what, in the order of the sources.
+    /// Returns the places and the images that they need, in the order of the sources.
     pub fn sources(&self) -> &[Source] {
         &self.found
     }
 
-    /// The references as they stand there, in the order of the sources.
+    /// Returns the references as they are in their sources, in the order of the sources.
     pub fn as_given(&self) -> Vec<Need> {
         let need = |source: &Source| Need {
             reference: source.given.clone(),
@@ -213,7 +229,7 @@ impl Needs {
         self.found.iter().map(need).collect()
     }
 
-    /// The references normalised, sorted, each once with everybody who asks for it.
+    /// Returns the references normalised and sorted, each once with all its sources.
     pub fn merged(&self) -> Vec<Need> {
         let mut by_reference: BTreeMap<String, Vec<Source>> = BTreeMap::new();
         for source in &self.found {
@@ -227,7 +243,7 @@ impl Needs {
     }
 }
 
-/// The name that CRI would look for; what is no reference stays as it is.
+/// Returns the name that CRI would look for. A text that is no reference stays as it is.
 fn normalised(given: &str) -> String {
     given
         .parse::<Reference>()

@@ -1,4 +1,4 @@
-//! Images by name, as a containerd or a bundle has them, each with what it lacks.
+//! Images by name, as a containerd or a bundle has them, each with its missing parts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -16,58 +16,62 @@ use platforms::Wanted;
 
 use super::Sought;
 
-/// Records of so many targets are asked for by their targets; of more, all records are listed instead.
+/// Most targets whose records are requested by target. For more targets, all records are listed.
 const MOST_TARGETS: usize = 100;
 
-/// One name and what is behind it.
+/// A name and the image behind it.
 #[derive(Clone, Debug)]
 pub struct Held {
-    /// The name of the record, or the one that the bundle's image would get.
+    /// The name of the record, or the name that the bundle's image would get.
     pub name: String,
     /// The digest that the name points at.
     pub target: Digest,
-    /// Whether it can run on this node.
+    /// The verdict whether the image can run on this node.
     pub state: Judgement,
-    /// Whether it runs only because it is unpacked: layers of it are not in the store.
+    /// True if the image runs only because it is unpacked: the store lacks some of its layers.
     pub lacks_layers: bool,
-    /// The manifest for this node, where containerd uses another manifest that is of no use.
+    /// The manifest for this node, if containerd uses another manifest that is of no use.
     pub hidden: Option<Digest>,
-    /// What may keep it from running all the same, in sentences.
+    /// Reasons why the image may still not run, in sentences.
     pub doubts: Vec<String>,
     /// The manifests and indexes below the target, each with its platform.
     pub below: Vec<(Digest, String)>,
     /// `containerd`, or the bundle.
     pub place: String,
-    /// Whether kubelet's garbage collector leaves it alone; `None` for bundles.
+    /// True if kubelet's garbage collector leaves it alone. `None` for bundles.
     pub pinned: Option<bool>,
-    /// When containerd's garbage collector may delete the record, if there is such a label on it.
+    /// Time from which containerd's garbage collector may delete the record, if the record has such
+    /// a label.
     pub expires: Option<String>,
     /// The bundles that vouch for it.
     pub bundles: Vec<String>,
-    /// Who pinned it, see [`import::labels::pinned_by`]; empty for bundles.
+    /// The programs that pinned it, see [`import::labels::pinned_by`]. Empty for bundles.
     pub pinned_by: Vec<&'static str>,
-    /// When containerd's record was made.
+    /// Time at which containerd's record was created.
     pub created_at: Option<Timestamp>,
-    /// Whether it is unpacked for this node; `None` where containerd does not tell, and for bundles.
+    /// True if the image is unpacked for this node. `None` for bundles, and if containerd does not
+    /// tell.
     pub unpacked: Option<bool>,
 }
 
-/// Everything that a containerd or several bundles have.
+/// All images of a containerd or of several bundles.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     held: BTreeMap<String, Held>,
-    /// Images by the digest of their config, which is what CRI calls their id.
+    /// Image names by the digest of the config, which CRI uses as the image's id.
     ids: BTreeMap<String, String>,
 }
 
 impl Inventory {
-    /// Asks containerd for the records that matter to `sought` and for its blobs, and reads the documents behind each of these
-    /// records. Blobs that it lists count where its store has them, if `store` is where that can be seen. An image whose
-    /// layers are not there counts as whole where it is unpacked as a whole with the snapshotter of `snapshots`.
+    /// Lists the records that matter to `sought` and the blobs of containerd. Reads the documents
+    /// behind each of these records. If `store` shows containerd's store, a listed blob counts only
+    /// if its file exists. An image without its layers counts as whole if it is completely unpacked
+    /// with the snapshotter of `snapshots`.
     ///
     /// # Errors
     ///
-    /// The error of the client while it lists. A blob that cannot be read later is a problem of its image.
+    /// Returns the error of the client while it lists. A blob that cannot be read later is a
+    /// problem of its image.
     pub async fn of_containerd(
         client: &Client,
         store: Option<&Path>,
@@ -99,12 +103,13 @@ impl Inventory {
         Inventory::of_records(client, store, records, wanted, limits, snapshots).await
     }
 
-    /// The images behind every record of `pattern`, and behind each other record that points at one of these; behind all records
-    /// without one. Otherwise as [`Inventory::of_containerd`].
+    /// Reads the images behind every record that matches `pattern`, and behind each other record
+    /// with the same target. Without a pattern, reads the images of all records. Otherwise as
+    /// [`Inventory::of_containerd`].
     ///
     /// # Errors
     ///
-    /// As [`Inventory::of_containerd`].
+    /// As for [`Inventory::of_containerd`].
     pub async fn of_pattern(
         client: &Client,
         store: Option<&Path>,
@@ -125,7 +130,7 @@ impl Inventory {
                 };
                 client.each_image(look).await?;
                 match targets.len() {
-                    // containerd holds every record against each of them.
+                    // containerd compares every record with each of the targets.
                     ..=MOST_TARGETS => client.images_targeting(&Vec::from_iter(&targets)).await?,
                     _ => {
                         let mut records = client.images().await?;
@@ -149,7 +154,7 @@ impl Inventory {
     ) -> Result<Inventory, containerd::Error> {
         let snapshots = snapshots.committed(client).await;
         let (wanted, limits) = (wanted.clone(), limits.clone());
-        // Each document is waited for, so this has a thread of its own.
+        // Reading waits for each document, so it has a thread of its own.
         let read = tokio::task::spawn_blocking(move || {
             Inventory::read(records, store, &wanted, &limits, snapshots.as_ref())
         });
@@ -201,7 +206,7 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// What a bundle would bring, under the names it would have.
+    /// Returns the images that a bundle would bring, under the names that they would get.
     pub fn of_bundle(catalog: &Catalog, path: &Path, policy: &Policy) -> Inventory {
         let place = path.display().to_string();
         let mut inventory = Inventory::default();
@@ -245,7 +250,7 @@ impl Inventory {
         inventory
     }
 
-    /// These and nothing else.
+    /// Returns an inventory of exactly these images.
     #[cfg(test)]
     pub(super) fn of(held: impl Iterator<Item = Held>) -> Inventory {
         let mut inventory = Inventory::default();
@@ -287,13 +292,13 @@ impl Inventory {
         }
     }
 
-    /// Adds what another bundle has; of two with the same name a whole one counts.
+    /// Adds the images of another bundle. Of two images with the same name, a whole image counts.
     pub fn join(&mut self, other: Inventory) {
         self.ids.extend(other.ids);
         other.held.into_values().for_each(|held| self.put(held));
     }
 
-    /// CRI calls images by their ids, too.
+    /// Adds an image. CRI also calls images by their ids.
     fn put(&mut self, held: Held) {
         if held.name.starts_with("sha256:") {
             self.ids.insert(held.name.clone(), held.name.clone());
@@ -304,12 +309,12 @@ impl Inventory {
         }
     }
 
-    /// The image of that exact name.
+    /// Returns the image with exactly this name.
     pub fn get(&self, name: &str) -> Option<&Held> {
         self.held.get(name)
     }
 
-    /// The image with that id, or the only one whose id begins so.
+    /// Returns the image with this id, or the only image whose id begins so.
     pub fn by_id(&self, id: &str) -> Option<&Held> {
         let id = if id.starts_with("sha256:") {
             id.to_owned()
@@ -327,7 +332,7 @@ impl Inventory {
         }
     }
 
-    /// Everything there is, by name.
+    /// Returns all images, by name.
     pub fn all(&self) -> impl Iterator<Item = &Held> {
         self.held.values()
     }
@@ -340,7 +345,7 @@ impl Held {
     }
 }
 
-/// What a verdict without records says of the image; `None` where nothing of it would ever be there.
+/// Returns the state of an image by its verdict, or `None` if the image would get no record.
 fn state_of(verdict: Verdict) -> Option<Judgement> {
     match verdict {
         Verdict::Broken(problems) => Some(Judgement::Broken(problems)),
@@ -351,26 +356,27 @@ fn state_of(verdict: Verdict) -> Option<Judgement> {
     }
 }
 
-/// The files that vouch for a record.
+/// Returns the files that vouch for a record.
 fn vouchers(record: &ImageRecord) -> Vec<String> {
     let sources = record.labels.iter();
     let sources = sources.filter(|(key, _)| key.starts_with(BUNDLE_PREFIX) || *key == IMPORTED);
     sources.map(|(_, file)| file.clone()).collect()
 }
 
-/// Which snapshots count for an image that lacks layers.
+/// The snapshots that count for an image that lacks layers.
 #[derive(Clone, Copy, Debug)]
 pub enum Snapshots {
-    /// None: what matters is the store.
+    /// No snapshots: only the store counts.
     Ignored,
-    /// Those of the snapshotter that CRI uses.
+    /// The snapshots of CRI's snapshotter.
     OfCri,
-    /// Those of the usual snapshotter, where there is no CRI.
+    /// The snapshots of the usual snapshotter, if there is no CRI.
     Usual,
 }
 
 impl Snapshots {
-    /// The committed ones by name. `None` where containerd does not tell: then only the store counts.
+    /// Returns the names of the committed snapshots. Returns `None` if containerd does not list
+    /// them, and then only the store counts.
     async fn committed(self, client: &Client) -> Option<HashSet<String>> {
         let cri = match self {
             Snapshots::Ignored => return None,
@@ -390,7 +396,7 @@ impl Snapshots {
     }
 }
 
-/// What came of reading an image.
+/// The result of reading an image.
 #[derive(Clone, Debug)]
 struct Examined {
     state: Judgement,
@@ -452,7 +458,7 @@ fn examine(
     }
 }
 
-/// The manifests and indexes below a node.
+/// Collects the manifests and indexes below a node.
 fn collect(node: &Node, below: &mut Vec<(Digest, String)>) {
     let Content::Index(children) = &node.content else {
         return;

@@ -1,8 +1,9 @@
-//! Will every image that this node is asked for be there?
+//! Will every image that this node needs be present?
 //!
-//! [`Needs`] is what is asked for: lists, manifests, the images of k0s, the sandbox. [`Inventory`] is what there is, in
-//! containerd or in bundles, by name. [`answer()`] holds one need against an inventory as CRI would, and says for an image that is
-//! missing which one comes closest, and what to do. The crate prints nothing, writes nothing and imports nothing.
+//! [`Needs`] gathers the images that are needed, from lists, manifests, the images of k0s, and the
+//! sandbox. [`Inventory`] has the images of containerd or of bundles, by name. [`answer()`] looks a
+//! need up in an inventory like CRI would. For a missing image it finds the nearest miss and the
+//! remedy. The crate prints nothing, writes nothing and imports nothing.
 
 mod answer;
 mod asked;

@@ -1,7 +1,8 @@
-//! The meaning of a reference to CRI, and the records that can have a say in the answers.
+//! The meaning of a reference to CRI, and the records that matter for the answers.
 //!
-//! CRI normalises what a pod asks for and looks for a record of exactly that name. With a tag and a digest the tag does not
-//! count. The digest of a config, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`).
+//! CRI normalises a pod's reference and looks for a record of exactly that name. In a reference
+//! with a tag and a digest, the tag does not count. The digest of a config, or its beginning, is an
+//! id (containerd's CRI plugin, `LocalResolve`).
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -11,20 +12,20 @@ use import::Reference;
 
 use crate::{Held, Inventory, Need};
 
-/// How many hexadecimal digits make an id: shorter ones may be names.
+/// Fewest hexadecimal digits of an id. A shorter text may be a name.
 const SHORTEST_ID: usize = 12;
 
-/// How long an id is that is not only the beginning of one.
+/// Length of a complete id.
 const FULL_ID: usize = "sha256:".len() + 64;
 
-/// Among so many images that are like those that are asked for there is one to name.
+/// Most records of similar images that are read. One of so many is near enough to name.
 const MOST_ALIKE: usize = 1000;
 
-/// What a reference means to CRI.
+/// The meaning of a reference to CRI.
 pub(crate) enum Wanted {
-    /// A record of this name; the reference it was made of.
+    /// A record of this name, and the reference from which the name was made.
     Name(String, Reference),
-    /// An image by its id or the beginning of it.
+    /// An image by its id or the beginning of its id.
     Id(String),
 }
 
@@ -36,7 +37,7 @@ impl Wanted {
     }
 }
 
-/// What a text stands for where no image is called so: CRI looks for a name first.
+/// Returns a text as an id, if it can be one. CRI looks for an image of this name first.
 fn as_id(text: &str) -> Option<Wanted> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     let is_hex = !hex.is_empty() && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -67,18 +68,18 @@ fn by_name(text: &str) -> Result<Wanted, String> {
     Ok(Wanted::Name(name, reference))
 }
 
-/// The records that can have a say in the answers to some needs.
+/// The records that matter for the answers to some needs.
 #[derive(Debug, Default)]
 pub struct Sought {
-    /// Names that are asked for, ids in full included.
+    /// The wanted names, including complete ids.
     names: HashSet<String>,
-    /// Beginnings of ids.
+    /// The beginnings of wanted ids.
     ids: Vec<String>,
-    /// Where near misses are wanted, too.
+    /// The marks of near misses, if they matter.
     near: Option<Near>,
 }
 
-/// The repositories and names by which near misses of the wanted images are recognised.
+/// The repositories and names that identify near misses of the wanted images.
 #[derive(Debug, Default)]
 struct Near {
     repositories: HashSet<String>,
@@ -88,7 +89,7 @@ struct Near {
 }
 
 impl Sought {
-    /// The marks of all images that are asked for.
+    /// Returns the records of exactly the wanted images.
     pub fn exactly(needs: &[Need]) -> Sought {
         let mut sought = Sought::default();
         for text in needs.iter().map(Need::given) {
@@ -100,7 +101,7 @@ impl Sought {
         sought
     }
 
-    /// The same with the near misses of what may be missing.
+    /// Returns the records of the wanted images and of their near misses.
     pub fn with_near_misses(needs: &[Need]) -> Sought {
         let mut near = Near::default();
         for text in needs.iter().map(Need::given) {
@@ -114,7 +115,7 @@ impl Sought {
         }
     }
 
-    /// Whether a record matters.
+    /// Returns true if a record matters.
     pub fn may_be(&self, record: &ImageRecord) -> bool {
         let ImageRecord { name, target, .. } = record;
         self.names.contains(name)
@@ -125,11 +126,12 @@ impl Sought {
                 .is_some_and(|near| near.is_like(name, target.digest().as_ref()))
     }
 
-    /// Asks for the records that matter where there are very many: by name, and with a list only for what those lack.
+    /// Requests the records that matter if there are very many records. It requests them by name,
+    /// and lists records only if some names are missing.
     ///
     /// # Errors
     ///
-    /// The error of the client.
+    /// Returns the error of the client.
     pub async fn among_many(&self, client: &Client) -> Result<Vec<ImageRecord>, containerd::Error> {
         let full = self.ids.iter().filter(|id| id.len() == FULL_ID);
         let names = self.names.iter().chain(full).map(String::as_str);
@@ -175,7 +177,7 @@ impl Near {
     }
 }
 
-/// The last part of a repository's path.
+/// Returns the last part of a repository's path.
 fn last(repository: &str) -> Option<&str> {
     repository.rsplit('/').next()
 }
@@ -194,7 +196,7 @@ pub(crate) fn find<'s>(wanted: &Wanted, inventory: &'s Inventory) -> Option<&'s 
     }
 }
 
-/// Repository and tag of a record's name.
+/// Returns repository and tag of a record's name.
 pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
     let without_digest = name.split('@').next().unwrap_or(name);
     match without_digest.rsplit_once(':') {

@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: how fast airgapd is beside its peers and the limits of the machine.
+//! `cargo xtask bench`: compares airgapd's speed with other importers and with the limits of the
+//! machine.
 //!
-//! All contenders of a scenario run on the same private containerd, one after the other in every round, each round in
-//! another order, and what counts are the ratios of their medians: absolute times belong to the machine. What a scenario
-//! came to is kept in `target/bench`, and `docs/performance.md` is made of these files.
+//! All contenders of a scenario run on the same private containerd, one after the other. Each round
+//! has a different order. The result is the ratio of their medians, since absolute times depend on
+//! the machine. `target/bench` keeps the results, and `docs/performance.md` is made from these
+//! files.
 
 mod bundles;
 mod contender;
@@ -27,33 +29,33 @@ use self::scenario::Scenario;
 use xtask::checks;
 use xtask::workshop::target_folder;
 
-/// What is measured, and how often.
+/// The scenarios to measure, and the number of runs.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only these scenarios.
+    /// Measure only these scenarios.
     #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
-    /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
+    /// Generation of containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
     #[arg(long, default_value_t = Generation::V2_1)]
     containerd: Generation,
-    /// How often each contender runs; the median counts.
+    /// Runs of each contender. The result is their median.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Measure this airgapd instead of the one that is built from here.
+    /// Measure this airgapd instead of a new build of this source.
     #[arg(long)]
     program: Option<PathBuf>,
-    /// Only write docs/performance.md, from what was measured before.
+    /// Only write docs/performance.md from earlier measurements.
     #[arg(long)]
     document: bool,
 }
 
-/// Runs what was asked for.
+/// Measures the selected scenarios, or writes the document.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.document {
         return document::write();
     }
     if !is_root() {
-        bail!("only root can start the containerd that everything is measured on");
+        bail!("only root can start the containerd for the measurements");
     }
     let scenarios = match arguments.scenario.as_slice() {
         [] => Scenario::value_variants(),
@@ -77,21 +79,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     document::write()
 }
 
-/// The program as it is shipped.
+/// Builds the program the way it is shipped.
 fn build() -> Result<PathBuf> {
     checks::step("building airgapd for release");
     checks::run(checks::cargo().args(["build", "--release", "--locked", "--package", "airgapd"]))?;
     Ok(target_folder().join("release/airgapd"))
 }
 
-/// Everything a scenario needs.
+/// Everything that a scenario needs.
 struct Bench {
     scenario: Scenario,
     runs: usize,
     containerd: Containerd,
     program: PathBuf,
     bundles: Bundles,
-    /// Gone with the bench: configuration, copies.
+    /// Folder for configuration and copies. Dropping the bench removes it.
     folder: tempfile::TempDir,
 }
 
@@ -115,7 +117,7 @@ impl Bench {
         })
     }
 
-    /// Has every contender run, again and again, and keeps what it cost.
+    /// Runs every contender several times and records what each run cost.
     fn measure(&self) -> Result<Outcome> {
         let contenders = self.scenario.contenders();
         let load = machine::load();
@@ -141,7 +143,7 @@ impl Bench {
         }
     }
 
-    /// Leaves containerd as empty as it began.
+    /// Removes all images and content from containerd.
     fn empty(&self) -> Result<()> {
         let listed = |what: &str| -> Result<Vec<String>> {
             let lines = self.containerd.ctr(&[what, "ls", "-q"])?;
@@ -159,14 +161,14 @@ impl Bench {
         self.containerd.force_gc()?;
         let left = listed("content")?.len();
         if left > 0 {
-            bail!("{left} blobs are left after everything was removed");
+            bail!("containerd still has blobs after all images were removed: {left}");
         }
         Ok(())
     }
 }
 
-/// In which order contenders run in a round: somebody else begins each time, and every second round goes backwards, so that
-/// nobody always runs after the same one.
+/// Returns the order of the contenders in a round. A different contender starts each round, and
+/// every second round runs backwards. So no contender always runs after the same other.
 fn order(round: usize, contenders: usize) -> Vec<usize> {
     let mut order: Vec<_> = (0..contenders).map(|turn| (turn + round) % contenders).collect();
     if round % 2 == 1 {

@@ -1,6 +1,7 @@
-//! Whether the packages of one architecture hold the same files, each as its own format's reader sees it.
+//! Checks that the packages of one architecture have the same files. Each package is read by the
+//! reader of its own format.
 //!
-//! Their lists are kept in two tables of Cargo.toml, which nothing else would hold together.
+//! Two tables of Cargo.toml list the files. Only this check keeps the tables equal.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -13,17 +14,17 @@ use lab::parts;
 
 use xtask::checks::step;
 
-/// Files by their name and that of the folder they lie in, with digest and permissions. Where such a folder lies differs
-/// between distributions.
+/// Files by their name and the name of their folder, with digest and permissions. The place of such
+/// a folder differs between distributions.
 type Contents = BTreeMap<String, (String, u32)>;
 
-/// What only one of the packages has: a Debian package says its licence in a file of its own.
+/// File that only the Debian package has: its licence.
 const OF_DEBIAN: &str = "airgapd/copyright";
 
-/// Where zsh looks for completions on a Debian, and elsewhere.
+/// Folders in which zsh looks for completions, on Debian and elsewhere.
 const ZSH: [&str; 2] = ["vendor-completions", "site-functions"];
 
-/// Holds both packages against each other.
+/// Compares both packages.
 pub(crate) fn compare(deb: &Path, rpm: &Path) -> Result<()> {
     let (of_deb, of_rpm) = (of_deb(deb)?, of_rpm(rpm)?);
     let differing = differences(&of_deb, &of_rpm);
@@ -35,11 +36,11 @@ pub(crate) fn compare(deb: &Path, rpm: &Path) -> Result<()> {
             differing.join(", ")
         );
     }
-    step(&format!("both packages hold the same {} files", of_rpm.len()));
+    step(&format!("both packages have the same {} files", of_rpm.len()));
     Ok(())
 }
 
-/// Names that are not in both, or not the same in both.
+/// Returns the names that only one package has or that differ.
 fn differences(of_deb: &Contents, of_rpm: &Contents) -> Vec<String> {
     let names = of_deb.keys().chain(of_rpm.keys());
     let mut differing: Vec<String> = names
@@ -71,7 +72,7 @@ fn of_deb(path: &Path) -> Result<Contents> {
 fn of_rpm(path: &Path) -> Result<Contents> {
     let rpm = parts::tool("rpm")?;
     const FORMAT: &str = "[%{FILEMODES:octal} %{FILEDIGESTS} %{FILENAMES}\n]";
-    // The machine's database of packages has nothing to do with it, and is not there on a Debian.
+    // The machine's own database of packages does not matter here, and Debian has none.
     let output = read(
         Command::new(rpm)
             .args(["--nosignature", "--dbpath", "/nowhere", "--query", "--package"])
@@ -82,9 +83,10 @@ fn of_rpm(path: &Path) -> Result<Contents> {
     for line in String::from_utf8(output)?.lines() {
         let fields: Vec<_> = line.splitn(3, ' ').collect();
         let [mode, digest, place] = fields[..] else {
-            bail!("rpm says `{line}`");
+            bail!("cannot read the output of rpm: `{line}`");
         };
-        let mode = u32::from_str_radix(mode, 8).with_context(|| format!("rpm says `{line}`"))?;
+        let mode = u32::from_str_radix(mode, 8)
+            .with_context(|| format!("cannot read the output of rpm: `{line}`"))?;
         // A folder has no digest.
         if !digest.is_empty() {
             add(
@@ -100,14 +102,14 @@ fn of_rpm(path: &Path) -> Result<Contents> {
 fn add(contents: &mut Contents, place: &Path, what: (String, u32)) -> Result<()> {
     let folder = place.parent().and_then(Path::file_name);
     let (Some(folder), Some(name)) = (folder, place.file_name()) else {
-        bail!("{} lies in no folder", place.display());
+        bail!("{} is in no folder", place.display());
     };
     let folder = folder.to_string_lossy().replace(ZSH[1], ZSH[0]);
     if contents
         .insert(format!("{folder}/{}", name.display()), what)
         .is_some()
     {
-        bail!("two files are like {}", place.display());
+        bail!("two files have the name and folder of {}", place.display());
     }
     Ok(())
 }

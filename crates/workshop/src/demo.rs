@@ -1,7 +1,7 @@
-//! The main job and the promises, shown to a reader who has never seen the project.
+//! Shows the main job and the promises to a reader who has never seen the project.
 //!
-//! Everything happens in temporary folders and on a private containerd; the machine's own is left alone. Each step
-//! fails when what it shows is not so.
+//! Everything runs in temporary folders and on a private containerd. The machine's own containerd
+//! is left alone. Each step fails if its claim is not true.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -20,10 +20,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use workshop::demo_bundle::{self, DAMAGED, HELLO, IMAGES, PLATFORMS, SOUND};
 use xtask::workshop::target_folder;
 
-/// The longest time for the daemon to set its watch, and to end.
+/// Longest time in which the daemon starts to watch, and in which it stops.
 const DAEMON_WITHIN: Duration = Duration::from_secs(30);
 
-/// The longest time for a change in containerd to appear; on an idle machine it is well under a second.
+/// Longest time until a change in containerd appears. On an idle machine it takes well under a
+/// second.
 const CHANGE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The bundle of the main job.
@@ -32,13 +33,13 @@ const BUNDLE: &str = "demo-bundle.tar";
 /// The bundle with a damaged image.
 const UPDATE: &str = "update.tar";
 
-/// The label by which kubelet's garbage collector leaves an image alone.
+/// Label that makes kubelet's garbage collector keep an image.
 const PIN: &str = "io.cri-containerd.pinned=pinned";
 
-/// Runs the demonstration from the first step to the clean-up.
+/// Runs the demonstration from the first step to the cleanup.
 pub(crate) fn run(generation: Generation) -> Result<()> {
     if !is_root() {
-        bail!("the demo starts a containerd and a container, which only root can do");
+        bail!("the demo starts containerd and a container, which only root can do");
     }
     let mut story = Story::default();
     story.step("A node without a registry");
@@ -46,12 +47,12 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
     let busybox = parts::busybox()?;
     let containerd = Containerd::start(generation, &Options::default())?;
     story.say(&format!(
-        "A private containerd {} runs. It has no images, and nothing here has a network.",
+        "A private containerd {} is running. It has no images, and nothing here uses a network.",
         containerd.version_text()
     ));
     let node = Node::create(&containerd)?;
     let mut daemon = Daemon::start(&node)?;
-    story.say("The daemon runs, too: `airgapd run`. It watches an empty images folder.");
+    story.say("The daemon is running too: `airgapd run`. It watches an empty images folder.");
 
     let shown = Demo {
         story: &mut story,
@@ -73,7 +74,7 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
     Ok(())
 }
 
-/// The parts of the show.
+/// The parts of the demonstration.
 struct Demo<'a> {
     story: &'a mut Story,
     node: &'a Node,
@@ -91,13 +92,14 @@ impl Demo<'_> {
     }
 
     fn a_bundle_is_dropped(&mut self, busybox: &Path) -> Result<()> {
-        self.story
-            .step(&format!("A bundle is dropped: cp {BUNDLE} images/"));
+        self.story.step(&format!(
+            "A bundle is copied into the folder: cp {BUNDLE} images/"
+        ));
         let bundle = self.node.path(BUNDLE);
         let blobs = demo_bundle::write(&bundle, busybox)?;
         let megabytes = fs::metadata(&bundle)?.len() / 1_000_000;
         self.story.say(&format!(
-            "{BUNDLE} has {megabytes} MB: {} images for {}.",
+            "{BUNDLE} has {megabytes} MB and {} images for {}.",
             IMAGES.len(),
             PLATFORMS.join(", ")
         ));
@@ -105,7 +107,7 @@ impl Demo<'_> {
         self.wait_until("the images", is_complete)?;
         let took = closed.elapsed().as_millis();
         self.story.say(&format!(
-            "{took} ms after cp had ended, containerd has these names:"
+            "{took} ms after the end of cp, containerd has these names:"
         ));
         let (of_cri, ours): (Vec<_>, Vec<_>) = self
             .names()?
@@ -114,10 +116,10 @@ impl Demo<'_> {
         self.story.show(&ours.join("\n"));
         if !of_cri.is_empty() {
             self.story
-                .say("(CRI has seen them and has added names of its own, the images' ids.)");
+                .say("(CRI has added names of its own, which are the ids of the images.)");
         }
 
-        self.story.promise("Only what is missing moves");
+        self.story.promise("Only missing blobs are sent");
         let present = self.containerd.ctr(&["content", "ls", "-q"])?;
         let sent = blobs
             .iter()
@@ -125,11 +127,11 @@ impl Demo<'_> {
             .count();
         ensure!(sent < blobs.len(), "blobs of other platforms were sent");
         self.story.say(&format!(
-            "Of the bundle's {} blobs, {sent} were sent. The others belong to platforms that this node cannot run.",
+            "airgapd sent {sent} of the bundle's {} blobs. The others belong to platforms that this node cannot run.",
             blobs.len()
         ));
         self.story
-            .say(&format!("A container of {HELLO} runs, without any registry:"));
+            .say(&format!("A container of {HELLO} runs without any registry:"));
         let said = self.containerd.run(HELLO, &[])?;
         self.story.show(&said);
         Ok(())
@@ -137,11 +139,11 @@ impl Demo<'_> {
 
     fn one_bad_image_hurts_no_other(&mut self, busybox: &Path) -> Result<()> {
         self.story.step(&format!(
-            "A bundle with a damaged image is dropped: cp {UPDATE} images/"
+            "A bundle with a damaged image is copied into the folder: cp {UPDATE} images/"
         ));
         demo_bundle::write_damaged(&self.node.path(UPDATE), busybox)?;
         self.story.say(&format!(
-            "It has {SOUND} and {DAMAGED}. A bit of the second one's layer was flipped."
+            "It has {SOUND} and {DAMAGED}. A layer of the second image has a flipped bit."
         ));
         self.node.drop_in(UPDATE)?;
         let verdict = self.daemon.wait_for_line(DAMAGED)?;
@@ -157,9 +159,9 @@ impl Demo<'_> {
             "the damaged image has a name in containerd"
         );
         self.story.say(&format!(
-            "containerd has no {DAMAGED}: a name appears only when every byte behind it is right."
+            "containerd has no {DAMAGED}: a name appears only after every byte of the image was checked."
         ));
-        self.story.say("What an operator sees: `airgapd status`");
+        self.story.say("`airgapd status` shows the operator:");
         let status = self.node.airgapd().arg("status").output()?;
         let status = String::from_utf8_lossy(&status.stdout).into_owned();
         let table = status.split_once("\n\n").map_or(&*status, |(_, table)| table);
@@ -175,9 +177,9 @@ impl Demo<'_> {
         self.wait_until("the deleted image", |names| {
             names.iter().any(|name| name == HELLO)
         })?;
-        self.story.promise("What lies in the folder is in containerd");
+        self.story.promise("Images of the folder are in containerd");
         self.story.say(&format!(
-            "It is back after {} ms. While a bundle lies in the folder, its images are kept.",
+            "It is back after {} ms. airgapd restores images while their bundle is in the folder.",
             deleted.elapsed().as_millis()
         ));
         let said = self.containerd.run(HELLO, &[])?;
@@ -186,19 +188,16 @@ impl Demo<'_> {
     }
 
     fn a_restart_opens_no_bundle(&mut self) -> Result<()> {
-        self.story.step("The daemon is restarted, as by a reboot");
+        self.story.step("The daemon is restarted, as after a reboot");
         self.daemon.stop()?;
         let reads = Reads::of(&self.node.images().join(BUNDLE))?;
         let started = Instant::now();
         *self.daemon = Daemon::start(self.node)?;
         output_of(self.node.airgapd().args(["wait", "--bundle", BUNDLE]))?;
-        ensure!(
-            !reads.any(),
-            "the daemon has opened a bundle that has not changed"
-        );
+        ensure!(!reads.any(), "the daemon opened an unchanged bundle");
         self.story.promise("Unchanged means free");
         self.story.say(&format!(
-            "After {} ms the daemon has compared the node with its notes. It has opened no bundle.",
+            "After {} ms the daemon has compared the node with its notes. It opened no bundle.",
             started.elapsed().as_millis()
         ));
         Ok(())
@@ -206,8 +205,8 @@ impl Demo<'_> {
 
     fn only_what_is_ours_is_taken_back(&mut self) -> Result<()> {
         self.story
-            .step("airgapd is taken off the node: systemctl stop airgapd, airgapd release --all");
-        // A pin of another tool, on an image that airgapd has nothing to do with.
+            .step("airgapd is removed from the node: systemctl stop airgapd, airgapd release --all");
+        // A pin of another tool, on an image that airgapd did not import.
         let foreign = "registry.example/other/tool:1";
         self.containerd.ctr(&["images", "tag", HELLO, foreign])?;
         self.containerd
@@ -216,21 +215,18 @@ impl Demo<'_> {
         let before = self.pinned()?;
         output_of(self.node.airgapd().args(["release", "--all"]))?;
         let after = self.pinned()?;
-        self.story.promise("We take back only what is ours");
+        self.story.promise("airgapd takes back only its own pins");
         self.story.say(&format!(
-            "{} names were kept from kubelet's garbage collector. Now it is {}: the pin of another tool.",
+            "Pinned names before: {}. Pinned names now: {}, the pin of another tool.",
             before.len(),
             after.len()
         ));
         self.story.show(&after.join("\n"));
-        ensure!(
-            after == [foreign],
-            "other pins than those of airgapd have changed: {after:?}"
-        );
+        ensure!(after == [foreign], "a pin of another tool has changed: {after:?}");
         let names = self.names()?;
-        ensure!(is_complete(&names), "release has removed images");
+        ensure!(is_complete(&names), "release removed images");
         self.story
-            .say("No image was removed. kubelet may now collect those that no pod uses.");
+            .say("No image was removed. kubelet may now collect the images that no pod uses.");
         Ok(())
     }
 
@@ -239,7 +235,7 @@ impl Demo<'_> {
         Ok(listed.lines().map(str::to_owned).collect())
     }
 
-    /// The names with a pin. CRI copies pins to records of its own, which are no names.
+    /// Returns the pinned names. CRI copies pins to its own records, which are left out.
     fn pinned(&self) -> Result<Vec<String>> {
         let filter = format!(
             "labels.\"{}\"==pinned",
@@ -260,7 +256,7 @@ impl Demo<'_> {
             self.daemon.check_it_runs()?;
             if Instant::now() > deadline {
                 bail!(
-                    "{what} did not appear within {} s, containerd has {names:?}",
+                    "{what} did not appear within {} s. containerd has {names:?}",
                     CHANGE_WITHIN.as_secs()
                 );
             }
@@ -269,7 +265,7 @@ impl Demo<'_> {
     }
 }
 
-/// Sees whether a file is opened or read.
+/// Notices if a file is opened or read.
 struct Reads(OwnedFd);
 
 impl Reads {
@@ -285,7 +281,7 @@ impl Reads {
     }
 }
 
-/// Whether every image has its name, and one more by its digest.
+/// Returns true if every image has its name and a second name with its digest.
 fn is_complete(names: &[String]) -> bool {
     IMAGES.iter().all(|image| {
         let repository = image
@@ -298,7 +294,8 @@ fn is_complete(names: &[String]) -> bool {
     })
 }
 
-/// A node that exists for the demonstration only: its folders, and the commands that are typed on it.
+/// A node that exists only for the demonstration: its folders, and the commands that an operator
+/// types.
 struct Node {
     folder: tempfile::TempDir,
     socket: PathBuf,
@@ -312,7 +309,7 @@ impl Node {
         };
         fs::create_dir(node.images())?;
         fs::create_dir(node.path("state"))?;
-        // Above all, this keeps the machine's own configuration out.
+        // This keeps the machine's own configuration out.
         fs::write(node.path("config.yaml"), "cri: true\n")?;
         Ok(node)
     }
@@ -325,7 +322,7 @@ impl Node {
         self.path("images")
     }
 
-    /// Copies a bundle as `cp` does and gives the moment at which the copy was closed.
+    /// Copies a bundle the way `cp` does, and returns the time at which the copy was closed.
     fn drop_in(&self, name: &str) -> Result<Instant> {
         let to = self.images().join(name);
         let mut target = File::create_new(&to).with_context(|| format!("cannot create {}", to.display()))?;
@@ -334,7 +331,7 @@ impl Node {
         Ok(Instant::now())
     }
 
-    /// The program, for which the machine's own settings are nothing; a command has yet to be added.
+    /// Returns the program without the machine's own settings. The caller adds a command.
     fn airgapd(&self) -> Command {
         let mut command = Command::new(target_folder().join("debug/airgapd"));
         for (name, _) in
@@ -352,7 +349,7 @@ impl Node {
     }
 }
 
-/// The running daemon; killed when dropped, if it was not stopped before.
+/// The running daemon. Dropping it kills the process if it was not stopped before.
 struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -387,12 +384,12 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// What it has written so far.
+    /// Returns the log so far.
     fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The first line of its log with a warning or an error that has this text in it.
+    /// Returns the first warning or error of the log that contains a text.
     fn wait_for_line(&mut self, text: &str) -> Result<String> {
         let deadline = Instant::now() + CHANGE_WITHIN;
         loop {
@@ -405,13 +402,14 @@ impl Daemon {
             }
             self.check_it_runs()?;
             if Instant::now() > deadline {
-                bail!("the daemon has not said anything of {text}");
+                bail!("the daemon did not log {text}");
             }
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// The daemon tells systemd, whose place we take, when its watch is set (sd_notify(3)).
+    /// Waits until the daemon watches the folder. It tells systemd so (sd_notify(3)), and this
+    /// program listens in place of systemd.
     fn wait_until_ready(&mut self, socket: &UnixDatagram) -> Result<()> {
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let deadline = Instant::now() + DAEMON_WITHIN;
@@ -431,7 +429,7 @@ impl Daemon {
 
     fn check_it_runs(&mut self) -> Result<()> {
         match self.child.try_wait()? {
-            Some(status) => bail!("the daemon ended by itself ({status})"),
+            Some(status) => bail!("the daemon exited on its own ({status})"),
             None => Ok(()),
         }
     }
@@ -444,13 +442,13 @@ impl Daemon {
                 return if status.success() {
                     Ok(())
                 } else {
-                    bail!("the daemon ended with {status}")
+                    bail!("the daemon exited with {status}")
                 };
             }
             thread::sleep(Duration::from_millis(10));
         }
         bail!(
-            "the daemon did not end within {} s of SIGTERM",
+            "the daemon did not stop within {} s of SIGTERM",
             DAEMON_WITHIN.as_secs()
         )
     }
@@ -503,7 +501,7 @@ impl Story {
 
     fn end(self) {
         println!(
-            "\nDone: {} promises shown in {:.1} s. containerd, daemon and folders are removed; only target/ is left.",
+            "\nDone: {} promises shown in {:.1} s. containerd, daemon and folders are removed. Only target/ is left.",
             self.promises,
             self.started.elapsed().as_secs_f64()
         );

@@ -1,6 +1,7 @@
-//! The bundle of the demonstration: three images for three platforms that share a base, as a cluster's would.
+//! The bundle of the demonstration: three images for three platforms that share a base, like the
+//! images of a cluster.
 //!
-//! In the library, because tests that run containers want runnable images too.
+//! It is in the library because tests that run containers use its images too.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,8 @@ use anyhow::{Context, Result};
 use bundle::fixtures::{Image, Layer, LayerFile, Layout};
 use sha2::{Digest, Sha256};
 
-/// Bytes of filler in each platform's base layer, so that the bundle as a whole has a size worth timing: 10 MB.
+/// Bytes of filler in each platform's base layer. They make a bundle of 10 MB, whose import takes
+/// long enough to be timed.
 const BASE_FILLER: usize = 2 << 20;
 
 /// Bytes of filler in each image's own layer.
@@ -18,10 +20,10 @@ const OWN_FILLER: usize = 256 << 10;
 /// The platforms of every image.
 pub const PLATFORMS: [&str; 3] = ["linux/amd64", "linux/arm64/v8", "linux/arm/v7"];
 
-/// The image that says hello and ends.
+/// The image that prints a greeting and exits.
 pub const HELLO: &str = "registry.example/demo/hello:1.0";
 
-/// The image that waits until it is stopped; it can be the sandbox image that CRI starts pods with.
+/// The image that waits until it is stopped. CRI can start pods with it as their sandbox image.
 pub const PAUSE: &str = "registry.example/demo/pause:1.0";
 
 /// The names of the images.
@@ -33,17 +35,17 @@ pub const SOUND: &str = "registry.example/update/sound:2.0";
 /// The image with a damaged layer.
 pub const DAMAGED: &str = "registry.example/update/damaged:2.0";
 
-/// Writes the bundle, an OCI image layout in a plain tar, and gives the digests of its blobs.
+/// Writes the bundle, an OCI image layout in a plain tar, and returns the digests of its blobs.
 ///
 /// Its images run on this machine with the given statically linked busybox.
 ///
 /// # Errors
 ///
-/// When busybox cannot be read.
+/// Returns an error if busybox cannot be read.
 ///
 /// # Panics
 ///
-/// When the bundle cannot be written.
+/// Panics if the bundle cannot be written.
 pub fn write(path: &Path, busybox: &Path) -> Result<Vec<String>> {
     let busybox = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let bases = PLATFORMS.map(|platform| base_layer(platform, &busybox));
@@ -58,16 +60,17 @@ pub fn write(path: &Path, busybox: &Path) -> Result<Vec<String>> {
     Ok(blobs.map(|name| name.replace('/', ":")).collect())
 }
 
-/// Writes a bundle of two images for this machine, of which the second has a damaged layer: one bit is not what its
-/// digest says.
+/// Writes a bundle of two images for this machine. A layer of the second image has a flipped bit,
+/// so that its digest is wrong.
 ///
 /// # Errors
 ///
-/// When busybox cannot be read.
+/// Returns an error if busybox cannot be read.
 ///
 /// # Panics
 ///
-/// When the bundle cannot be written, and on a processor that the demonstration has no images for.
+/// Panics if the bundle cannot be written, or if the demonstration has no images for this
+/// processor.
 pub fn write_damaged(path: &Path, busybox: &Path) -> Result<()> {
     let busybox = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let platform = PLATFORMS
@@ -102,16 +105,17 @@ fn image(name: &str, bases: &[Layer; 3]) -> Image {
     )
 }
 
-/// What the container does.
+/// Returns the script that the container runs.
 fn script(name: &str) -> &'static str {
     match name {
-        HELLO => "cat /etc/hello; echo \"I run on $(uname -m), kernel $(uname -r).\"",
-        PAUSE => "trap exit TERM INT; while true; do sleep 3600 & wait; done",
+        HELLO => "cat /etc/hello\necho \"I run on $(uname -m), kernel $(uname -r).\"",
+        PAUSE => "trap exit TERM INT\nwhile true\ndo sleep 3600 & wait\ndone",
         _ => "cat /etc/hello; date",
     }
 }
 
-/// busybox with its usual names where it runs, a stand-in for it elsewhere; and filler.
+/// Returns a layer with filler and busybox under its usual names. For a foreign platform a text
+/// file replaces busybox.
 fn base_layer(platform: &str, busybox: &[u8]) -> Layer {
     let mut files = vec![LayerFile::folder("bin/")];
     if is_native(platform) {
@@ -145,7 +149,7 @@ fn is_native(platform: &str) -> bool {
     platform.split('/').nth(1) == Some(architecture)
 }
 
-/// Bytes that look like compressed data and depend on the seed only.
+/// Returns bytes that look like compressed data and depend only on the seed.
 fn filler(seed: &str, length: usize) -> Vec<u8> {
     let mut block = Sha256::digest(seed);
     let mut bytes = Vec::with_capacity(length + block.len());
@@ -189,7 +193,8 @@ mod tests {
         let (busybox, path) = (folder.path().join("busybox"), folder.path().join("bundle.tar"));
         fs::write(&busybox, "not really").unwrap();
         let blobs = write(&path, &busybox).unwrap();
-        // Three bases, and of each image an index and per platform a manifest, a config and a layer.
+        // Three bases, and an index for each image. Each platform of an image has a manifest, a
+        // config and a layer.
         assert_eq!(blobs.len(), 3 + 3 * (1 + 3 * 3));
         assert!(blobs.iter().all(|blob| blob.starts_with("sha256:")));
         assert!(fs::metadata(&path).unwrap().len() > 7 << 20);

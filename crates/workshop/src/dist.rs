@@ -1,10 +1,13 @@
-//! What is handed out: a statically linked program for each architecture, packages, a tarball, a bill of materials.
+//! Builds the release: a statically linked program for each architecture, packages, a tarball, a
+//! bill of materials.
 //!
-//! Everything is reproducible: paths of this machine are mapped away, times are that of the last commit, archives are
-//! sorted. Rust's own musl targets bring the C library; the C code among the dependencies (zstd, xz) is compiled
-//! against musl's headers from Debian, so nothing has to be installed. For armv7 rustup has no musl library to give:
-//! that program has glibc inside, as Debian's cross compiler brings it, which does all but ask name services (only the
-//! commands that fetch from registries do).
+//! Every file is reproducible: paths of this machine are mapped away, times are that of the last
+//! commit, archives are sorted. Rust's musl targets include the C library. The C code among the
+//! dependencies (zstd, xz) is compiled against musl's headers from Debian. So nothing has to be
+//! installed.
+//!
+//! rustup has no musl library for armv7. That program links Debian's glibc statically. A static
+//! glibc cannot use name services, but only the commands that fetch from registries need those.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -25,7 +28,7 @@ const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
 const CARGO_CYCLONEDX: &str = "0.5.9";
 
-/// A processor that nodes have.
+/// A processor of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Architecture {
     #[value(name = "x86_64")]
@@ -35,7 +38,7 @@ pub(crate) enum Architecture {
 }
 
 impl Architecture {
-    /// Rust's name of the target.
+    /// Returns Rust's name of the target.
     fn target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-musl",
@@ -44,7 +47,7 @@ impl Architecture {
         }
     }
 
-    /// dpkg's name.
+    /// Returns dpkg's name.
     fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -53,7 +56,7 @@ impl Architecture {
         }
     }
 
-    /// The name in the files that are handed out.
+    /// Returns the name in the files of a release.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -62,7 +65,8 @@ impl Architecture {
         }
     }
 
-    /// What runs a program for it on another machine, by the name that Debian gives it; `None` on one of its own.
+    /// Returns Debian's name of the emulator that runs a program for this processor. `None` if this
+    /// machine can run it.
     pub(crate) fn emulator(self) -> Option<&'static str> {
         match self {
             _ if std::env::consts::ARCH == self.rust() => None,
@@ -72,7 +76,7 @@ impl Architecture {
         }
     }
 
-    /// Rust's name of the processor.
+    /// Returns Rust's name of the processor.
     fn rust(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -81,7 +85,7 @@ impl Architecture {
         }
     }
 
-    /// Its part of our own image, with that program.
+    /// Returns this platform's part of airgapd's own image, with the program.
     fn variant(self, program: &Path) -> Variant {
         let (architecture, variant) = match self {
             Self::X86_64 => ("amd64", None),
@@ -97,20 +101,21 @@ impl Architecture {
 
     fn c_compiler(self) -> Result<PathBuf> {
         match self {
-            Self::X86_64 => on_path("cc").context("there is no C compiler (cc)"),
+            Self::X86_64 => on_path("cc").context("this machine has no C compiler (cc)"),
             Self::Aarch64 => parts::cross_compiler("aarch64-linux-gnu", self.debian()),
             Self::Armv7 => parts::cross_compiler("arm-linux-gnueabihf", self.debian()),
         }
     }
 }
 
-/// Builds everything into `target/dist`; `twice` builds it again elsewhere and compares.
+/// Builds everything into `target/dist`. With `twice`, builds it again in another folder and
+/// compares.
 pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()> {
     let target = workspace().join("target");
     let out = target.join("dist");
     make(architectures, &out, &target.join("dist-build"))?;
     if twice {
-        step("everything a second time, from an empty folder");
+        step("a second build, from an empty folder");
         let again = tempfile::Builder::new()
             .prefix("airgapd-dist-")
             .tempdir_in(&target)?;
@@ -123,7 +128,7 @@ pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()
     Ok(())
 }
 
-/// The list of checksums, in the form that `sha256sum --check` reads.
+/// File of the checksums, in the format that `sha256sum --check` reads.
 const SUMS: &str = "SHA256SUMS";
 
 fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> {
@@ -136,7 +141,7 @@ fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> 
     }
     let share = build.join("share");
     documentation(&share)?;
-    // What an earlier run has made stays until there is something to put in its place.
+    // The files of an earlier run stay until the new programs are built.
     if out.exists() {
         fs::remove_dir_all(out)?;
     }
@@ -158,7 +163,7 @@ fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> 
     checksums(out)
 }
 
-/// The bundle with airgapd's own image, for a node that gets airgapd as a DaemonSet.
+/// Writes the bundle with airgapd's own image, for a node that gets airgapd as a DaemonSet.
 fn image(out: &Path, programs: &[(Architecture, PathBuf)]) -> Result<()> {
     let name = format!("airgapd-{}-image.tar", version());
     step(&name);
@@ -169,7 +174,8 @@ fn image(out: &Path, programs: &[(Architecture, PathBuf)]) -> Result<()> {
     own_image::write(&out.join(name), version(), &variants).map(drop)
 }
 
-/// Seconds since 1970 of the last commit: the one time that everything in a release carries.
+/// Returns the time of the last commit in seconds since 1970. Every file of a release has this
+/// time.
 fn commit_time() -> Result<String> {
     let output = Command::new("git")
         .args(["log", "-1", "--format=%ct"])
@@ -178,7 +184,7 @@ fn commit_time() -> Result<String> {
         .context("cannot run git")?;
     let time = String::from_utf8(output.stdout)?.trim().to_owned();
     if time.is_empty() {
-        bail!("git gives no time of the last commit, which everything in a release would carry");
+        bail!("git gave no time of the last commit, which every file of a release must have");
     }
     Ok(time)
 }
@@ -219,7 +225,7 @@ fn compile(architecture: Architecture, build: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Has rustup bring the target's standard library; a toolchain without rustup must have it.
+/// Installs the target's standard library with rustup. A toolchain without rustup must have it.
 fn provide_target(target: &str) -> Result<()> {
     if on_path("rustup").is_none() {
         return Ok(());
@@ -230,10 +236,11 @@ fn provide_target(target: &str) -> Result<()> {
     .with_context(|| format!("rustup cannot provide Rust's standard library for {target}"))
 }
 
-/// musl's headers instead of the machine's where the C library is musl, and no folder of this machine in the result.
+/// Returns C flags for musl's headers where the C library is musl. They also keep this machine's
+/// folders out of the result.
 fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     let reproducible = format!("-ffile-prefix-map={}=/cargo", cargo_home().display());
-    // With them gcc calls helpers of its own runtime library.
+    // With outlined atomics, gcc calls helpers of its own runtime library.
     let outline = match architecture {
         Architecture::X86_64 => "",
         Architecture::Aarch64 => " -mno-outline-atomics",
@@ -248,8 +255,8 @@ fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     ))
 }
 
-/// Where the sources and what is generated from them are does not show. Of several prefixes that match, rustc takes the last
-/// one, and `build` is mostly below the workspace.
+/// Returns flags that hide the folders of the sources and of generated code. rustc uses the last of
+/// several matching prefixes, and `build` is usually below the workspace.
 fn rust_flags(build: &Path) -> String {
     format!(
         "--remap-path-prefix={}=/airgapd --remap-path-prefix={}=/cargo --remap-path-prefix={}=/build -C target-feature=+crt-static",
@@ -266,7 +273,8 @@ fn cargo_home() -> PathBuf {
     )
 }
 
-/// A program that wants an interpreter would not start on a node with another C library, or under the unit.
+/// Refuses a program that needs an interpreter. It would not start on a node with another C
+/// library, or under the unit.
 fn refuse_dynamic(program: &Path, bytes: &[u8]) -> Result<()> {
     match wants_interpreter(bytes) {
         Some(false) => Ok(()),
@@ -275,14 +283,14 @@ fn refuse_dynamic(program: &Path, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// A program that knows where it was built is another one when it is built elsewhere.
+/// Refuses a program that contains its build folder. A build in another folder would then differ.
 fn refuse_places(program: &Path, bytes: &[u8], build: &Path) -> Result<()> {
     let name = build.strip_prefix(workspace()).unwrap_or(build);
     for place in [workspace(), &cargo_home(), name] {
         let place = place.as_os_str().as_encoded_bytes();
         if bytes.windows(place.len()).any(|window| window == place) {
             bail!(
-                "{} names {}, which it must not know",
+                "{} contains the build path {}",
                 program.display(),
                 String::from_utf8_lossy(place)
             );
@@ -291,7 +299,8 @@ fn refuse_places(program: &Path, bytes: &[u8], build: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)); `None` if it is no such file.
+/// Returns true if a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)), or
+/// `None` for another file.
 fn wants_interpreter(elf: &[u8]) -> Option<bool> {
     const INTERPRETER: u64 = 3;
     let number = |at: usize, bytes: usize| {
@@ -303,7 +312,8 @@ fn wants_interpreter(elf: &[u8]) -> Option<bool> {
                 .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
         )
     };
-    // Place of the table of segments, bytes of an entry and number of entries, in files of 32 and 64 bits.
+    // Program header table of files with 32 and 64 bits: offset, bytes of an entry, number of
+    // entries.
     let (table, entry, entries) = match elf.get(..6)? {
         [0x7f, b'E', b'L', b'F', 1, 1] => (number(28, 4)?, number(42, 2)?, number(44, 2)?),
         [0x7f, b'E', b'L', b'F', 2, 1] => (number(32, 8)?, number(54, 2)?, number(56, 2)?),
@@ -314,7 +324,8 @@ fn wants_interpreter(elf: &[u8]) -> Option<bool> {
     Some(types.contains(&INTERPRETER))
 }
 
-/// Manual pages and completions, made by the program itself, built for this machine: it says the same everywhere.
+/// Writes manual pages and completions with a program that is built for this machine. All
+/// architectures have the same ones.
 fn documentation(share: &Path) -> Result<()> {
     step("manual pages and completions");
     if share.exists() {
@@ -345,7 +356,7 @@ fn documentation(share: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One architecture's packages.
+/// The packages of one architecture.
 struct Release<'a> {
     architecture: Architecture,
     program: &'a Path,
@@ -355,7 +366,8 @@ struct Release<'a> {
 }
 
 impl Release<'_> {
-    /// Where files go on a node: source, place. The packages' own tables in Cargo.toml say the same.
+    /// Returns the files of a node: source and place. The packages' own tables in Cargo.toml list
+    /// the same.
     fn files(&self) -> Vec<(PathBuf, &'static str)> {
         let tree = workspace();
         vec![
@@ -378,7 +390,7 @@ impl Release<'_> {
         ]
     }
 
-    /// `airgapd-<version>-<architecture>.tar.gz` with one folder of that name.
+    /// Writes `airgapd-<version>-<architecture>.tar.gz`, which has one folder of that name.
     fn tarball(&self, build: &Path) -> Result<()> {
         let name = format!("airgapd-{}-{}", version(), self.architecture.name());
         step(&format!("{name}.tar.gz"));
@@ -389,7 +401,7 @@ impl Release<'_> {
         let root = stage.join(&name);
         for (from, to) in self.files() {
             let to = root.join(to);
-            fs::create_dir_all(to.parent().expect("it lies below the root"))?;
+            fs::create_dir_all(to.parent().expect("the place is below the root"))?;
             fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         }
         for folder in ["docs", "config/fleet", "systemd/drop-ins"] {
@@ -421,7 +433,7 @@ impl Release<'_> {
         run(Command::new("gzip").args(["-n", "-9"]).arg(tar))
     }
 
-    /// A Debian package, as `[package.metadata.deb]` describes it.
+    /// Writes a Debian package from the table `[package.metadata.deb]`.
     fn deb(&self, build: &Path) -> Result<PathBuf> {
         step(&format!("the Debian package for {}", self.architecture.debian()));
         let place = self.out.join(format!(
@@ -449,7 +461,7 @@ impl Release<'_> {
         Ok(place)
     }
 
-    /// An RPM package, as `[package.metadata.generate-rpm]` describes it.
+    /// Writes an RPM package from the table `[package.metadata.generate-rpm]`.
     fn rpm(&self, build: &Path) -> Result<PathBuf> {
         step(&format!("the RPM package for {}", self.architecture.name()));
         let place = self
@@ -464,7 +476,7 @@ impl Release<'_> {
                 "generate-rpm",
                 "--package",
                 "crates/airgapd",
-                // The program is linked statically and needs nothing.
+                // The program is linked statically and needs no packages.
                 "--auto-req",
                 "disabled",
                 "--source-date",
@@ -477,7 +489,7 @@ impl Release<'_> {
         Ok(place)
     }
 
-    /// The tables in Cargo.toml can only name fixed places: what is built is copied to one.
+    /// Copies the built files to a fixed place. The tables in Cargo.toml cannot name another.
     fn stage_for_packagers(&self) -> Result<()> {
         let stage = workspace().join("target/package");
         if stage.exists() {
@@ -492,7 +504,7 @@ impl Release<'_> {
     }
 }
 
-/// cargo finds its sub-commands on the PATH.
+/// Returns a `PATH` with the program's folder, since cargo finds its sub-commands there.
 fn path_with(program: &Path) -> Result<std::ffi::OsString> {
     let folder = program.parent().context("a program lies in a folder")?.to_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -506,7 +518,8 @@ fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-/// What the program is made of, as CycloneDX, without what differs from run to run.
+/// Writes the program's bill of materials in the CycloneDX format, without the lines that differ
+/// from run to run.
 fn bill_of_materials(out: &Path) -> Result<()> {
     step("the bill of materials");
     let tool = cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX)?;
@@ -530,7 +543,7 @@ fn bill_of_materials(out: &Path) -> Result<()> {
     let made = workspace().join("crates/airgapd").join(format!("{name}.json"));
     let text = fs::read_to_string(&made).context("cargo-cyclonedx wrote no document")?;
     fs::remove_file(&made)?;
-    // A random serial number and the time of the run.
+    // These lines have a random serial number and the time of the run.
     let kept: Vec<_> = text
         .lines()
         .filter(|line| !line.contains("\"serialNumber\"") && !line.contains("\"timestamp\""))
@@ -549,7 +562,7 @@ fn checksums(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each file and its SHA-256, by name.
+/// Returns each file with its SHA-256, sorted by name.
 fn sums(out: &Path) -> Result<Vec<(String, String)>> {
     let mut names: Vec<_> = fs::read_dir(out)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))

@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: the fuzz targets, on a seed corpus made by code.
+//! `cargo xtask fuzz`: runs the fuzz targets on a seed corpus that code makes.
 //!
-//! They need a nightly compiler and cargo-fuzz, so they are a workspace of their own and no part of the tests; the
-//! properties that run with the tests cover the same ground on the stable toolchain, less deeply.
+//! The targets need a nightly compiler and cargo-fuzz, so they are a separate workspace outside the
+//! tests. Property tests cover the same ground on the stable toolchain, less deeply.
 
 mod seeds;
 
@@ -14,7 +14,7 @@ use xtask::checks::{cargo_tool, step};
 
 use seeds::Seed;
 
-/// The targets in `fuzz/fuzz_targets`, and how long their inputs may grow, in bytes.
+/// The targets in `fuzz/fuzz_targets`, with the longest input in bytes.
 const TARGETS: [(&str, u32); 6] = [
     ("reader", 64 << 10),
     ("archives", 32 << 10),
@@ -24,11 +24,12 @@ const TARGETS: [(&str, u32); 6] = [
     ("platforms", 256),
 ];
 
-/// Runs every target for its share of `minutes`, or one of them for all of it.
+/// Runs every target for its share of `minutes`, or only one target for all of them.
 ///
 /// # Errors
 ///
-/// A crash, a leak, a timeout or too much memory: libFuzzer has said where the input lies.
+/// Returns an error after a crash, a leak, a timeout or too much memory. libFuzzer has printed the
+/// path of the input.
 pub(crate) fn run(minutes: u64, only: Option<&str>) -> Result<()> {
     let targets: Vec<_> = TARGETS
         .iter()
@@ -36,7 +37,7 @@ pub(crate) fn run(minutes: u64, only: Option<&str>) -> Result<()> {
         .collect();
     if targets.is_empty() {
         bail!(
-            "there is no such target; there are {}",
+            "unknown target. The targets are {}",
             TARGETS.map(|(name, _)| name).join(", ")
         );
     }
@@ -57,7 +58,7 @@ pub(crate) fn run(minutes: u64, only: Option<&str>) -> Result<()> {
             .status()
             .with_context(|| format!("cannot run {}", cargo_fuzz.display()))?;
         if !status.success() {
-            bail!("target {name} found something; its input lies in fuzz/artifacts/{name}");
+            bail!("target {name} found a fault. Its input is in fuzz/artifacts/{name}");
         }
     }
     Ok(())
@@ -65,7 +66,7 @@ pub(crate) fn run(minutes: u64, only: Option<&str>) -> Result<()> {
 
 const CARGO_FUZZ: &str = "0.13.2";
 
-/// Writes a small corpus for each target, so that the fuzzer starts behind the first checks.
+/// Writes a small corpus for each target, so that the fuzzer gets past the first checks at once.
 fn seed(corpus: &Path) -> Result<()> {
     for Seed { target, name, bytes } in seeds::all() {
         let folder = corpus.join(target);
@@ -116,7 +117,7 @@ mod tests {
         }
     }
 
-    /// The targets take in sources of other crates, which no compiler of the workspace looks at.
+    /// The targets include sources of other crates. No build of the workspace checks those paths.
     #[test]
     fn each_source_that_a_target_takes_in_is_there() {
         let folder = workspace().join("fuzz/fuzz_targets");

@@ -1,8 +1,9 @@
-# Eight incidents on a node that systemd runs: each is brought about, every output says the same of it, and it is mended. This is
-# part of packaged.sh: airgapd and containerd run, and demo.tar is in place.
+# Eight incidents on a node that runs under systemd. The script causes each incident, checks that
+# every output reports it, and repairs it. This is part of packaged.sh: airgapd and containerd run,
+# and demo.tar is in place.
 
-# Prometheus asks the daemon's port and node_exporter each second. It has the rules of the package, and a minute of theirs is a
-# second here.
+# Prometheus asks the daemon's port and node_exporter each second. It has the rules of the package,
+# with a second for each minute.
 install -D -m 0644 $drop_ins/metrics.conf $own/metrics.conf
 cp /etc/airgapd/config.yaml /root/config.before
 sed -i 's/^metricsAddress: null/metricsAddress: 127.0.0.1:9799/' /etc/airgapd/config.yaml
@@ -24,7 +25,7 @@ CONFIGURATION
 sed -E 's/([0-9])m\>/\1s/g' /usr/share/doc/airgapd/prometheus-rules.yaml > /etc/prometheus/rules.yaml
 systemctl restart prometheus-node-exporter prometheus
 
-# These alerts fire, each for some seconds, and no other does or is about to.
+# Exactly these alerts have fired for four seconds, and no other is pending.
 raised() {
     promtool query instant http://127.0.0.1:9090 'group by (alertname, alertstate) (max_over_time(ALERTS[4s]))' > /root/alerts
     wanted=
@@ -33,8 +34,8 @@ raised() {
     done
     test "$(sed -n 's/ =>.*//p' /root/alerts | sort | tr '\n' ' ')" = "$wanted"
 }
-# Holds every output against a verdict: the verdict with what is waited for, the exit status of `airgapd status`, and the alerts,
-# in the order of their names.
+# Compares every output with a verdict: the verdict with the cause of waiting, and the exit status
+# of `airgapd status`. The alerts follow in the order of their names.
 agree() {
     short=$1 code=$2
     shift 2
@@ -53,7 +54,7 @@ agree() {
     in_journal "the node is $short"
     eventually raised "$@"
 }
-# Ends with this exit status.
+# Checks the exit status of a command.
 ends_with() {
     code=$1 is=0
     shift
@@ -62,7 +63,7 @@ ends_with() {
 }
 agree healthy 0
 
-# An image that a pod needs is in no bundle.
+# No bundle has an image that a pod needs.
 printf 'registry.example/demo/missing:1\n' > /etc/airgapd/required.txt
 cp /etc/airgapd/config.yaml /root/config.yaml
 sed -i 's|^  images: \[\]|  images: [/etc/airgapd/required.txt]|' /etc/airgapd/config.yaml
@@ -82,7 +83,7 @@ agree failed 1 AirgapdFailed
 rm $images/cut.tar
 agree healthy 0
 
-# containerd dies, and another one with an empty root takes its place: the images come back.
+# containerd dies, and a containerd with an empty root replaces it. The daemon restores the images.
 systemctl stop containerd
 agree 'waiting for containerd' 3 AirgapdContainerdDown AirgapdWaiting
 ends_with 3 airgapd wait --timeout 2s
@@ -113,10 +114,10 @@ rmdir $images
 mv /var/lib/bundles.aside $images
 agree healthy 0
 
-# A mistake in the configuration is not taken.
+# The daemon refuses a configuration with a mistake.
 echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
-eventually in_journal 'the configuration is not taken'
+eventually in_journal 'the new configuration was rejected'
 cp /root/config.yaml /etc/airgapd/config.yaml
 agree degraded 1 AirgapdDegraded AirgapdReloadRefused
 systemctl reload airgapd
@@ -148,7 +149,7 @@ eventually raised AirgapdAbsent AirgapdNotRunning AirgapdSilent
 systemctl start airgapd
 agree healthy 0
 
-# What follows is without Prometheus.
+# The rest of the script needs no Prometheus.
 systemctl stop prometheus prometheus-node-exporter
 rm $textfiles/airgapd.prom $own/metrics.conf
 mv /root/config.before /root/config.yaml

@@ -1,6 +1,7 @@
-//! The tasks of `cargo xtask` that need the project's own crates. `cargo xtask` builds this program and passes them on.
+//! The tasks of `cargo xtask` that need the project's own crates. `cargo xtask` builds this program
+//! and starts it with the task's arguments.
 
-// A task runner's output is what it is for.
+// A task prints its results.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
@@ -29,11 +30,11 @@ struct Arguments {
 enum Task {
     /// Show the main job and the promises on a private containerd.
     Demo {
-        /// The containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
+        /// Generation of containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
         #[arg(long, default_value_t = Generation::V2_1)]
         generation: Generation,
     },
-    /// Measure airgapd beside containerd's own importer and the limits of this machine (root).
+    /// Measure airgapd, containerd's own importer and the limits of this machine (root).
     Bench(bench::Arguments),
     /// Fuzz the readers of foreign bytes (needs a nightly compiler).
     Fuzz {
@@ -43,8 +44,8 @@ enum Task {
         /// Only this target.
         target: Option<String>,
     },
-    /// Build what is handed out: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's own image, a bill
-    /// of materials, checksums.
+    /// Build the release: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's
+    /// own image, a bill of materials, checksums.
     Dist {
         /// The processors: x86_64, aarch64, armv7.
         #[arg(long = "for", default_value = "x86_64")]
@@ -53,7 +54,8 @@ enum Task {
         #[arg(long)]
         twice: bool,
     },
-    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, purge it.
+    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, and
+    /// purge it.
     Packaged {
         /// The release of Debian.
         #[arg(long, default_value = packaged::SUITE)]
@@ -90,7 +92,7 @@ mod tests {
 
     use super::Arguments;
 
-    /// Commands in the text of a document: lines of its examples, and words between backquotes.
+    /// Returns the commands in a document: lines of its examples, and words between backquotes.
     fn commands(text: &str) -> impl Iterator<Item = &str> {
         let examples = text.lines().filter_map(|line| line.strip_prefix("# "));
         let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));

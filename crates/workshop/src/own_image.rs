@@ -1,8 +1,9 @@
-//! airgapd's own container image, as a bundle: from scratch, a program and nothing else for each processor.
+//! Writes airgapd's own container image as a bundle. For each processor it has a program and no
+//! other file.
 //!
-//! For nodes that take a DaemonSet rather than a package. The bundle is a plain tar with compressed layers, which every
-//! importer reads: the image has to come onto the first node without airgapd. In the library, because a test makes one
-//! of the program that it has, and runs it.
+//! Nodes that run a DaemonSet instead of a package use it. The bundle is a plain tar with
+//! compressed layers, which every importer reads: the first node has to import it without airgapd.
+//! The code is in the library because a test makes and runs such an image.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 /// The repository of the image.
 pub const REPOSITORY: &str = "ghcr.io/airgapd/airgapd";
 
-/// Where the program is in the image; also what a container of it runs.
+/// Path of the program in the image. A container of the image runs it.
 pub const PROGRAM: &str = "usr/bin/airgapd";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -31,19 +32,21 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// The files of the image for one platform.
 #[derive(Clone, Debug)]
 pub struct Variant {
-    /// As in `linux/arm64`: Go's name of the processor.
+    /// Go's name of the processor, as in `linux/arm64`.
     pub architecture: &'static str,
-    /// `v8` for instance, where the processor has variants.
+    /// Variant of the processor if it has variants, for example `v8`.
     pub variant: Option<&'static str>,
-    /// Place in the image, without a slash at its beginning, and the file; each anyone may read and run.
+    /// Files as pairs of the path in the image, without a leading slash, and the source. Every user
+    /// can read and run them.
     pub files: Vec<(String, PathBuf)>,
 }
 
-/// Writes the bundle of one image for these platforms, and gives its name. The same files make the same bytes.
+/// Writes the bundle of one image for these platforms and returns the image's name. The same files
+/// make the same bytes.
 ///
 /// # Errors
 ///
-/// When a file cannot be read or the bundle not be written.
+/// Returns an error if a file cannot be read or the bundle cannot be written.
 pub fn write(path: &Path, version: &str, variants: &[Variant]) -> Result<String> {
     let mut blobs = Blobs::default();
     let manifests = variants
@@ -77,7 +80,7 @@ pub fn write(path: &Path, version: &str, variants: &[Variant]) -> Result<String>
     Ok(name)
 }
 
-/// What has been made so far, in memory: some megabytes for each platform.
+/// The blobs so far, in memory. They take some megabytes for each platform.
 #[derive(Default)]
 struct Blobs {
     documents: Vec<BlobRef>,
@@ -86,7 +89,8 @@ struct Blobs {
 }
 
 impl Blobs {
-    /// Makes layer, config and manifest of one platform, and gives the manifest's descriptor for the index.
+    /// Makes the layer, config and manifest of one platform. Returns the manifest's descriptor for
+    /// the index.
     fn manifest(&mut self, variant: &Variant, version: &str) -> Result<Value> {
         let files = layer(&variant.files)?;
         let diff_id = digest_of(&files).to_string();
@@ -132,7 +136,7 @@ impl Blobs {
     }
 }
 
-/// A tar of the files and the folders they lie in, of nobody in particular and without a time.
+/// Returns a tar of the files and their folders, without owners and times.
 fn layer(files: &[(String, PathBuf)]) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut folders: Vec<&Path> = files

@@ -1,7 +1,8 @@
-//! The Debian package as an operator meets it: on a fresh system that systemd has booted, in a container of its own.
+//! Tests the Debian package the way an operator uses it: on a fresh Debian that systemd has booted
+//! in a container.
 //!
-//! What happens inside is a script (`packaged.sh`), so that it can be read like a session at a terminal. The container
-//! has no network, as the nodes have none that this is for.
+//! The steps are a script (`packaged.sh`), which reads like a session at a terminal. The container
+//! has no network, like the nodes that airgapd is for.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -16,26 +17,27 @@ use workshop::demo_bundle;
 
 use xtask::checks::{run, step};
 
-/// The suite that the unit's restrictions were written for.
+/// The suite for which the unit's restrictions were written.
 pub(crate) const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates,prometheus,prometheus-node-exporter";
 const SCRIPT: &str = include_str!("packaged.sh");
-/// A part of it.
+/// A part of the script.
 const INCIDENTS: &str = include_str!("incidents.sh");
 
-/// Bytes of an image in a bundle that is compressed with the largest window there is: more than the window.
+/// Bytes of an image in a bundle that is compressed with the largest window. The image is larger
+/// than the window.
 const WIDE: usize = 160 << 20;
 
-/// After this time what does not come to its end is ended: `timeout`'s arguments.
+/// Arguments of `timeout`, which stops a system that does not finish in this time.
 const PATIENCE: [&str; 3] = ["--kill-after=60s", "--signal=TERM", "20m"];
 
-/// Runs the script when the system is up, and switches it off.
+/// Unit that runs the script in the booted system and then powers it off.
 const UNIT: &str = "\
 [Unit]
 After=basic.target dbus.service
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'sh /root/try.sh > /root/output 2>&1; systemctl poweroff --no-block'
+ExecStart=/bin/sh -c 'sh /root/try.sh > /root/output 2>&1 || true && systemctl poweroff --no-block'
 TimeoutStartSec=15min
 [Install]
 WantedBy=multi-user.target
@@ -44,15 +46,15 @@ WantedBy=multi-user.target
 /// Installs the package of `cargo xtask dist` on a fresh Debian, uses it and purges it.
 pub(crate) fn run_task(suite: &str) -> Result<()> {
     let dist = dist()?;
-    let nspawn =
-        on_path("systemd-nspawn").context("this needs systemd-nspawn: apt-get install systemd-container")?;
+    let nspawn = on_path("systemd-nspawn")
+        .context("systemd-nspawn is missing: run apt-get install systemd-container")?;
     step(&format!("a fresh Debian {suite}"));
     let fresh = parts::debian_root(suite, "systemd-prometheus", PACKAGES)?;
     let folder = tempfile::Builder::new().prefix("airgapd-packaged-").tempdir()?;
     let root = folder.path().join("root");
     run(Command::new("cp").arg("-a").arg(&fresh).arg(&root))?;
     furnish(&root, &dist)?;
-    step("booted, the package installed, used and purged");
+    step("booting it, and installing, using and purging the package");
     run(Command::new("timeout")
         .args(PATIENCE)
         .arg(nspawn)
@@ -68,7 +70,7 @@ pub(crate) fn run_task(suite: &str) -> Result<()> {
         .arg(&root)
         .stdin(Stdio::null())
         .stdout(File::create(workspace().join("target/packaged.console"))?))?;
-    let output = fs::read_to_string(root.join("root/output")).context("the script was not run")?;
+    let output = fs::read_to_string(root.join("root/output")).context("the script did not run")?;
     print!("{output}");
     match output.trim_end().ends_with("PASSED") {
         true => Ok(()),
@@ -76,7 +78,7 @@ pub(crate) fn run_task(suite: &str) -> Result<()> {
     }
 }
 
-/// What `cargo xtask dist` has made and this needs.
+/// The files of `cargo xtask dist` that this task needs.
 struct Dist {
     package: PathBuf,
     image: PathBuf,
@@ -91,7 +93,7 @@ fn dist() -> Result<Dist> {
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.to_string_lossy().ends_with(end))
-            .with_context(|| format!("there is no *{end} in {}: run cargo xtask dist", folder.display()))
+            .with_context(|| format!("no *{end} in {}: run cargo xtask dist", folder.display()))
     };
     Ok(Dist {
         package: find("_amd64.deb")?,
@@ -112,7 +114,8 @@ fn furnish(root: &Path, dist: &Dist) -> Result<()> {
     fs::set_permissions(&k0s, fs::Permissions::from_mode(0o755))?;
     let units = root.join("etc/systemd/system");
     fs::write(units.join("try.service"), UNIT)?;
-    // containerd starts when the script says so; minimal images keep nothing that a package manager would fetch.
+    // The script starts containerd when it needs it. Minimal images keep no files that a package
+    // manager can fetch.
     run(Command::new("chroot")
         .arg(root)
         .args(["systemctl", "disable", "containerd.service"]))?;
@@ -121,10 +124,10 @@ fn furnish(root: &Path, dist: &Dist) -> Result<()> {
         .args(["systemctl", "enable", "try.service"]))
 }
 
-/// A bundle whose decompression takes 128 MiB of memory at once, as `zstd --long=27` makes them.
+/// Writes a bundle whose decompression takes 128 MiB of memory, like a bundle of `zstd --long=27`.
 fn write_wide_bundle(path: &Path) -> Result<()> {
     let plain = path.with_extension("");
-    // Zeros alone would be taken for a decompression bomb.
+    // airgapd would take zeros alone for a decompression bomb.
     let mut bytes = vec![0; WIDE];
     for (index, block) in bytes.chunks_exact_mut(256).enumerate() {
         block[..32].copy_from_slice(&Sha256::digest(index.to_le_bytes()));

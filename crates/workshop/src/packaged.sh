@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs as root inside a fresh Debian that systemd has booted: what an operator would do, with the words of the README.
-# /root has the package and bundles. The last line of the output is PASSED, or the step that failed is the last one.
+# Runs as root inside a fresh Debian that systemd has booted. The script types the commands of the
+# README like an operator. /root has the package and the bundles. The last line of the output is
+# PASSED, or the output ends with the step that failed.
 set -eux
 export DEBIAN_FRONTEND=noninteractive PAGER=cat SYSTEMD_COLORS=0
 images=/var/lib/k0s/images
@@ -11,14 +12,15 @@ eventually() {
     for _ in $(seq 200); do "$@" && return; sleep 0.2; done
     "$@"
 }
-# A command that must fail: what stands after an exclamation mark does not end a script.
+# Runs a command that must fail. `set -e` does not stop a script at a command after an exclamation
+# mark.
 never() { if "$@"; then exit 1; fi; }
 has() { printf '%s\n' "$1" | grep -q "$2"; }
 as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 property() { systemctl show -P "$1" airgapd; }
 in_journal() { journalctl -u airgapd --no-pager -o cat | grep -q "$1"; }
-# What an image's program says. Its files are containerd's; a container of its own would need control groups, which
-# the container that this runs in may not make.
+# Runs a program from an image. The image is mounted and not started as a container. A container
+# would need control groups, and this system may not create any.
 run_from() {
     ctr -n k8s.io images mount "$1" /mnt > /dev/null
     shift
@@ -27,7 +29,7 @@ run_from() {
 }
 in_containerd() { ctr -n k8s.io images ls -q | grep -qx "$1"; }
 
-# 1. Installed, and it runs.
+# 1. The package is installed, and the daemon runs.
 dpkg-query -W systemd containerd
 apt-get install -y /root/airgapd.deb
 systemctl is-enabled airgapd
@@ -36,7 +38,7 @@ airgapd --version
 test -e /usr/share/man/man1/airgapd.1.gz
 test -e /usr/share/bash-completion/completions/airgapd
 
-# 2. The unit: without a complaint, and hardened.
+# 2. systemd has no complaint about the unit, and the unit is hardened.
 systemd-analyze verify --man=no /lib/systemd/system/airgapd.service > /root/complaints 2>&1 || cat /root/complaints
 cat /root/complaints
 never grep airgapd /root/complaints
@@ -54,8 +56,8 @@ systemctl daemon-reload
 systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
 systemd-analyze security --threshold=10 airgapd.service > /dev/null
 
-# 3. The node has a containerd of its own: its drop-in has the images folder created. A bundle is dropped before
-# containerd runs. It waits, and is imported when containerd is there.
+# 3. The node runs its own containerd. The drop-in for it creates the images folder. A bundle is
+#    copied before containerd runs. The daemon waits, and imports the bundle when containerd is up.
 never test -e $images
 install -D -m 0644 $drop_ins/containerd.conf $own/containerd.conf
 systemctl daemon-reload
@@ -72,17 +74,17 @@ in_containerd $hello
 ctr -n k8s.io images check | grep "$hello .*complete"
 run_from $hello /bin/sh -c "cat /etc/hello"
 
-# 4. What others may see, and what they may not.
+# 4. Another user can read the metrics, but neither the control socket nor the state.
 eventually as_nobody grep 'airgapd_bundles{state="done"} 1' /run/airgapd/airgapd.prom
 never as_nobody airgapd wait --timeout 0s
 never as_nobody cat /var/lib/airgapd/state.json
 
-# 5. An image is deleted, and comes back.
+# 5. An image is deleted and restored.
 ctr -n k8s.io images rm $hello
 eventually in_containerd $hello
 
-# 6. A bundle whose decompression takes 128 MiB of memory at once: below the unit's MemoryHigh=, which
-# counts where this container has control groups.
+# 6. The decompression of a bundle takes 128 MiB of memory. The peak stays below the unit's
+#    MemoryHigh=, which only works if this container has control groups.
 cp /root/wide.tar.zst $images
 airgapd wait --bundle wide.tar.zst --timeout 120s
 in_containerd registry.example/demo/wide:1.0
@@ -92,7 +94,7 @@ test "$peak" -gt $((128 << 10))
 test "$peak" -lt $((320 << 10))
 rm $images/wide.tar.zst
 
-# 7. The journal: fields of its own, message ids, and an explanation of each.
+# 7. The journal has airgapd's own fields, message ids, and an explanation of each id.
 journalctl -u airgapd -o json --no-pager > /root/journal.json
 grep '"AIRGAPD_OUTCOME":"imported"' /root/journal.json | head -n 1
 grep '"MESSAGE_ID":"8556b10ba49d4573ae06291804dbd4ca"' /root/journal.json | grep -c '"AIRGAPD_BUNDLE":"demo.tar"'
@@ -102,8 +104,8 @@ grep -m 1 -A 9 'Subject: The images of bundle demo.tar are in containerd' /root/
 grep -A 9 -m 1 'Subject: containerd cannot be reached' /root/journal
 test "$(journalctl --list-catalog --no-pager | grep -c 'airgapd:')" = "$(grep -c '^-- ' /usr/lib/systemd/catalog/airgapd.catalog)"
 
-# A file that is no bundle: what happened, and what to do about it. A thousand of them are not a thousand lines, and the
-# journal drops none.
+# The journal explains a file that is no bundle and the remedy. A thousand such files do not make a
+# thousand lines, and the journal drops no line.
 echo 'no bundle' > $images/bad.tar
 never airgapd wait --bundle bad.tar --timeout 90s
 eventually in_journal 'bad.tar'
@@ -120,7 +122,8 @@ never grep Suppressed /root/of-journald
 rm $images/photo-*
 airgapd wait --timeout 60s
 
-# 8. The configuration is read again; a mistake ends the daemon and does not loop.
+# 8. The daemon reloads the configuration. After a mistake, a start fails and systemd does not retry
+#    it.
 before=$(property MainPID)
 echo 'exclude: ["registry.example/other/*"]' >> /etc/airgapd/config.yaml
 sed -i '/^exclude: \[\]/d' /etc/airgapd/config.yaml
@@ -144,21 +147,21 @@ systemctl restart airgapd
 airgapd wait --timeout 60s
 echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
-eventually in_journal 'the configuration is not taken'
+eventually in_journal 'the new configuration was rejected'
 journalctl -u airgapd -x --no-pager | grep -A 6 -m 1 'Subject: The new configuration has mistakes'
 cp /root/config.yaml /etc/airgapd/config.yaml
 
-# What the doctor says of the unit itself.
+# The doctor reports the state of the unit itself.
 systemctl disable airgapd
 has "$(airgapd doctor)" 'note *unit *airgapd.service is disabled'
 systemctl enable airgapd
 has "$(airgapd doctor)" 'ok *unit'
 has "$(AIRGAPD_IMAGES_DIR=/root/bundles airgapd doctor || true)" 'PROBLEM *unit .*/root/bundles: ProtectHome='
 
-# Eight incidents, each with the same word from every output.
+# Eight incidents. Every output reports the same verdict for each.
 . /root/incidents.sh
 
-# 9. The watchdog: a daemon that hangs is begun anew, one that works or waits is not.
+# 9. The watchdog restarts a daemon that hangs, but not a daemon that works or waits.
 printf '[Service]\nWatchdogSec=2s\nLimitCORE=0\n' > $own/watchdog.conf
 systemctl daemon-reload
 systemctl restart airgapd
@@ -169,8 +172,8 @@ began_anew() { test "$(property NRestarts)" = 1 && systemctl is-active airgapd; 
 eventually began_anew
 airgapd wait --timeout 60s
 
-# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content. When it is none any more that
-# is noticed without a restart.
+# 10. A k0s controller without a worker has nothing to do. The daemon reports no fault, and the
+#     watchdog does not fire. The daemon notices without a restart that the controller is gone.
 install -m 0755 /root/k0s /usr/local/bin/k0s
 printf '[Service]\nExecStart=/usr/local/bin/k0s controller\n' > /etc/systemd/system/k0scontroller.service
 systemctl daemon-reload
@@ -187,7 +190,7 @@ systemctl daemon-reload
 systemctl restart airgapd
 airgapd wait --timeout 60s
 
-# 11. A stop needs no force, with work in flight or without.
+# 11. The daemon stops without SIGKILL, with work in flight or without.
 systemctl stop airgapd
 test "$(property Result)" = success
 systemctl start airgapd
@@ -200,16 +203,16 @@ systemctl start airgapd
 journalctl -u airgapd -b --no-pager -o cat > /root/all
 never grep 'with signal SIGKILL' /root/all
 
-# 12. airgapd's own image, brought by airgapd, runs.
+# 12. A program from airgapd's own image runs after airgapd has imported the image.
 cp /root/airgapd-image.tar $images
 airgapd wait --bundle airgapd-image.tar --timeout 60s
 image=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
 test "$(run_from "$image" /usr/bin/airgapd --version)" = "$(airgapd --version)"
 
-# 13. The package is replaced while a bundle is on its way: nothing is lost, and nothing has to be asked for.
+# 13. The package is replaced during an import. Nothing is lost, and no command is needed.
 sed -i -e 's/^rateLimit: null/rateLimit: 10MiB/' -e 's/^grace: 20s/grace: 1s/' /etc/airgapd/config.yaml
 systemctl restart airgapd
-# Its blobs go with the last record, CRI's own among them.
+# The blobs disappear with the last record. CRI's own records count too.
 wide=$(ctr -n k8s.io images ls | awk '$1 == "registry.example/demo/wide:1.0" { print $3 }')
 ctr -n k8s.io images ls | awk -v wide="$wide" '$3 == wide { print $1 }' | xargs ctr -n k8s.io images rm --sync > /dev/null
 cp /root/wide.tar.zst $images/upgrade.tar.zst
@@ -218,7 +221,7 @@ eventually is_importing
 before=$(property MainPID)
 apt-get install -y --reinstall /root/airgapd.deb
 test "$(property MainPID)" != "$before"
-in_journal 'goes on at the next start'
+in_journal 'continues at the next start'
 airgapd wait --bundle upgrade.tar.zst --timeout 120s
 in_containerd registry.example/demo/wide:1.0
 rm $images/upgrade.tar.zst
@@ -226,7 +229,8 @@ cp /root/config.yaml /etc/airgapd/config.yaml
 systemctl restart airgapd
 airgapd wait --timeout 60s
 
-# 14. A removal says how many records stay ours. It neither fails nor waits for a containerd that does not answer.
+# 14. A removal reports how many records keep airgapd's labels. It neither fails nor waits for a
+#     containerd that does not answer.
 removed=$(apt-get remove -y airgapd 2>&1)
 has "$removed" "labels and pins: [1-9][0-9]*\."
 has "$removed" 'airgapd release --all'
@@ -240,7 +244,7 @@ test $(($(date +%s) - seconds)) -lt 60
 apt-get install -y /root/airgapd.deb
 airgapd wait --timeout 60s
 
-# 15. And away with it.
+# 15. airgapd is removed from the node.
 systemctl disable --now airgapd
 airgapd release --all
 ctr -n k8s.io images ls > /root/records

@@ -1,6 +1,7 @@
-//! What was built is tried: on this machine, or for another processor in qemu's emulation of one process.
+//! Tries the built programs on this machine, or under qemu's user-mode emulation for another
+//! processor.
 //!
-//! The question that only the program for a processor can answer is which image of a bundle its node would take.
+//! Only the program for a processor can answer which image of a bundle its node would take.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,10 +17,11 @@ use xtask::checks::step;
 /// Name of the image in the bundles.
 const NAME: &str = "registry.example/demo:1";
 
-/// Platforms that an image has, and those of them that a node takes, in the same order.
+/// The platforms of an image, and those of them that a node takes, in the same order.
 type Choice = (&'static [&'static str], &'static [&'static str]);
 
-/// A node takes all that it can run: one on arm64 what is for arm, too, one on amd64 what is for 386.
+/// Returns the test cases. A node takes every platform that it can run: arm64 also takes arm, and
+/// amd64 also takes 386.
 fn choices(architecture: Architecture) -> &'static [Choice] {
     match architecture {
         Architecture::X86_64 => &[
@@ -56,17 +58,17 @@ fn choices(architecture: Architecture) -> &'static [Choice] {
     }
 }
 
-/// Runs a program where it can be run: it says its version, and picks the right image of each bundle.
+/// Runs a program, and checks its version and the platforms that it takes from each bundle.
 pub(crate) fn run(architecture: Architecture, program: &Path) -> Result<()> {
     let runner = Runner::of(architecture, program)?;
     step(&format!(
-        "the program for {} is tried {}",
+        "trying the program for {} {}",
         architecture.name(),
         runner.how()
     ));
     let version = said(runner.command().arg("--version"))?;
     if version.trim() != format!("airgapd {}", env!("CARGO_PKG_VERSION")) {
-        bail!("it says that it is `{}`", version.trim());
+        bail!("the program reports the version `{}`", version.trim());
     }
     let folder = tempfile::tempdir()?;
     for (platforms, expected) in choices(architecture) {
@@ -76,33 +78,33 @@ pub(crate) fn run(architecture: Architecture, program: &Path) -> Result<()> {
         });
         Layout::new().image(image).write_to(&path);
         let mut inspect = runner.command();
-        // Neither this machine's configuration nor its containerd is to be gone by.
+        // The answer must not depend on this machine's configuration and containerd.
         inspect.args(["inspect", "-o", "json", "--config", "/dev/null"]);
         let taken = taken(&said(inspect.args(["--address", "/nowhere"]).arg(&path))?)?;
         if taken != *expected {
             bail!(
-                "of {} it takes {taken:?} and not {expected:?}",
+                "from {} the program takes {taken:?}, expected {expected:?}",
                 platforms.join(", ")
             );
         }
-        println!("    of {} it takes {taken:?}", platforms.join(", "));
+        println!("    from {} it takes {taken:?}", platforms.join(", "));
     }
     Ok(())
 }
 
-/// The platforms that `airgapd inspect -o json` says are taken.
+/// Returns the platforms that `airgapd inspect -o json` reports as taken.
 fn taken(document: &str) -> Result<Vec<String>> {
-    let document: Value = serde_json::from_str(document).context("it gives no JSON document")?;
+    let document: Value = serde_json::from_str(document).context("the program printed no JSON document")?;
     let platforms = document["images"][0]["platforms"]
         .as_array()
-        .with_context(|| format!("there are no platforms in {document:#}"))?;
+        .with_context(|| format!("the document has no platforms: {document:#}"))?;
     let taken = platforms.iter().filter(|platform| platform["taken"] == true);
     Ok(taken
         .filter_map(|platform| platform["platform"].as_str().map(str::to_owned))
         .collect())
 }
 
-/// A program and what runs it.
+/// A program and the emulator that runs it.
 struct Runner {
     emulator: Option<PathBuf>,
     program: PathBuf,
@@ -127,7 +129,7 @@ impl Runner {
         }
     }
 
-    /// The program with neither this machine's settings nor those of a test run in its environment.
+    /// Returns the program without the settings of this machine or of a test run.
     fn command(&self) -> Command {
         let mut command = match &self.emulator {
             Some(emulator) => {
@@ -151,7 +153,7 @@ fn said(command: &mut Command) -> Result<String> {
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
     if !output.status.success() {
         bail!(
-            "it failed ({}): {}",
+            "the program failed ({}): {}",
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );

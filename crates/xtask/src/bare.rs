@@ -1,8 +1,9 @@
-//! `cargo xtask bare`: a command in a minimal Debian with Rust, a C compiler and git, and nothing else.
+//! `cargo xtask bare`: runs a command in a minimal Debian with only Rust, a C compiler and git.
 //!
-//! That is the machine which README.md promises. The root is made anew for each run: debootstrap's variant minbase, the
-//! last commit cloned below `/root`, which Debian gives the mode 0700, and entered by pivot_root(8), since a chroot has
-//! no user namespaces. The machine lends it the kernel, the network, the Rust toolchain and cargo's download cache.
+//! This is the machine that README.md promises. Each run makes a new root folder with debootstrap's
+//! variant minbase. It clones the last commit below `/root`, which has mode 0700 in Debian. It
+//! enters the root with pivot_root(8), since a chroot has no user namespaces. The host shares its
+//! kernel, its network, its Rust toolchain and cargo's download cache.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,23 +15,25 @@ use lab::{is_root, output_of, parts, workspace};
 
 use crate::checks::{run as run_command, step};
 
-/// What README.md asks for, beside Rust.
+/// Packages that README.md lists beside Rust.
 const PACKAGES: &str = "ca-certificates,gcc,libc6-dev,git";
 
-/// The command of README.md that a bare machine has to pass.
+/// The command of README.md that must succeed on a bare machine.
 const README_COMMAND: [&str; 3] = ["cargo", "xtask", "test"];
 
-/// Runs as process 1 of a mount and process namespace of its own, with the folders in its environment.
+/// Script that runs as process 1 in new mount and process namespaces. It reads the paths of the
+/// folders from its environment.
 const ENTER: &str = include_str!("bare.sh");
 
-/// Runs the command, or the README's test command, in the clone on a bare machine of this suite.
+/// Runs the command in the clone on a bare machine of this suite. Without a command it runs the
+/// test command of README.md.
 ///
 /// # Errors
 ///
-/// Without root, when the machine cannot be made, and when the command fails.
+/// Returns an error without root, if the machine cannot be made, or if the command fails.
 pub fn run(suite: &str, command: &[String]) -> Result<()> {
     if !is_root() {
-        bail!("only root can make a machine and enter it");
+        bail!("only root can make a bare machine and enter it");
     }
     step(&format!("a bare Debian {suite} with Rust, a C compiler and git"));
     let machine = Machine::create(suite)?;
@@ -40,7 +43,7 @@ pub fn run(suite: &str, command: &[String]) -> Result<()> {
     machine.run(command)
 }
 
-/// The root, below `target/bare`; gone when dropped.
+/// The root folder below `target/bare`. Dropping it removes the folder.
 struct Machine {
     root: PathBuf,
 }
@@ -104,7 +107,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Its mounts went with their namespace. What cannot be removed lies in target/, where it does no harm.
+        // The mounts disappeared with their namespace. A folder that cannot be removed stays in
+        // target/, where it does no harm.
         let _ = fs::remove_dir_all(&self.root);
     }
 }

@@ -1,4 +1,5 @@
-# Enters $ROOT as a machine of its own and runs the command there. $TOOLCHAIN is lent for reading, $REGISTRY as a cache.
+# Enters $ROOT as a separate machine and runs the command there. $TOOLCHAIN is shared read-only, and
+# $REGISTRY as a cache.
 mount --bind "$ROOT" "$ROOT"
 mount -t proc proc "$ROOT/proc"
 mount --rbind /sys "$ROOT/sys"
@@ -14,7 +15,8 @@ cd "$ROOT"
 pivot_root . mnt
 umount -l /mnt
 cd /root/airgapd
-# This shell stays as process 1 and reaps what others leave behind, as an init does: some tests wait for daemons to go.
+# This shell stays as process 1 and reaps orphans like an init. Some tests wait until a daemon is
+# gone.
 env -i HOME=/root PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     TERM="${TERM:-dumb}" "$@" || exit $?
 exit 0

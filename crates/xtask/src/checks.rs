@@ -1,4 +1,4 @@
-//! The tasks that judge the code without running it: formatting, lints, documentation, dependencies.
+//! Checks the code without running it: formatting, lints, documentation, dependencies.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,14 +6,16 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use lab::{on_path, workspace};
 
-/// The release of cargo-deny that reads our `deny.toml`.
+use crate::prose;
+
+/// Release of cargo-deny that can read this `deny.toml`.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Formatting, lints, documentation, licences, bans and sources.
+/// Checks formatting, lints, documentation, prose, licences, bans and sources.
 ///
 /// # Errors
 ///
-/// When a check fails, having said why.
+/// Returns an error if a check fails. The check has printed the reason.
 pub fn run_all() -> Result<()> {
     step("formatting");
     run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -31,15 +33,17 @@ pub fn run_all() -> Result<()> {
     run(cargo()
         .args(["doc", "--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
+    step("prose");
+    prose::run(&[])?;
     step("licences, bans and sources of the dependencies");
     deny(&["licenses", "bans", "sources"])
 }
 
-/// Looks the dependencies up in the database of vulnerabilities.
+/// Looks up the dependencies in the database of vulnerabilities.
 ///
 /// # Errors
 ///
-/// When there is one, and without the network.
+/// Returns an error if a dependency has a vulnerability, or without the network.
 pub fn advisories() -> Result<()> {
     step("advisories");
     deny(&["advisories"])
@@ -52,11 +56,12 @@ fn deny(what: &[&str]) -> Result<()> {
         .args(what))
 }
 
-/// A program that cargo installs: from PATH, else built once into target/tools.
+/// Returns a program that cargo installs. If it is not on the `PATH`, it is built once into
+/// target/tools.
 ///
 /// # Errors
 ///
-/// When it cannot be built.
+/// Returns an error if the build fails.
 pub fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
     if let Some(program) = on_path(name) {
         return Ok(program);
@@ -73,10 +78,12 @@ pub fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// cargo, in the workspace, whose `.cargo/config.toml` names the protobuf compiler.
+/// Returns a cargo command in the workspace, whose `.cargo/config.toml` names the protobuf
+/// compiler.
 ///
-/// `cargo xtask` describes the package xtask to this program in its environment. The build script of ring depends on these
-/// variables: with them, and then again in a shell without them, cargo would build ring and all its users anew.
+/// `cargo xtask` sets variables that describe the package xtask. The build script of ring depends
+/// on these variables. So cargo would rebuild ring and its dependents with them, and again in a
+/// shell without them.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
@@ -88,16 +95,16 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Returns true for a variable with which cargo tells a program about its package.
+/// Returns true for a variable in which cargo describes a package to a program.
 fn describes_a_package(name: &str) -> bool {
     name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
-/// Runs a command whose output goes to the screen.
+/// Runs a command that prints to the screen.
 ///
 /// # Errors
 ///
-/// When it fails.
+/// Returns an error if the command fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -116,7 +123,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Says what comes next.
+/// Prints the name of the next step.
 pub fn step(what: &str) {
     println!("==> {what}");
 }
@@ -127,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_checks_build_what_a_shell_builds() {
-        // cargo tells a test about its package, like `cargo xtask`.
+        // cargo describes the package to a test, as to `cargo xtask`.
         assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
         let cargo = cargo();
         for (name, _) in std::env::vars_os() {

@@ -1,6 +1,7 @@
-//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: tests that do more when they are asked to.
+//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: longer runs of some tests.
 //!
-//! They are tests of the program's own suite that are left out otherwise, so that there is one piece of code for both.
+//! These tests belong to the program's own suite, which skips them by default. So one piece of code
+//! serves both.
 
 use std::process::Command;
 
@@ -10,25 +11,26 @@ use lab::{Generation, containerd_parts, is_root, parts};
 
 use crate::checks;
 
-/// How long, and which one of all the possible runs.
+/// The length of a run and its seed.
 #[derive(Args, Debug, Default)]
 pub struct Extent {
-    /// What chance follows from; the same seed makes the same decisions.
+    /// Seed of all random decisions. The same seed makes the same decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4. Left out, as much on 1.7 as on 2.3.
+    /// Generation of containerd: 1.6, 1.7, 2.1, 2.3 or 2.4. By default the task runs on both 1.7
+    /// and 2.3.
     #[arg(long)]
     containerd: Option<Generation>,
 }
 
-/// Runs a test that is left out otherwise, for so many rounds.
+/// Runs a test that the suite skips by default, for a number of rounds.
 ///
 /// # Errors
 ///
-/// When it fails, having said why, or when there is no root to start containerds with.
+/// Returns an error without root, or if the test fails. The test has printed the reason.
 pub fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     if !is_root() {
-        bail!("this runs on private containerds, which only root can start");
+        bail!("this task starts private containerds, which only root can do");
     }
     let generations = match extent.containerd {
         Some(one) => vec![one],
@@ -48,14 +50,15 @@ pub fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     checks::run(&mut cargo)
 }
 
-/// Has the documents show what is on the screen after their examples.
+/// Updates the output of the examples in the documents.
 ///
 /// # Errors
 ///
-/// When a command does not end as it should, having said which, or when there is no root to start containerd with.
+/// Returns an error without root, or if an example does not end as expected. The test has printed
+/// the example.
 pub fn record() -> Result<()> {
     if !is_root() {
-        bail!("the examples are typed on a node with a private containerd, which only root can make");
+        bail!("the examples run on a private containerd, which only root can start");
     }
     let test = "examples::each_command_in_the_documents_does_what_they_say";
     let mut cargo = scenarios();
@@ -66,7 +69,7 @@ pub fn record() -> Result<()> {
     checks::run(&mut cargo)
 }
 
-/// The program's suite; a test and its flags have yet to be added.
+/// Returns the command for the program's suite. The caller adds a test and flags.
 pub(crate) fn scenarios() -> Command {
     let mut cargo = checks::cargo();
     cargo.args([

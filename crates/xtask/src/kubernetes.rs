@@ -1,7 +1,7 @@
-//! `cargo xtask kubernetes`: what a real kubelet does with images that the daemon brings.
+//! `cargo xtask kubernetes`: shows what a real kubelet does with images that the daemon imports.
 //!
-//! The claims are tests of the program's own suite (`tests/kubernetes`) that are left out otherwise. Kubelet is built from
-//! its source first, which takes minutes once.
+//! The tests (`tests/kubernetes`) belong to the program's own suite, which skips them by default.
+//! The first run builds kubelet from its source, which takes minutes.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -10,16 +10,16 @@ use lab::{Generation, containerd_parts, is_root, parts};
 
 use crate::{checks, endurance};
 
-/// The containerds that new clusters run, which the claims are made for.
+/// The containerds that new clusters run. The tests exist for these.
 const GENERATIONS: [Generation; 2] = [Generation::V1_7, Generation::V2_3];
 
-/// Which kubelet, on which containerd.
+/// The kubelet and the containerd to use.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Which kubelet: 1.34, 1.35, 1.36 or 1.37.
+    /// Version of kubelet: 1.34, 1.35, 1.36 or 1.37.
     #[arg(long, default_value_t = Release::USUAL)]
     kubelet: Release,
-    /// Which containerd: 1.7 or 2.3. Left out, both of them.
+    /// Generation of containerd: 1.7 or 2.3. By default the task uses both.
     #[arg(long, value_parser = generation)]
     containerd: Option<Generation>,
 }
@@ -27,19 +27,20 @@ pub struct Arguments {
 fn generation(text: &str) -> Result<Generation> {
     let generation = text.parse()?;
     if !GENERATIONS.contains(&generation) {
-        bail!("the claims are made for containerd 1.7 and 2.3");
+        bail!("use 1.7 or 2.3: the Kubernetes tests exist for these only");
     }
     Ok(generation)
 }
 
-/// Builds what is missing and runs the claims.
+/// Builds the missing programs and runs the tests.
 ///
 /// # Errors
 ///
-/// When a claim does not hold, having said why, without root, or when something cannot be fetched or built.
+/// Returns an error without root, if a fetch or a build fails, or if a test fails. The test has
+/// printed the reason.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !is_root() {
-        bail!("this runs kubelet and containerd, which only root can start");
+        bail!("this task starts kubelet and containerd, which only root can do");
     }
     let asked: Vec<_> = GENERATIONS
         .into_iter()
@@ -64,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .iter()
         .filter(|generation| !asked.contains(generation))
     {
-        // As the tests are called: `…::containerd_2_3`.
+        // The names of the tests end like this: `…::containerd_2_3`.
         let name = format!("containerd_{}", generation.to_string().replace('.', "_"));
         cargo.args(["--skip", &name]);
     }

@@ -1,9 +1,10 @@
-//! `cargo xtask`: the project's own tasks, on a machine with nothing set up.
+//! `cargo xtask`: the project's own tasks, on a machine without any preparation.
 //!
-//! This crate is what cargo builds before the first task begins, so it depends on little. Tasks that need the project's
-//! own crates are in the workshop, a program that this one builds and starts.
+//! cargo builds this crate before the first task starts, so it has few dependencies. Tasks that
+//! need the project's own crates are in the workshop. This program builds the workshop and starts
+//! it.
 
-// A task runner's output is what it is for.
+// A task prints its results.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod arguments;
@@ -13,6 +14,7 @@ pub mod endurance;
 pub mod kubernetes;
 mod messages;
 pub mod mutants;
+pub mod prose;
 pub mod reference;
 pub mod suite;
 pub mod workshop;

@@ -1,6 +1,6 @@
 //! The program behind `cargo xtask`.
 
-// A task runner's output is what it is for.
+// A task prints its errors.
 #![allow(clippy::print_stderr)]
 
 use std::process::ExitCode;
@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use lab::parts;
-use xtask::{Arguments, Task, bare, checks, endurance, kubernetes, mutants, reference, suite, workshop};
+use xtask::{
+    Arguments, Task, bare, checks, endurance, kubernetes, mutants, prose, reference, suite, workshop,
+};
 
 fn main() -> ExitCode {
     match perform(Arguments::parse().task) {
@@ -25,6 +27,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo(flags) => workshop::demo(&flags.arguments),
         Task::Test { arguments } => suite::run(&arguments),
         Task::Check => checks::run_all(),
+        Task::Prose { paths } => prose::run(&paths),
         Task::Bare { suite, command } => bare::run(&suite, &command),
         Task::Bench(flags) => workshop::run("bench", &flags.arguments),
         Task::Fuzz(flags) => workshop::run("fuzz", &flags.arguments),

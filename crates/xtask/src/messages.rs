@@ -1,7 +1,8 @@
-//! `docs/messages.md`: the messages of the daemon at warning and above, made of the source that says them.
+//! Makes `docs/messages.md`, the list of the daemon's warnings and errors, from the source.
 //!
-//! A message is a string literal of a call that writes to the log. A call whose text is made elsewhere is in [`ELSEWHERE`], so that
-//! none is left out: [`made`] refuses a call that it cannot read.
+//! A message is a string literal of a call that writes to the log. If the text of a call is made at
+//! another place, [`ELSEWHERE`] names that place. [`made`] returns an error for a call that it
+//! cannot read, so that the list is complete.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,12 +13,13 @@ use anyhow::{Context as _, Result, anyhow};
 use lab::workspace;
 
 const HEAD: &str = "# Messages\n\n\
-    Every message of the daemon at warning and above. `cargo xtask reference` makes this page of the source; `…` stands for what changes. \
-    [runbook.md](runbook.md) has causes and remedies.\n\n\
-    The journal has the level as `PRIORITY` (3 for an error, 4 for a warning) and the outcome as `AIRGAPD_OUTCOME`. \
-    A daemon that cannot start says why as errors of its own, and ends with 1 or 2.\n";
+    Every message of the daemon at warning and above. `cargo xtask reference` makes this page from\n\
+    the source. A `…` stands for a value. [runbook.md](runbook.md) has causes and remedies.\n\n\
+    The journal has the level as `PRIORITY` (3 for an error, 4 for a warning) and the outcome as\n\
+    `AIRGAPD_OUTCOME`. A daemon that cannot start logs its errors and ends with 1 or 2.\n";
 
-/// The source of the daemon. Commands tell of their troubles on the screen of those who type them.
+/// The sources of the daemon. Commands print their errors on the operator's screen, so they are not
+/// in the list.
 const OF_THE_DAEMON: [&str; 7] = [
     "crates/airgapd/src/config.rs",
     "crates/airgapd/src/log.rs",
@@ -28,7 +30,7 @@ const OF_THE_DAEMON: [&str; 7] = [
     "crates/verify/src",
 ];
 
-/// How the daemon writes to the log, and the level; a call of `tell!` names its level.
+/// Calls that write to the log, with their levels. A call of `tell!` names its level.
 const CALLS: [(&str, Option<Level>); 5] = [
     ("warn!(", Some(Level::Warning)),
     ("error!(", Some(Level::Error)),
@@ -37,8 +39,9 @@ const CALLS: [(&str, Option<Level>); 5] = [
     ("tell!(", None),
 ];
 
-/// Calls that pass on a text: the file, the name in the call, the outcome, and the blocks that make the text, as a file and how the
-/// block begins. A call without a block passes on messages that are listed by themselves.
+/// Calls that pass on a text from another place: the file, the name in the call, the outcome, and
+/// the blocks that make the text. A block is a file and the start of the block. A call without a
+/// block passes on messages that the list has already.
 type Elsewhere = (
     &'static str,
     &'static str,
@@ -122,11 +125,7 @@ const ELSEWHERE: [Elsewhere; 14] = [
         "node/src/decide/require.rs",
         "sentence",
         Some("missing"),
-        &[
-            ("node/src/status.rs", "(1, 1) => String::from"),
-            ("node/src/status.rs", "(1, _) => format!"),
-            ("node/src/status.rs", "(_, _) => format!"),
-        ],
+        &[("node/src/status.rs", "missing => format!")],
     ),
     (
         "airgapd/src/config.rs",
@@ -160,16 +159,16 @@ struct Message {
     outcome: Option<String>,
 }
 
-/// Where the page lies.
+/// Returns the path of the page.
 pub(crate) fn page() -> PathBuf {
     workspace().join("docs/messages.md")
 }
 
-/// The page as the source has it.
+/// Makes the page from the source.
 ///
 /// # Errors
 ///
-/// When a file cannot be read, or a call has no text that could be found.
+/// Returns an error if a file cannot be read or if the text of a call is not found.
 pub(crate) fn made() -> Result<String> {
     let mut messages = BTreeSet::new();
     for path in OF_THE_DAEMON {
@@ -192,8 +191,9 @@ pub(crate) fn made() -> Result<String> {
     }
     page.push_str(
         "\n## Message ids\n\n\
-         Events of these kinds have a `MESSAGE_ID`. `journalctl -x` explains them, and `journalctl MESSAGE_ID=…` finds them.\n\n\
-         | outcome | about | id | what `journalctl -x` says |\n|---|---|---|---|\n",
+         Events of these kinds have a `MESSAGE_ID`. `journalctl -x` explains them, and\n\
+         `journalctl MESSAGE_ID=…` finds them.\n\n\
+         | outcome | about | id | text of `journalctl -x` |\n|---|---|---|---|\n",
     );
     let catalog = read(&workspace().join("systemd/airgapd.catalog"))?;
     for (outcome, about, id) in ids(&read(&workspace().join("crates/airgapd/src/log/message_id.rs"))?) {
@@ -208,7 +208,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A source file, or all of a folder.
+/// Returns a source file, or all source files of a folder.
 fn sources(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -223,7 +223,7 @@ fn sources(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The source without its tests and comments.
+/// Returns the source without its tests and comments.
 fn shipped(source: &str) -> String {
     let source = source
         .split("\n#[cfg(test)]\nmod tests {")
@@ -233,7 +233,7 @@ fn shipped(source: &str) -> String {
     lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// The messages of a file.
+/// Returns the messages of a file.
 fn said(path: &Path, source: &str) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
     for (call, level) in CALLS {
@@ -250,7 +250,7 @@ fn said(path: &Path, source: &str) -> Result<Vec<Message>> {
                     _ => None,
                 })
             };
-            // Others of `tell!` have another level.
+            // Other calls of `tell!` have lower levels.
             let Some(level) = level.or_else(named) else {
                 continue;
             };
@@ -269,7 +269,8 @@ fn said(path: &Path, source: &str) -> Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// The texts of a call: its own, that of the variable which it names, or what [`ELSEWHERE`] knows.
+/// Returns the texts of a call: its own, those of the variable that it names, or those from
+/// [`ELSEWHERE`].
 fn texts(path: &Path, before: &str, inside: &str, outcome: Option<&str>) -> Result<Vec<String>> {
     if let Some(text) = patterns(inside).into_iter().next() {
         return Ok(vec![text]);
@@ -289,7 +290,7 @@ fn texts(path: &Path, before: &str, inside: &str, outcome: Option<&str>) -> Resu
         path.ends_with(Path::new("crates").join(file)) && *of == name && *has == outcome
     });
     let (.., blocks) = known.ok_or_else(|| {
-        anyhow!("the text of {name:?} (outcome {outcome:?}) is made elsewhere: say where in ELSEWHERE of crates/xtask/src/messages.rs")
+        anyhow!("cannot find the text of {name:?} (outcome {outcome:?}): add its place to ELSEWHERE in crates/xtask/src/messages.rs")
     })?;
     let mut texts = Vec::new();
     for (file, begin) in *blocks {
@@ -308,7 +309,8 @@ fn texts(path: &Path, before: &str, inside: &str, outcome: Option<&str>) -> Resu
     Ok(texts)
 }
 
-/// The word of an outcome in the call, in what is chained to it, or, where the call only names it, before it.
+/// Returns the word of an outcome from the call or from the calls chained to it. If the call only
+/// names a variable, the outcome is before the call.
 fn outcome(before: &str, inside: &str, after: &str) -> Option<String> {
     let end = after
         .match_indices(";\n")
@@ -349,7 +351,8 @@ fn kebab(variant: &str) -> String {
     word
 }
 
-/// The text between the bracket at the beginning and its counterpart. Strings and characters are no brackets.
+/// Returns the text between the bracket at the start and its counterpart. Brackets in strings and
+/// characters do not count.
 fn balanced(text: &str) -> Option<&str> {
     let (mut depth, mut rest) = (0_usize, text);
     loop {
@@ -374,7 +377,7 @@ fn balanced(text: &str) -> Option<&str> {
     }
 }
 
-/// The string literal at the beginning, with its quotes.
+/// Returns the string literal at the start, with its quotes.
 fn string(text: &str) -> Option<&str> {
     let mut letters = text.char_indices().skip(1);
     loop {
@@ -386,7 +389,7 @@ fn string(text: &str) -> Option<&str> {
     }
 }
 
-/// The string literals of a text, with lines that go on joined.
+/// Returns the string literals of a text, with continued lines joined.
 fn literals(text: &str) -> Vec<String> {
     let (mut found, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find(['"', '\'']) {
@@ -412,7 +415,7 @@ fn literals(text: &str) -> Vec<String> {
     found
 }
 
-/// The text with `…` for each value.
+/// Returns the text with `…` for each value.
 fn pattern(literal: &str) -> String {
     let mut text = String::new();
     let mut rest = literal;
@@ -424,20 +427,20 @@ fn pattern(literal: &str) -> String {
     text + rest
 }
 
-/// The texts of the literals that have words of their own.
+/// Returns the texts of the literals that have words.
 fn patterns(text: &str) -> Vec<String> {
     let patterns = literals(text).into_iter().map(|literal| pattern(&literal));
     patterns.filter(|pattern| has_words(pattern)).collect()
 }
 
-/// Whether more than values and marks is left of a pattern.
+/// Returns true if a pattern has words beside values and punctuation.
 fn has_words(pattern: &str) -> bool {
     let mut words = pattern.split(|letter: char| !letter.is_alphabetic());
     words.any(|word| word.len() > 2)
 }
 
-/// The last value in the last literal, which may stand behind the literal; without a literal the first word, which is a variable or
-/// a function.
+/// Returns the last value of the last literal, which may follow the literal. Without a literal, it
+/// returns the first word, which is a variable or a function.
 fn name_in(text: &str) -> String {
     let Some(literal) = literals(text).pop() else {
         return first_word(text);
@@ -458,7 +461,8 @@ fn first_word(text: &str) -> String {
     text.chars().take_while(|letter| is_letter(*letter)).collect()
 }
 
-/// Outcome, subject and id of each kind of event that has an id, from the table in the program.
+/// Returns the outcome, subject and id of each kind of event with an id, from the table in the
+/// program.
 fn ids(source: &str) -> Vec<(String, String, String)> {
     let mut ids = Vec::new();
     let mut outcome = String::new();
@@ -475,7 +479,7 @@ fn ids(source: &str) -> Vec<(String, String, String)> {
     ids
 }
 
-/// The headline of an entry of the journal's catalog, with words for its fields.
+/// Returns the headline of an entry of the journal's catalog, with `…` for its fields.
 fn subject(catalog: &str, id: &str) -> Option<String> {
     let (_, entry) = catalog.split_once(&format!("-- {id}\n"))?;
     let line = entry.lines().find_map(|line| line.strip_prefix("Subject: "))?;

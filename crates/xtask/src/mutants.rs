@@ -1,14 +1,15 @@
-//! `cargo xtask mutants`: changes the pure decisions, one place at a time, and tells which changes no test notices.
+//! `cargo xtask mutants`: mutates the pure decisions, one place at a time, and lists the mutations
+//! that no test notices.
 
 use anyhow::{Result, bail};
 use lab::workspace;
 
 use crate::checks::{cargo_tool, step};
 
-/// The release of cargo-mutants that knows our flags.
+/// Release of cargo-mutants that has these flags.
 const CARGO_MUTANTS: &str = "27.1.0";
 
-/// The decisions of the package import.
+/// The files with decisions in the package import.
 const IN_IMPORT: [&str; 2] = ["{labels,names,plan,select}.rs", "{names,plan,select}/*.rs"];
 
 /// The packages, their decisions, and the tests that need no containerd.
@@ -18,11 +19,11 @@ const DECISIONS: [(&str, [&str; 2], &[&str]); 3] = [
     ("platforms", ["lib.rs", "*.rs"], &["--lib", "--tests"]),
 ];
 
-/// Tries one of so many parts of all changes, such as `0/12`, in copies of the workspace.
+/// Tries one part of all mutations, for example `0/12`, in copies of the workspace.
 ///
 /// # Errors
 ///
-/// When the tests fail without a change, or cannot be built.
+/// Returns an error if the tests do not build, or if they fail without a mutation.
 pub fn run(shard: &str) -> Result<()> {
     let mutants = cargo_tool("cargo-mutants", CARGO_MUTANTS)?;
     let target = workspace().join("target/mutants");
@@ -48,7 +49,7 @@ pub fn run(shard: &str) -> Result<()> {
             .arg("--")
             .args(tests)
             .status()?;
-        // With 2 or 3 the tool says that a change was missed or took too long.
+        // The codes 2 and 3 mean that a mutation was missed or timed out.
         if !matches!(status.code(), Some(0 | 2 | 3)) {
             bail!("cargo-mutants failed ({status})");
         }

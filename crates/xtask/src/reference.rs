@@ -1,6 +1,7 @@
-//! `docs/configuration.md`, made of `config/config.yaml`, and `docs/messages.md`, made of the source.
+//! Makes `docs/configuration.md` from `config/config.yaml`, and `docs/messages.md` from the source.
 //!
-//! A test of the program holds that file to the program's own table of keys, so what is made of it cannot drift either.
+//! A test of the program compares `config/config.yaml` with the program's table of keys. So the
+//! page cannot drift from the program either.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,14 +13,14 @@ use lab::workspace;
 use crate::messages;
 
 const HEAD: &str = "# Configuration\n\n\
-    Every key with its default and its environment variable; made by `cargo xtask reference` of `config/config.yaml`, \
-    which a test holds to the program.\n";
+    Every key with its default and its environment variable. `cargo xtask reference` makes this page\n\
+    from `config/config.yaml`, and a test compares that file with the program.\n";
 
 /// Writes the pages.
 ///
 /// # Errors
 ///
-/// When a file cannot be read or written, or a message of the source has no text that could be found.
+/// Returns an error if a file cannot be read or written, or if a message has no text.
 pub fn write() -> Result<()> {
     for (path, text) in [(page(), made()?), (messages::page(), messages::made()?)] {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -37,7 +38,8 @@ fn made() -> Result<String> {
     Ok(render(&text))
 }
 
-/// The page of an annotated configuration: comments in front of a key are its text, the first block is the introduction.
+/// Makes the page from an annotated configuration. The comments before a key are its text, and the
+/// first block is the introduction.
 fn render(annotated: &str) -> String {
     let mut page = HEAD.to_owned();
     let mut comment: Vec<&str> = Vec::new();
@@ -67,7 +69,7 @@ fn render(annotated: &str) -> String {
 }
 
 fn default(name: &str, value: &str) -> String {
-    format!("Default `{value}`; variable `{}`.", variable(name))
+    format!("Default `{value}`.\nVariable `{}`.", variable(name))
 }
 
 fn write_text(page: &mut String, comment: &mut Vec<&str>) {
@@ -77,7 +79,8 @@ fn write_text(page: &mut String, comment: &mut Vec<&str>) {
     }
 }
 
-/// `log.level` is `AIRGAPD_LOG_LEVEL`, `dataDir` `AIRGAPD_DATA_DIR`.
+/// Returns the variable of a key: `AIRGAPD_LOG_LEVEL` for `log.level`, `AIRGAPD_DATA_DIR` for
+/// `dataDir`.
 fn variable(name: &str) -> String {
     let mut variable = "AIRGAPD_".to_owned();
     for letter in name.chars() {
@@ -106,8 +109,8 @@ mod tests {
             "# About.\n\n# How\n# long.\nresync: 10m\n\n# Logs.\nlog:\n  # How much.\n  level: info\n",
         );
         let wanted = format!(
-            "{HEAD}\nAbout.\n\n## `resync`\n\nDefault `10m`; variable `AIRGAPD_RESYNC`.\n\nHow\nlong.\n\n## `log`\n\nLogs.\n\n\
-             ### `log.level`\n\nDefault `info`; variable `AIRGAPD_LOG_LEVEL`.\n\nHow much.\n"
+            "{HEAD}\nAbout.\n\n## `resync`\n\nDefault `10m`.\nVariable `AIRGAPD_RESYNC`.\n\nHow\nlong.\n\n## `log`\n\nLogs.\n\n\
+             ### `log.level`\n\nDefault `info`.\nVariable `AIRGAPD_LOG_LEVEL`.\n\nHow much.\n"
         );
         assert_eq!(page, wanted);
     }

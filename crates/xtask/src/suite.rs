@@ -1,7 +1,7 @@
-//! `cargo xtask test`: all tests, whatever fails among them, and one summary at the end.
+//! `cargo xtask test`: runs all tests, even after a failure, and prints one summary at the end.
 //!
-//! The tests run under plain `cargo test`. This module reads its output on the way to the screen, since cargo itself
-//! sums up each test program and never all of them.
+//! The tests run under plain `cargo test`. cargo sums up each test program but never all of them.
+//! So this module reads cargo's output on its way to the screen.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -17,18 +17,21 @@ use lab::{Heartbeat, is_root, left_out, parts, place, workspace};
 
 use crate::checks::{cargo, run as run_command, step};
 
-/// Runs the tests, or those that the arguments of `cargo test` choose, after fetching everything they need.
+/// Fetches everything that the tests need and runs them. The arguments of `cargo test` may select
+/// some.
 ///
 /// # Errors
 ///
-/// When a test fails, when a name fits no test, and when something is missing on a machine where nothing may be.
+/// Returns an error if a test fails, if a name fits no test, or if a required program is missing.
 pub fn run(arguments: &[String]) -> Result<()> {
     if is_root() && parts::is_complete_machine() {
         place::must_allow_tests()?;
     }
-    step("fetching what the tests need and this machine lacks (containerd 2.3 is built: some minutes, once)");
+    step(
+        "fetching missing programs for the tests (the first run builds containerd 2.3, which takes some minutes)",
+    );
     parts::provide_all()?;
-    step("building the tests (some minutes at first)");
+    step("building the tests (the first build takes some minutes)");
     run_command(cargo().args(["test", "--no-run"]).args(selection(arguments)))?;
     step("running the tests");
     let summary = observe(arguments)?;
@@ -36,7 +39,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     summary.judge(arguments)
 }
 
-/// What `cargo test` is told in both calls: everything before `--`.
+/// Returns the arguments for both calls of `cargo test`: everything before `--`.
 fn selection(arguments: &[String]) -> Vec<String> {
     let ours = arguments.iter().take_while(|argument| *argument != "--");
     let mut selection = vec!["--locked".to_owned()];
@@ -78,14 +81,15 @@ fn observe(arguments: &[String]) -> Result<Summary> {
     Ok(summary)
 }
 
-/// Shows what cargo says, and a sign of life where it says nothing for a while.
+/// Shows cargo's output, and a progress line after each silence.
 fn spawn_and_relay(
     mut cargo: Command,
     reader: PipeReader,
     summary: &mut Summary,
 ) -> Result<std::process::ExitStatus> {
     let mut child = cargo.spawn().context("cannot run cargo")?;
-    // The command holds the pipe's other end: with it dropped, the pipe ends with the last test program.
+    // The command holds the other end of the pipe. After this drop, the pipe closes with the last
+    // test program.
     drop(cargo);
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -109,7 +113,7 @@ fn spawn_and_relay(
     Ok(child.wait()?)
 }
 
-/// The file in which tests write what they leave out; gone when dropped.
+/// The file in which tests record that they were left out. Dropping it removes the file.
 struct LeftOut(PathBuf);
 
 impl LeftOut {
@@ -133,27 +137,27 @@ impl Drop for LeftOut {
     }
 }
 
-/// What all test programs of a run came to.
+/// The results of all test programs of a run.
 #[derive(Debug, Default)]
 struct Summary {
     program: String,
     programs: usize,
     results: usize,
     passed: usize,
-    /// Those of the program that is running.
+    /// Number of tests that have passed in the running program.
     passed_so_far: usize,
     /// Program and test.
     failed: Vec<String>,
     /// Program, test and the reason that the test gives.
     ignored: Vec<String>,
-    /// What tests noted that they did without, and why.
+    /// Tests that were left out, and the reasons.
     missing: Vec<String>,
     all_went_well: bool,
     took: Duration,
 }
 
 impl Summary {
-    /// Takes in a line of cargo's or of a test program's.
+    /// Reads a line of cargo or of a test program.
     fn take(&mut self, line: &str) {
         if let Some(program) = program_in(line) {
             self.program = program;
@@ -183,7 +187,7 @@ impl Summary {
         )
     }
 
-    /// Test programs that ended without a result: killed, aborted.
+    /// Returns the number of test programs that ended without a result, for example after a kill.
     fn without_result(&self) -> usize {
         self.programs.saturating_sub(self.results)
     }
@@ -193,13 +197,13 @@ impl Summary {
             bail!("the tests failed");
         }
         if self.passed == 0 && !arguments.iter().any(|argument| argument == "--list") {
-            bail!("no test was run: nothing fits `{}`", arguments.join(" "));
+            bail!("no test ran: no name fits `{}`", arguments.join(" "));
         }
         Ok(())
     }
 }
 
-/// The last line is one that other programs read, too.
+/// Other programs read the last line, too.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let section = |title: &str, lines: &[String]| {
@@ -215,16 +219,13 @@ impl fmt::Display for Summary {
         let took = self.took.as_secs();
         f.write_str(&section("Left out by default:", &self.ignored))?;
         f.write_str(&section(
-            "Left out because of what is missing here:",
+            "Left out because something is missing on this machine:",
             &self.missing,
         ))?;
         f.write_str(&section("Failed:", &self.failed))?;
         match self.without_result() {
             0 => {}
-            ended => writeln!(
-                f,
-                "\n{ended} test programs ended before they had run all their tests."
-            )?,
+            ended => writeln!(f, "\nTest programs that ended before their last test: {ended}")?,
         }
         writeln!(
             f,
@@ -239,7 +240,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The test program that cargo starts with this line.
+/// Returns the test program that cargo starts with this line.
 fn program_in(line: &str) -> Option<String> {
     let line = line.trim_start();
     if let Some(library) = line.strip_prefix("Doc-tests ") {
@@ -251,12 +252,12 @@ fn program_in(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// A test and what came of it.
+/// Returns the name of a test and its outcome.
 fn test_in(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("test ")?.split_once(" ... ")
 }
 
-/// The number before a word, as in `12 passed; 0 failed`.
+/// Returns the number before a word, for example in `12 passed; 0 failed`.
 fn count_in(result: &str, word: &str) -> usize {
     result
         .split([';', '.'])

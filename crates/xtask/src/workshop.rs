@@ -1,4 +1,5 @@
-//! Builds the workshop, which has the tasks that need the project's own crates, and hands a task over to it.
+//! Builds the workshop, which has the tasks that need the project's own crates, and starts a task
+//! in it.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -10,23 +11,25 @@ use lab::{Generation, containerd_parts, is_root, parts, place, workspace};
 
 use crate::checks::{cargo, run as run_command, step};
 
-/// Shows the demonstration, having built the daemon together with it: crates that both need are built once.
+/// Runs the demonstration. The daemon is built in the same call of cargo, so that shared crates are
+/// built once.
 ///
 /// # Errors
 ///
-/// When this is no place for containers, and when the build or the demonstration fails.
+/// Returns an error if containers cannot run here, or if the build or the demonstration fails.
 pub fn demo(arguments: &[String]) -> Result<()> {
     let asks_for_help = arguments
         .iter()
         .any(|argument| argument == "--help" || argument == "-h");
     if !asks_for_help {
         if !is_root() {
-            bail!("the demo starts a containerd and a container, which only root can do");
+            bail!("the demo starts containerd and a container, which only root can do");
         }
         place::must_allow_containers()?;
     }
     if arguments.is_empty() {
-        // What the demonstration needs comes while the compiler is at work. A failure is the demonstration's to tell.
+        // The programs for the demonstration are fetched while the compiler works. The
+        // demonstration reports a failure.
         thread::scope(|scope| {
             scope.spawn(|| containerd_parts(Generation::V2_1).and_then(|_| parts::busybox()));
             build(&["--package", "airgapd"])
@@ -41,14 +44,14 @@ pub fn demo(arguments: &[String]) -> Result<()> {
 ///
 /// # Errors
 ///
-/// When the build fails. The task's own errors are its program's.
+/// Returns an error if the build fails. The program of the task reports its own errors.
 pub fn run(task: &str, arguments: &[String]) -> Result<()> {
     build(&[])?;
     hand_over(task, arguments)
 }
 
 fn build(further: &[&str]) -> Result<()> {
-    step("building (some minutes at first)");
+    step("building (the first build takes some minutes)");
     run_command(
         cargo()
             .args(["build", "--locked", "--package", "airgapd-workshop"])
@@ -56,14 +59,14 @@ fn build(further: &[&str]) -> Result<()> {
     )
 }
 
-/// Goes on as the workshop's program, which gets signals and the screen to itself.
+/// Replaces this process with the workshop, which then receives signals and owns the screen.
 fn hand_over(task: &str, arguments: &[String]) -> Result<()> {
     let program = target_folder().join("debug/workshop");
     let error = Command::new(&program).arg(task).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
-/// The folder that cargo builds into.
+/// Returns the folder that cargo builds into.
 pub fn target_folder() -> PathBuf {
     workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

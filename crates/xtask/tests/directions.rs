@@ -1,12 +1,12 @@
-//! The direction in which the crates of the project depend on each other, and the libraries that only one of them knows.
-//! `docs/architecture.md` says the same in words.
+//! Checks the direction of the dependencies between the project's crates, and the libraries that
+//! only one crate may use. `docs/architecture.md` describes both in words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use lab::workspace;
 
-/// For each crate the crates of the project that its shipped code may use.
+/// For each crate, the project's crates that its shipped code may use.
 const MAY_USE: [(&str, &[&str]); 15] = [
     ("basics", &[]),
     ("platforms", &[]),
@@ -51,7 +51,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("workshop", &["bundle", "lab", "xtask"]),
 ];
 
-/// Libraries that stand for a whole way of doing things, and the shipped crates that may know them.
+/// Libraries that belong to one concern, and the shipped crates that may use them.
 const KNOWN_TO: [(&str, &[&str]); 11] = [
     ("tonic", &["containerd"]),
     ("containerd-client", &["containerd"]),
@@ -69,7 +69,8 @@ const KNOWN_TO: [(&str, &[&str]); 11] = [
 /// Crates that only tests and tasks use.
 const NOT_SHIPPED: [&str; 5] = ["fake-containerd", "harness", "lab", "xtask", "workshop"];
 
-/// The keys below `[dependencies]` of each crate's manifest, by the name of the crate's folder.
+/// Returns the keys below `[dependencies]` of each crate's manifest, by the name of the crate's
+/// folder.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let crates = fs::read_dir(workspace().join("crates")).expect("the crates are there");
     crates
@@ -83,7 +84,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// The keys of one table of a manifest.
+/// Returns the keys of one table of a manifest.
 fn keys_below(manifest: &str, table: &str) -> BTreeSet<String> {
     manifest
         .lines()

@@ -1,8 +1,8 @@
-# Makes the machine look like a node to whoever is in this mount namespace: the folders that airgapd and its documents
-# name are new and empty, /usr/bin can be written, and the machine itself is left alone.
+# Makes the machine look like a node inside this mount namespace. The folders that airgapd and its
+# documents name are new and empty, and /usr/bin can be written. The machine itself does not change.
 #
-# Arguments: the program, containerd's socket, the folder of the stand-ins, a folder to keep what is written in, ctr, and
-# what `ctr run` needs on this machine.
+# Arguments: the program, containerd's socket, the folder of the stand-ins, a folder for written
+# files, ctr, and flags for `ctr run`.
 set -eu
 program=$1 socket=$2 stand_ins=$3 keep=$4 ctr=$5
 shift 5
@@ -23,7 +23,7 @@ mount -t tmpfs tmpfs /usr/share/doc
 mkdir -p /run/mnt/usb
 mount --bind /run/mnt /mnt
 
-# A plain containerd: a program, and a socket at its usual place.
+# A plain containerd: a program, and a socket at the usual path.
 ln -s "$socket" /run/containerd/containerd.sock
 cat > /run/ctr << END
 #!/bin/sh
@@ -36,7 +36,7 @@ exec "$ctr" --address "$socket" "\$@"
 END
 install -m 0755 /run/ctr /usr/bin/ctr
 install -m 0755 /dev/null /usr/bin/containerd
-# The program itself is put to /usr/bin by whoever installs it; until then it is found all the same.
+# A command of the test may install the program into /usr/bin. Until then the PATH finds it here.
 mkdir /run/program
 ln -s "$program" /run/program/airgapd
 for stand_in in "$stand_ins"/*; do install -m 0755 "$stand_in" /usr/bin/; done

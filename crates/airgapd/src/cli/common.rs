@@ -1,4 +1,4 @@
-//! The flags that several commands have, and what they say to the configuration.
+//! Flags of several commands and their values for the configuration.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,38 +9,38 @@ use crate::config::Flag;
 
 /// Flags that every command takes.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Common {
-    /// Configuration file [default: /etc/airgapd/config.yaml, which may be missing]
+    /// Configuration [default: /etc/airgapd/config.yaml]
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Data folder of the Kubernetes distribution; bundles lie in its images folder
-    #[arg(long, value_name = "FOLDER", global = true)]
+    /// Data folder of k0s, k3s or another distribution
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Folder in which bundles lie, if it is not the one below the data folder
-    #[arg(long, value_name = "FOLDER", global = true)]
+    /// Images folder [default: DATA-DIR/images]
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) images_dir: Option<PathBuf>,
-    /// Folder in which airgapd remembers what it did
-    #[arg(long, value_name = "FOLDER", global = true)]
+    /// Folder of the state of airgapd
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) state_dir: Option<PathBuf>,
     /// Socket of containerd
-    #[arg(long, value_name = "SOCKET", global = true)]
+    #[arg(short, long, value_name = "SOCKET", global = true)]
     pub(crate) address: Option<PathBuf>,
-    /// Namespace in containerd; Kubernetes uses k8s.io
-    #[arg(long, value_name = "NAME", global = true)]
+    /// Namespace in containerd [default: k8s.io]
+    #[arg(short, long, value_name = "NAME", global = true)]
     pub(crate) namespace: Option<String>,
-    /// Form of the answer: text or json [default: text]; of commands that make a bundle also its file, `-` for standard
-    /// output
-    #[arg(short, long, value_name = "text|json|FILE", value_parser = Output::parse, global = true)]
+    /// text, json, or FILE for a new bundle, - for stdout
+    #[arg(short, long, value_name = "FORM|FILE", value_parser = Output::parse, global = true)]
     pub(crate) output: Vec<Output>,
-    /// Say more; twice for everything
+    /// Log more, -vv everything
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
-    /// Say nothing but errors
+    /// Log errors only
     #[arg(short, long, conflicts_with = "verbose", global = true)]
     pub(crate) quiet: bool,
 }
 
-/// A value of `--output`: the form of the answer, or where a bundle goes. A file by the name of a form is `./json`.
+/// A value of `--output`: the form of the answer, or the file of a bundle. `./json` is a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Form(OutputFormat),
@@ -66,7 +66,7 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
-/// Whether a command line asks for a document, as far as that can be told of one that is not understood.
+/// Returns true if a command line asks for JSON, even if the rest of it makes no sense.
 pub(crate) fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
     let words: Vec<OsString> = arguments.collect();
     let in_one = ["-ojson", "-o=json", "--output=json"];
@@ -75,7 +75,7 @@ pub(crate) fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
 }
 
 impl Common {
-    /// The form of the answer; the last one that was typed.
+    /// The form of the answer that was typed last.
     pub(crate) fn form(&self) -> OutputFormat {
         let mut forms = self.output.iter().filter_map(|output| match output {
             Output::Form(form) => Some(*form),
@@ -84,7 +84,7 @@ impl Common {
         forms.next_back().unwrap_or_default()
     }
 
-    /// The file that a bundle goes to; the last one that was typed.
+    /// The file of the bundle that was typed last.
     pub(crate) fn file(&self) -> Option<&Path> {
         let mut files = self.output.iter().filter_map(|output| match output {
             Output::Form(_) => None,
@@ -115,7 +115,7 @@ impl Common {
 /// The flag of the commands that judge platforms.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PlatformFlag {
-    /// Act as if the node were this platform, such as linux/arm64; `all` takes everything
+    /// Platform in place of this node's, such as linux/arm64, or `all`
     #[arg(long = "platform", value_name = "PLATFORM")]
     platforms: Vec<String>,
 }
@@ -130,7 +130,7 @@ impl PlatformFlag {
 /// The flag of the commands that import.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct RateFlag {
-    /// Send at most so many bytes a second, such as 50MiB; 0 for no limit
+    /// Most bytes a second, such as 50MiB, or 0 for no limit
     #[arg(long, value_name = "SIZE")]
     rate_limit: Option<String>,
 }
@@ -145,13 +145,14 @@ impl RateFlag {
 /// The flag of the commands that name images.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct NameFlag {
-    /// Name an image that the bundle leaves without one
+    /// Name for an image that has none in the bundle, repeatable
     #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
     names: Vec<String>,
 }
 
 impl NameFlag {
-    /// The flag for the configuration, if it was typed. It says what is wrong with a name that has no equals sign.
+    /// The flag for the configuration, if it was typed. The configuration reports a name without an
+    /// equals sign.
     pub(super) fn flag(&self) -> Option<Flag> {
         let pair = |text: &String| {
             let (digest, reference) = text.split_once('=').unwrap_or((text, ""));

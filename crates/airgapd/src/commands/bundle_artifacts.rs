@@ -1,8 +1,9 @@
 //! `airgapd bundle-artifacts`: a bundle of images in registries, made on the connected side.
 //!
-//! First every document of every image is read, so that what is wrong with any of them is said before the first layer
-//! moves: also that no node would take it. Then the archive is laid out, and layers are fetched in its order while it is
-//! written. A file gets its name when it was opened again and is what the nodes need.
+//! First every document of every image is read, so that what is wrong with any of them is said
+//! before the first layer moves: also that no node would take it. Then the archive is laid out, and
+//! layers are fetched in its order while it is written. A file gets its name when it was opened
+//! again and is what the nodes need.
 
 mod proof;
 mod report;
@@ -126,8 +127,8 @@ fn platforms_of(texts: &[String]) -> Result<PlatformChoice, String> {
     })
 }
 
-/// The policy of such a node, without its rules for names. Which containerd it has is not known here: the bundle has
-/// what any of them would use.
+/// The policy of such a node, without its rules for names. Which containerd it has is not known
+/// here: the bundle has what any of them would use.
 fn policy_of(platforms: &PlatformChoice) -> Policy {
     Policy {
         wanted: platforms.wanted(platforms::host, &Rules::ALL),
@@ -174,7 +175,8 @@ fn options(args: &BundleArtifactsArgs) -> anyhow::Result<Options> {
     })
 }
 
-/// Where skopeo, podman and docker keep credentials, in the order in which the first two look for them.
+/// Where skopeo, podman and docker keep credentials, in the order in which the first two look for
+/// them.
 fn default_credentials() -> Vec<PathBuf> {
     let folder = |name: &str| {
         std::env::var_os(name)

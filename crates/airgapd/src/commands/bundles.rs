@@ -1,7 +1,7 @@
 //! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
 //!
-//! All three see a bundle as its images: each by what it stands for, with its full names, and with what of it is whole.
-//! An image that is whole for no platform is refused rather than passed on.
+//! All three see a bundle as its images: each by what it stands for, with its full names, and with
+//! what of it is whole. An image that is whole for no platform is refused rather than passed on.
 
 mod diff;
 mod source;

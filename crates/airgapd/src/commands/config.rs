@@ -7,8 +7,8 @@ use crate::output::{self, Page};
 use node::place::{Ambiguous, Place};
 use node::settings::Settings;
 
-/// Prints every key with its value and where it comes from, and for people what follows for this node; with `--check`
-/// only that all is well.
+/// Prints every key with its value and where it comes from, and for people what follows for this
+/// node; with `--check` only that all is well.
 pub(super) fn run(args: &ConfigArgs, config: &Config, call: &Call) -> Result<Exit, Refusal> {
     let file = config
         .file

@@ -144,8 +144,8 @@ fn text(findings: &[Finding]) -> Page {
     text
 }
 
-/// A user other than root sees other things than the daemon does. Where sockets are root's alone, the answer is not the
-/// doctor's whole answer.
+/// A user other than root sees other things than the daemon does. Where sockets are root's alone,
+/// the answer is not the doctor's whole answer.
 fn of_user(is_denied: bool) -> Finding {
     match is_denied {
         true => problem(

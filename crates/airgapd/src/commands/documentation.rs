@@ -1,13 +1,13 @@
-//! `airgapd completions` and `airgapd man`: what packages ship beside the program, made from the command line's own
-//! definition so that it cannot drift. They need no configuration, so a wrong one does not stop them.
+//! `airgapd completions` and `airgapd man`: what packages ship beside the program, made from the
+//! command line's own definition so that it cannot drift. They need no configuration, so a wrong
+//! one does not stop them.
 
 use std::io;
 
 use anyhow::Context as _;
-use clap::CommandFactory;
 
 use super::{Exit, Refusal};
-use crate::cli::{Cli, Documentation};
+use crate::cli::{self, Documentation};
 use crate::output;
 
 /// Prints completions or manual pages.
@@ -16,7 +16,7 @@ pub(crate) fn run(command: &Documentation) -> Result<Exit, Refusal> {
         Documentation::Completions(args) => completions(args.shell)?,
         Documentation::Man(args) => match &args.folder {
             None => man_page()?,
-            Some(folder) => clap_mangen::generate_to(Cli::command(), folder)
+            Some(folder) => clap_mangen::generate_to(everything(), folder)
                 .with_context(|| format!("cannot write manual pages into {}", folder.display()))?,
         },
     }
@@ -25,12 +25,17 @@ pub(crate) fn run(command: &Documentation) -> Result<Exit, Refusal> {
 
 fn completions(shell: clap_complete::Shell) -> io::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "airgapd", &mut script);
+    clap_complete::generate(shell, &mut everything(), "airgapd", &mut script);
     output::raw(&script)
 }
 
 fn man_page() -> io::Result<()> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    clap_mangen::Man::new(everything()).render(&mut page)?;
     output::raw(&page)
+}
+
+/// The command line with the commands that its help leaves out.
+fn everything() -> clap::Command {
+    cli::definition().mut_subcommands(|command| command.hide(false))
 }

@@ -1,8 +1,9 @@
 //! `airgapd export`: a bundle of what this node's containerd has.
 //!
-//! First everything is looked up and put under a lease, so that what is wrong with any image is said before the first
-//! layer is read, and so that nothing is collected while it is. A name that was asked for and is not there, or not
-//! whole, ends it; of everything (`--all`) what is whole is taken and the rest is told.
+//! First everything is looked up and put under a lease, so that what is wrong with any image is
+//! said before the first layer is read, and so that nothing is collected while it is. A name that
+//! was asked for and is not there, or not whole, ends it; of everything (`--all`) what is whole is
+//! taken and the rest is told.
 
 pub(super) mod choice;
 mod feed;
@@ -177,7 +178,8 @@ impl Export<'_> {
         Err(making::not_made(vec![problem.to_owned()]))
     }
 
-    /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are held with them.
+    /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are
+    /// held with them.
     async fn hold(
         &self,
         lease: &Lease,

@@ -1,7 +1,8 @@
 //! `airgapd images`: the images of this node, whose they are, and what is wrong with them.
 //!
-//! containerd says what is there, and the ledger which images bundles vouch for, so that an image that is missing is listed, too.
-//! A row is an image: a record is only a name of it, and a bundle makes two of them for each name.
+//! containerd says what is there, and the ledger which images bundles vouch for, so that an image
+//! that is missing is listed, too. A row is an image: a record is only a name of it, and a bundle
+//! makes two of them for each name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal as _};
@@ -64,8 +65,8 @@ struct Record {
     since: Option<Timestamp>,
 }
 
-/// Lists the images with a name that matches. Exit status 1 where an image that a bundle vouches for is not whole, 4 where no name
-/// matches.
+/// Lists the images with a name that matches. Exit status 1 where an image that a bundle vouches
+/// for is not whole, 4 where no name matches.
 pub(super) async fn run(args: &ImagesArgs, call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let node = call.node()?;
@@ -166,7 +167,8 @@ impl Image {
         });
     }
 
-    /// Adds what is wrong with a record that a bundle vouches for. A blob that is missing has been found before.
+    /// Adds what is wrong with a record that a bundle vouches for. A blob that is missing has been
+    /// found before.
     fn hold_against(&mut self, wanted: &ImageStatus) {
         let Some(problem) = wanted.problem() else {
             return;
@@ -216,7 +218,8 @@ fn text(images: &[Image]) -> Page {
     let longest = all()
         .map(|row| widths.iter().map(|width| width + 2).sum::<usize>() + row[7].chars().count())
         .max();
-    // A name stands on a line of its own where the rest would not fit beside it. Text that is not for a terminal is for `grep`.
+    // A name stands on a line of its own where the rest would not fit beside it. Text that is not
+    // for a terminal is for `grep`.
     let is_narrow = io::stdout().is_terminal() && longest.unwrap_or(0) > output::width();
     let mut page = Page::new();
     let line = |page: &mut Page, row: &[String; 8], others: &[&String]| {

@@ -1,7 +1,8 @@
 //! `airgapd import`: imports bundles now, beside the daemon or without one.
 //!
-//! A file in the images folder is imported as the daemon would do it and belongs to the daemon afterwards. A file from
-//! anywhere else is marked as imported by hand, and stays until `airgapd release`.
+//! A file in the images folder is imported as the daemon would do it and belongs to the daemon
+//! afterwards. A file from anywhere else is marked as imported by hand, and stays until `airgapd
+//! release`.
 
 mod answer;
 
@@ -137,7 +138,8 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
-    /// The unpacker, and when it unpacks. A command has no background: it unpacks after the records instead.
+    /// The unpacker, and when it unpacks. A command has no background: it unpacks after the records
+    /// instead.
     async fn unpack(&self) -> Result<Option<(Unpacker, UnpackWhen)>, import::Error> {
         let when = match self.settings.unpack {
             Unpack::None => return Ok(None),
@@ -194,7 +196,8 @@ fn open_file(path: &Path) -> Result<File, bundle::Error> {
     })
 }
 
-/// Checks an open bundle against the checksum beside it. The reader refuses what is neither file nor folder.
+/// Checks an open bundle against the checksum beside it. The reader refuses what is neither file
+/// nor folder.
 async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
     if mode == Checksums::Require && is_folder(file) {
         return Err(Failure::NoFile);
@@ -238,8 +241,8 @@ fn is_folder(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Who vouches for the images of a file, and the id of the lease: by its place, where the daemon looks for bundles or
-/// anywhere else.
+/// Who vouches for the images of a file, and the id of the lease: by its place, where the daemon
+/// looks for bundles or anywhere else.
 fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     if let Some(name) = name_in(&path, images_dir, recursive) {
@@ -251,7 +254,8 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 
-/// The daemon's name of a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
+/// The daemon's name of a file, if it lies where the daemon looks. A link in the folder is a file
+/// of the folder.
 fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let parent = path.parent()?.canonicalize().ok()?;
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;
@@ -260,7 +264,8 @@ fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     is_reached.then(|| node::state::ledger::label_name(name.as_os_str()))
 }
 
-/// One exit status for all bundles: an unreachable containerd first, then whether anything landed, then whose fault it is.
+/// One exit status for all bundles: an unreachable containerd first, then whether anything landed,
+/// then whose fault it is.
 fn exit(results: &[BundleResult]) -> Exit {
     let causes: Vec<Cause> = results.iter().filter_map(failure).collect();
     let landed = results.iter().any(BundleResult::landed);

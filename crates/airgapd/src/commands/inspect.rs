@@ -1,4 +1,5 @@
-//! `airgapd inspect`: what is inside a bundle, what this node would take of it, and whether it is whole.
+//! `airgapd inspect`: what is inside a bundle, what this node would take of it, and whether it is
+//! whole.
 //!
 //! Works without a containerd: the node's platform is then detected from the machine.
 
@@ -33,7 +34,8 @@ pub(crate) struct Inspection {
     /// The identity of the content.
     digest: String,
     size: u64,
-    /// Everything that the bundle holds and this node could be asked to run is whole; of a delta, with its base.
+    /// Everything that the bundle holds and this node could be asked to run is whole; of a delta,
+    /// with its base.
     complete: bool,
     /// The base that a delta needs when it is imported.
     relies_on: Option<InspectedBase>,
@@ -171,7 +173,8 @@ impl Inspection {
         self.complete
     }
 
-    /// The images that a node would not take, by name or digest, each with the reason; but for those of these digests.
+    /// The images that a node would not take, by name or digest, each with the reason; but for
+    /// those of these digests.
     pub(crate) fn refused(&self, is_excepted: impl Fn(&str) -> bool) -> Vec<String> {
         let images = self.images.iter().filter(|image| !is_excepted(&image.digest));
         let refused = images.filter(|image| image.verdict != "take");
@@ -408,7 +411,8 @@ fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>)
 }
 
 impl InspectedImage {
-    /// Takes in that a blob of it, maybe, is damaged: nothing that needs the blob is whole or imported.
+    /// Takes in that a blob of it, maybe, is damaged: nothing that needs the blob is whole or
+    /// imported.
     fn lose(&mut self, damage: &Damage) {
         let mut parts = Vec::new();
         for platform in &mut self.platforms {
@@ -459,7 +463,8 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
-    /// The part that a blob is of this image; none where the image does not need the blob. The state of the blob becomes that of a damaged one.
+    /// The part that a blob is of this image; none where the image does not need the blob. The
+    /// state of the blob becomes that of a damaged one.
     fn part(&mut self, digest: &str) -> Option<String> {
         let layers = self.layers;
         if self.digest == digest {
@@ -497,7 +502,8 @@ impl InspectedPlatform {
     }
 }
 
-/// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when the file cannot be read.
+/// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when
+/// the file cannot be read.
 pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal> {
     let opened = super::import::open(&args.file, &call.settings.limits).await;
     let bundle = Arc::new(opened.map_err(|error| {

@@ -10,8 +10,8 @@ use super::export::stock::Stock;
 use super::{Call, Exit, Refusal};
 use crate::output;
 
-/// Lists the image records and the blobs that they keep. A blob that no record keeps may be collected before a delta arrives,
-/// so it does not count.
+/// Lists the image records and the blobs that they keep. A blob that no record keeps may be
+/// collected before a delta arrives, so it does not count.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let runtime = call.connect(&call.node()?).await?;
     let inventory = inventory(&Stock::of(&runtime).await?);

@@ -17,8 +17,8 @@ struct Document<'a> {
     notes: &'a [String],
 }
 
-/// Prints one reference on each line. The list of k0s alone is as k0s prints it; with manifests, all references are
-/// normalised, sorted, and there once.
+/// Prints one reference on each line. The list of k0s alone is as k0s prints it; with manifests,
+/// all references are normalised, sorted, and there once.
 pub(super) async fn run(args: &ListImagesArgs, call: &Call) -> Result<Exit, Refusal> {
     let platform = args.platform.as_deref().map(str::parse::<Platform>).transpose();
     let platform = platform.map_err(|error| Refusal::usage(format!("--platform: {error}")))?;

@@ -1,5 +1,5 @@
-//! The common part of the commands that make bundles: which images are asked for, where a bundle goes, how it is written,
-//! what is shown meanwhile, and what every report says of it.
+//! The common part of the commands that make bundles: which images are asked for, where a bundle
+//! goes, how it is written, what is shown meanwhile, and what every report says of it.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, IsTerminal as _};
@@ -18,7 +18,8 @@ use crate::progress::{self, has_bar};
 use node::progress::Doing;
 use node::status::ProgressStatus;
 
-/// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
+/// A transfer that takes long is told of this often where there is no terminal, and shown this
+/// often where there is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
@@ -87,8 +88,9 @@ pub(crate) fn compression(compress: Compress) -> Compression {
 /// Looks at a file that is written and has not its name yet. An error is why it must not get it.
 pub(crate) type Proof = Box<dyn FnOnce(&Path) -> Result<(), Refusal> + Send>;
 
-/// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its blobs were had.
-/// Gives back what fed it. Standard output takes no `proof`: what is written there is gone. Dropped before its end, it leaves no file.
+/// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its
+/// blobs were had. Gives back what fed it. Standard output takes no `proof`: what is written there
+/// is gone. Dropped before its end, it leaves no file.
 pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     target: &Target,
     layout: &Layout,
@@ -116,7 +118,8 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     written
 }
 
-/// The thread that writes goes on after its future is dropped, until the program ends: its file goes first.
+/// The thread that writes goes on after its future is dropped, until the program ends: its file
+/// goes first.
 struct HalfFile(Option<PathBuf>);
 
 impl Drop for HalfFile {

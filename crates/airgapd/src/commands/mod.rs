@@ -1,4 +1,5 @@
-//! One module for each command. A command returns how it ends, or a [`Refusal`]: it prints its answer and nothing else.
+//! One module for each command. A command returns how it ends, or a [`Refusal`]: it prints its
+//! answer and nothing else.
 
 mod bundle_artifacts;
 mod bundles;
@@ -85,7 +86,8 @@ pub(crate) fn configure(common: &Common, task: &Task) -> Result<Config, Mistakes
     crate::config::load(common.config.as_deref(), task.flags(common), std::env::vars_os())
 }
 
-/// The end of a command whose sources have mistakes. The parser of a document may need several lines for one.
+/// The end of a command whose sources have mistakes. The parser of a document may need several
+/// lines for one.
 fn mistakes(needs: &::verify::Needs) -> Refusal {
     let lines = needs.mistakes.iter().flat_map(|mistake| mistake.lines());
     Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
@@ -115,8 +117,8 @@ impl Call {
         node::control::socket_in(&self.settings.runtime_dir)
     }
 
-    /// Refuses to go on with a command that asks on these sockets, where another user than root must not use them: what it
-    /// would find out otherwise is wrong.
+    /// Refuses to go on with a command that asks on these sockets, where another user than root
+    /// must not use them: what it would find out otherwise is wrong.
     ///
     /// # Errors
     ///
@@ -132,7 +134,8 @@ impl Call {
     ///
     /// # Errors
     ///
-    /// How to end, and why in one line, with the socket and what speaks for it where it was found by looking around.
+    /// How to end, and why in one line, with the socket and what speaks for it where it was found
+    /// by looking around.
     async fn connect(&self, node: &Place) -> Result<Containerd, Refusal> {
         let connected = runtime::connect(&node.socket, &self.settings).await;
         let runtime = connected.map_err(|error| {
@@ -140,7 +143,8 @@ impl Call {
                 true => Exit::Unreachable,
                 false => Exit::Failed,
             };
-            // The message has the socket; where it was found by looking around, the traces that led there follow.
+            // The message has the socket; where it was found by looking around, the traces that led
+            // there follow.
             let found = match self.settings.address.is_none() && !node.because.is_empty() {
                 true => format!(" (that of {}: {})", node.distribution, node.because.join(", ")),
                 false => String::new(),

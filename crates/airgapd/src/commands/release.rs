@@ -55,10 +55,12 @@ pub(super) async fn run(args: &ReleaseArgs, call: &Call) -> Result<Exit, Refusal
     })
 }
 
-/// How long the daemon may take to hear of it: events of containerd come in bursts, and a comparison follows.
+/// How long the daemon may take to hear of it: events of containerd come in bursts, and a
+/// comparison follows.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits until a daemon that runs has noticed, so that `airgapd wait` right after this is not told of bundles that vanished.
+/// Waits until a daemon that runs has noticed, so that `airgapd wait` right after this is not told
+/// of bundles that vanished.
 async fn until_accounted_for(runtime_dir: &Path) {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE
@@ -82,7 +84,8 @@ async fn named_bundles(runtime: &Containerd) -> Result<BTreeSet<String>, contain
     Ok(bundles)
 }
 
-/// Those of the bundles that the images folder lacks. An entry that cannot be read has not vanished.
+/// Those of the bundles that the images folder lacks. An entry that cannot be read has not
+/// vanished.
 fn vanished(bundles: BTreeSet<String>, images_dir: &Path) -> Vec<String> {
     let is_gone = |file: &String| {
         let found = images_dir.join(file).symlink_metadata();

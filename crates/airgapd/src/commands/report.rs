@@ -1,6 +1,7 @@
 //! `airgapd report`: which images this node has of which files, for an auditor.
 //!
-//! It puts together what `status` knows, the ledger, and the files as they lie in the folder now. It judges nothing.
+//! It puts together what `status` knows, the ledger, and the files as they lie in the folder now.
+//! It judges nothing.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -39,7 +40,8 @@ struct Document {
     problems: Vec<String>,
 }
 
-/// Makes the report. Exit status 3 where containerd could not be asked, 1 where there is no ledger to be read, 0 otherwise.
+/// Makes the report. Exit status 3 where containerd could not be asked, 1 where there is no ledger
+/// to be read, 0 otherwise.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let node = call.node()?;
@@ -80,8 +82,8 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     Ok(exit)
 }
 
-/// The users and groups of this machine's own files. Those of a directory service are not asked for: the program is linked
-/// statically.
+/// The users and groups of this machine's own files. Those of a directory service are not asked
+/// for: the program is linked statically.
 #[derive(Debug, Default)]
 struct Owners {
     passwd: String,

@@ -20,7 +20,8 @@ use crate::config::{self, Config, Mistakes};
 /// Reads the configuration as it is now.
 pub(super) type ReadConfiguration = Box<dyn Fn() -> Result<Config, Mistakes> + Send>;
 
-/// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read again.
+/// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read
+/// again.
 pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) -> Result<Exit, Refusal> {
     let mut signals = signals(settings.clone(), configuration)?;
     let evidence = place::probe(Path::new("/"));
@@ -45,8 +46,8 @@ pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) ->
     }
 }
 
-/// Begins from the beginning in the same process, so that nothing of what was decided before is left and a service
-/// manager need not know. Returns only if that fails.
+/// Begins from the beginning in the same process, so that nothing of what was decided before is
+/// left and a service manager need not know. Returns only if that fails.
 fn start_anew() -> anyhow::Result<Exit> {
     info!("what runs containerd on this node has changed: starting anew");
     let mut arguments = std::env::args_os();
@@ -60,7 +61,8 @@ fn start_anew() -> anyhow::Result<Exit> {
 /// How often an idle daemon looks whether there is something to do by now.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// A controller that runs no containers has no containerd, and nothing is wrong with that. It may be made a worker, too.
+/// A controller that runs no containers has no containerd, and nothing is wrong with that. It may
+/// be made a worker, too.
 async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     let systemd = Systemd::from_environment();
     info!("this is a k0s controller without a worker: there is nothing to import for");
@@ -106,7 +108,8 @@ fn signals(
     Ok(receiver)
 }
 
-/// Reads the configuration again and holds it against the settings that hold, which it replaces unless it has mistakes.
+/// Reads the configuration again and holds it against the settings that hold, which it replaces
+/// unless it has mistakes.
 fn reload(settings: &mut Settings, configuration: &ReadConfiguration) -> Result<Reloaded, String> {
     let config = configuration().map_err(|mistakes| mistakes.in_one_line())?;
     config.tell_of_removed();

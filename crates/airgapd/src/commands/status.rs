@@ -1,9 +1,11 @@
 //! `airgapd status`: how bundles and images stand, with a daemon or without.
 //!
-//! The daemon says over its control socket what is under way, the ledger has the past, and containerd itself the images that
-//! are in place now. Any of the three may be away: then the rest is shown, and the answer names the part that is missing.
-//! Beside tens of thousands of records it takes seconds to ask containerd. The page does without it where the daemon has every
-//! image in place, since it would name none.
+//! The daemon says over its control socket what is under way, the ledger has the past, and
+//! containerd itself the images that are in place now. Any of the three may be away: then the rest
+//! is shown, and the answer names the part that is missing.
+//!
+//! Beside tens of thousands of records, containerd takes seconds to answer. If the daemon has every
+//! image in place, the page would name none, so `status` does not ask containerd.
 
 mod page;
 
@@ -42,14 +44,14 @@ pub(super) struct Document {
     pub(super) status: Status,
     /// The images that bundles vouch for; absent when containerd could not be asked.
     pub(super) images: Option<Vec<ImageStatus>>,
-    /// Whether containerd was not asked, since the daemon has every image in place.
+    /// True if `status` did not ask containerd, since the daemon has every image in place.
     #[serde(skip)]
     is_daemons_word: bool,
     /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
 
-/// What of the images is to be known.
+/// The images that the answer needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Each image, and what each bundle takes on the disk.
@@ -67,8 +69,8 @@ impl Wanted {
     }
 }
 
-/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is healthy or working, 3 when
-/// containerd cannot be asked, 1 otherwise.
+/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is
+/// healthy or working, 3 when containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     call.allowed(
@@ -118,7 +120,8 @@ async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     }
 }
 
-/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the last look would.
+/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the
+/// last look would.
 async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -228,7 +231,7 @@ pub(super) async fn look(settings: &Settings, node: &Place, wanted: Wanted) -> D
     }
 }
 
-/// Whether the daemon has nothing to say of an image that is not in place, but for those that failed with their bundles.
+/// Returns true if the daemon misses no image, except those that failed with their bundles.
 fn has_every_image_in_place(status: &Status) -> bool {
     let ImageCount {
         all,

@@ -1,7 +1,8 @@
-//! `airgapd verify`: will every image that this node is asked for be there, whole, without a registry?
+//! `airgapd verify`: will every image that this node is asked for be there, whole, without a
+//! registry?
 //!
-//! The question is answered for the containerd of this node, or with `--bundle` for bundles before they travel. What
-//! kubelet has against images that are there is in [`kubelet`].
+//! The question is answered for the containerd of this node, or with `--bundle` for bundles before
+//! they travel. What kubelet has against images that are there is in [`kubelet`].
 
 mod kubelet;
 
@@ -29,7 +30,8 @@ use verify::{K0sAnswer, Kind, Need, Needs, Source};
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
 struct Document {
-    /// Whether nothing is missing, kubelet refuses nothing and, where it was required, nothing is pulled.
+    /// Whether nothing is missing, kubelet refuses nothing and, where it was required, nothing is
+    /// pulled.
     complete: bool,
     /// The containerd that was asked; `null` for bundles.
     containerd: Option<Asked>,
@@ -88,7 +90,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
     let view = gather(args, settings, runtime, &mut needs).await?;
     if needs.mistakes.is_empty() && needs.sources().is_empty() {
         needs.mistakes.push(
-            "there is nothing to verify: give --images, --k0s-config, --manifests or --static-pods, with an image in it"
+            "there is nothing to verify: name images, or give --images, --k0s-config, --manifests or --static-pods"
                 .to_owned(),
         );
     }
@@ -173,7 +175,8 @@ async fn gather(
     Ok(kubelet::view(args, needs))
 }
 
-/// The objections of kubelet to the images, where the command line names its folder or configuration.
+/// The objections of kubelet to the images, where the command line names its folder or
+/// configuration.
 async fn opinion(
     view: Option<&View>,
     runtime: Option<&Containerd>,
@@ -209,7 +212,8 @@ async fn in_containerd(
     if let Some(images_dir) = images_dir
         && answers.iter().any(Answer::is_missing)
     {
-        // Only now, since bundles can be large: who has what is missing? A delta has it where its base is there.
+        // Only now, since bundles can be large: who has what is missing? A delta has it where its
+        // base is there.
         let there = runtime.client.blobs().await?.into_iter().map(|blob| blob.digest);
         let (bundles, _) = open_all(&bundles_in(images_dir, settings), &settings.limits).await;
         answers = all(&shelf_of(&bundles, policy, &there.collect()));
@@ -233,7 +237,8 @@ async fn ask_cri(runtime: &Containerd, answers: &mut [Answer]) -> Result<(), con
     Ok(())
 }
 
-/// Bundles that travel together complete each other: what a delta relies on may be in another one of them.
+/// Bundles that travel together complete each other: what a delta relies on may be in another one
+/// of them.
 async fn in_bundles(
     paths: &[PathBuf],
     policy: &Policy,

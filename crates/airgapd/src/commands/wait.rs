@@ -28,7 +28,8 @@ struct Document {
     outcome: Outcome,
     /// Why it is not `converged`, in one line.
     error: Option<String>,
-    /// The line about a digest that no bundle had in place when the time was over; a part of `error`.
+    /// The line about a digest that no bundle had in place when the time was over; a part of
+    /// `error`.
     #[serde(skip)]
     absent: Option<String>,
     /// On the bundles that were waited for, and what keeps them from being imported.
@@ -54,9 +55,10 @@ enum Outcome {
     NoDaemon,
 }
 
-/// Waits while the node is working or waits for something. Exit status 0 when it is healthy, 1 when it is degraded or failed, 4
-/// when a required image is missing, 7 without a daemon. When the time is over: 6 when it was still working, 3 when it waited for
-/// containerd, 1 when it waited for something else.
+/// Waits while the node is working or waits for something. Exit status 0 when it is healthy, 1 when
+/// it is degraded or failed, 4 when a required image is missing, 7 without a daemon. When the time
+/// is over: 6 when it was still working, 3 when it waited for containerd, 1 when it waited for
+/// something else.
 pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
     let document = wait(args, &call.settings).await;
     if call.format == OutputFormat::Text && document.error.is_some() {
@@ -137,7 +139,8 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     let mut waiting = Waiting::new(args, settings);
     loop {
         let asked = Instant::now();
-        // The first time it is looked, however little time there is; later on, what is known is waited with.
+        // The first time it is looked, however little time there is; later on, what is known is
+        // waited with.
         let ask = control::ask(&settings.runtime_dir, waiting.want, waiting.tag.as_deref());
         let answer = match waiting.tag {
             None => Some(ask.await),
@@ -151,7 +154,8 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
         }
-        // The daemon is not asked without a pause: neither where it has much news, nor where it answers without any.
+        // The daemon is not asked without a pause: neither where it has much news, nor where it
+        // answers without any.
         let pause = match news || asked.elapsed() >= control::NEWS {
             true => SHORT_PAUSE,
             false => LONG_PAUSE,
@@ -287,7 +291,8 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
 struct Content {
     /// Bundles that are named, and those that have one of the digests and are whole.
     waited_for: Vec<String>,
-    /// What is to be said of the first digest that no bundle has in place, as an image or as its content.
+    /// What is to be said of the first digest that no bundle has in place, as an image or as its
+    /// content.
     absent: Option<String>,
 }
 
@@ -322,7 +327,8 @@ impl Content {
     }
 }
 
-/// The same judgement where no bundle has a digest in place: it may still come, unless a bundle is named that failed.
+/// The same judgement where no bundle has a digest in place: it may still come, unless a bundle is
+/// named that failed.
 fn not_there(
     absent: &str,
     judged: (Option<Outcome>, Option<String>),
@@ -335,7 +341,8 @@ fn not_there(
     }
 }
 
-/// On the bundles that are waited for; where none is named, on the node. What is required is judged by its own.
+/// On the bundles that are waited for; where none is named, on the node. What is required is judged
+/// by its own.
 fn verdict(status: &Status, args: &WaitArgs, names: &[String]) -> Verdict {
     if !names.is_empty() {
         return Verdict::of_bundles(status, wanted(status, names));
@@ -345,7 +352,8 @@ fn verdict(status: &Status, args: &WaitArgs, names: &[String]) -> Verdict {
     Verdict::new(reasons.filter(is_asked).cloned().collect())
 }
 
-/// The meaning of the verdict for a caller that waits for these bundles, or for all: an outcome, or none yet, and why.
+/// The meaning of the verdict for a caller that waits for these bundles, or for all: an outcome, or
+/// none yet, and why.
 fn judge(
     status: &Status,
     verdict: &Verdict,
@@ -407,7 +415,8 @@ fn in_one_line(sentences: &[String]) -> String {
     line
 }
 
-/// The same for what the configuration requires, once the bundles are in place: nothing more will come of them.
+/// The same for what the configuration requires, once the bundles are in place: nothing more will
+/// come of them.
 fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option<String>) {
     let Some(required) = required else {
         let text = "the configuration requires no images: name their sources under `require`";

@@ -8,8 +8,8 @@ use super::{Given, Mistake, Place, Typed};
 
 const PREFIX: &str = "AIRGAPD_";
 
-/// Takes the variables that begin with `AIRGAPD_`, and the path of the configuration file from among
-/// them. An empty variable is one that is not set.
+/// Takes the variables that begin with `AIRGAPD_`, and the path of the configuration file from
+/// among them. An empty variable is one that is not set.
 pub(super) fn read(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     mistakes: &mut Vec<Mistake>,

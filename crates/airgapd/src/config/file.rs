@@ -8,7 +8,8 @@ use super::keys::GROUPS;
 use super::values::kind;
 use super::{DEFAULT_FILE, Given, Mistake, Place, Typed};
 
-/// Reads the file that was named, or the one at its usual place, which may be missing. A file that was read comes along.
+/// Reads the file that was named, or the one at its usual place, which may be missing. A file that
+/// was read comes along.
 pub(super) fn read(
     named: Option<(PathBuf, Place)>,
     mistakes: &mut Vec<Mistake>,
@@ -106,7 +107,8 @@ fn key_text(key: &Value) -> String {
     }
 }
 
-/// The line (from 1) of a key given by its path, in block style; a YAML value does not know its line.
+/// The line (from 1) of a key given by its path, in block style; a YAML value does not know its
+/// line.
 fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     let [wanted, rest @ ..] = path else { return None };
     let mut lines = text.lines().enumerate();

@@ -206,7 +206,8 @@ impl Words for LogFormat {
         ("journal", LogFormat::Journal),
     ];
 }
-/// A key that earlier versions had, alone or as a group. The program warns of its value, which changes nothing.
+/// A key that earlier versions had, alone or as a group. The program warns of its value, which
+/// changes nothing.
 pub(super) struct Removed {
     pub(super) name: &'static str,
     /// The setting that does its work now.

@@ -1,7 +1,8 @@
 //! Readers and printers of single values.
 //!
-//! Each kind of value has both in one place. A reader says in a few words what it would have liked instead. Kinds that a
-//! flag can have, too, take what the command line has read, and make the same objections.
+//! Each kind of value has both in one place. A reader says in a few words what it would have liked
+//! instead. Kinds that a flag can have, too, take what the command line has read, and make the same
+//! objections.
 
 mod amounts;
 mod names;

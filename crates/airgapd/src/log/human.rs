@@ -17,7 +17,8 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// Colours are for terminals that are not dumb, and for users who do not say `NO_COLOR` (no-color.org).
+    /// Colours are for terminals that are not dumb, and for users who do not say `NO_COLOR`
+    /// (no-color.org).
     pub(super) fn of(stream: &impl IsTerminal) -> Option<Terminal> {
         stream.is_terminal().then(|| Terminal {
             has_colours: output::has_colours(stream),

@@ -1,5 +1,5 @@
-//! The journal, by its native protocol: fields have to be called `AIRGAPD_BUNDLE`, but `MESSAGE_ID` may not carry that
-//! prefix, which the available layer cannot do.
+//! The journal, by its native protocol: fields have to be called `AIRGAPD_BUNDLE`, but `MESSAGE_ID`
+//! may not carry that prefix, which the available layer cannot do.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -16,7 +16,8 @@ use super::message_id::message_id;
 pub(super) const JOURNAL: &str = "/run/systemd/journal/socket";
 
 impl Line {
-    /// For the journal, which keeps fields apart and does not show them: what a line is about belongs into its text.
+    /// For the journal, which keeps fields apart and does not show them: what a line is about
+    /// belongs into its text.
     fn for_journal(&self) -> String {
         let mut text = escaped(&self.message).to_string();
         let mut add = |name: &str| {

@@ -1,4 +1,5 @@
-//! Message ids: they identify a kind of event for ever (systemd's message catalog, alerts), so they never change.
+//! Message ids: they identify a kind of event for ever (systemd's message catalog, alerts), so they
+//! never change.
 
 use node::outcome::Outcome;
 
@@ -82,7 +83,8 @@ mod tests {
         assert_eq!(known.len(), 16);
     }
 
-    /// The journal's catalog (`journalctl -x`) and the program go by the same ids, and neither has one more.
+    /// The journal's catalog (`journalctl -x`) and the program go by the same ids, and neither has
+    /// one more.
     #[test]
     fn the_message_catalog_explains_every_message_id() {
         let ids = CATALOG.lines().filter_map(|line| line.strip_prefix("-- "));

@@ -1,15 +1,15 @@
-//! Telling compressed data by its first bytes, never by a file's name.
+//! Recognises compressed data by its first bytes, never by a file's name.
 
 use std::fmt;
 
-/// How a stream of bytes is compressed.
+/// Compression of a stream of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all.
+    /// Not compressed.
     None,
-    /// RFC 1952, one member or several.
+    /// RFC 1952, one or more members.
     Gzip,
-    /// RFC 8878, one frame or several, skippable frames included.
+    /// RFC 8878, one or more frames, including skippable frames.
     Zstd,
     /// The .xz format.
     Xz,
@@ -20,20 +20,21 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// How many bytes [`Compression::detect`] wants to see; fewer are fine if there are no more.
+    /// Bytes that [`Compression::detect`] needs. A shorter file gives fewer.
     pub(crate) const PEEK: usize = 16;
 
-    /// Recognises compressed data by its magic number; anything else counts as not compressed.
+    /// Recognises compressed data by its magic number. All other data counts as not compressed.
     pub(crate) fn detect(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
             // A skippable frame (RFC 8878, 3.1.2): type and length, 4 bytes each. LZ4 has the same
-            // ones but nobody starts a file with them.
+            // frames, but no program starts a file with them.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, _, _, _, _, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
             [0x04, 0x22, 0x4d, 0x18, ..] => Self::Lz4,
-            // The 48-bit block magic makes sure that this is no text that starts with "BZh".
+            // The 48-bit magic number of a block follows, so this is not a text that starts with
+            // "BZh".
             [
                 b'B',
                 b'Z',
@@ -51,7 +52,7 @@ impl Compression {
         }
     }
 
-    /// The name used in reports: `none`, `gzip`, `zstd`, `xz`, `lz4`, `bzip2`.
+    /// Returns the name in reports: `none`, `gzip`, `zstd`, `xz`, `lz4`, `bzip2`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -86,7 +87,7 @@ mod tests {
             (b"\xfd7zXZ\0\0\x04", Compression::Xz),
             (b"\x04\x22\x4d\x18\x64", Compression::Lz4),
             (b"BZh91AY&SY\x01", Compression::Bzip2),
-            (b"BZh9 is how the file begins", Compression::None),
+            (b"BZh9 is a line of text", Compression::None),
             (b"", Compression::None),
             (b"{\"schemaVersion\":2}", Compression::None),
         ];

@@ -1,10 +1,11 @@
-//! Decompressing a file from its beginning to its end.
+//! Decompresses a file from its beginning to its end.
 //!
-//! The codecs are libraries; ours is what they leave to their callers: files of several members or frames,
-//! what follows the last of them, where in the file something is wrong, and how much may come of it. A
-//! [`Decoder`] holds one window and one piece of the file, whatever their size.
+//! The codecs are libraries. This module does what they leave to their callers: files of several
+//! members or frames, data after the last frame, offsets of faults, and limits on the result. A
+//! [`Decoder`] holds one window and one piece of the file, whatever the size of the file.
 //!
-//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format 1.6.4.
+//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format
+//! 1.6.4.
 
 mod codecs;
 
@@ -21,28 +22,29 @@ use codecs::{Bzip2, Codec, Failure, Gzip, Xz, Zstd, damage};
 /// Bytes read from the file at a time.
 const PIECE: usize = 128 << 10;
 
-/// How many frames any file may have, and how large they have to be on average beyond that: beginning one takes
-/// some codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
+/// Frames that every file may have, and bytes for each further frame. Starting a frame takes some
+/// codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
 const FEW_FRAMES: u64 = 10_000;
 const SMALL_FRAME: u64 = 256;
 
-/// The largest window that zstd has on this kind of machine, as a binary logarithm.
+/// Binary logarithm, in bytes, of the largest zstd window on this architecture.
 pub(crate) const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
 
-/// How many frames a file of this length may have.
+/// Returns the number of frames that a file of this length may have.
 pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
     (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)
 }
 
-/// Bytes of a magic number and the like that begins a frame; of bzip2's and xz's, the part that never varies.
+/// Bytes of a magic number. For bzip2 and xz, [`magic`] has only the first bytes, which never vary.
 const MAGIC: usize = 4;
 
-/// The skippable frames that zstd and LZ4 share: `0x184D2A50` to `0x184D2A5F`, little-endian.
+/// Returns true for a skippable frame of zstd and LZ4: `0x184D2A50` to `0x184D2A5F`, little-endian.
 fn is_skippable(start: &[u8]) -> bool {
     matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
-/// The magic number that begins each member, frame or stream; shorter than [`MAGIC`] where no more is fixed.
+/// Returns the magic number that begins each member, frame or stream. It is shorter than [`MAGIC`]
+/// if fewer bytes are fixed.
 fn magic(codec: Compression) -> &'static [u8] {
     match codec {
         Compression::None => b"",
@@ -54,21 +56,21 @@ fn magic(codec: Compression) -> &'static [u8] {
     }
 }
 
-/// A compressed file as it is read: piece by piece, at offsets.
+/// Reads a compressed file piece by piece, at offsets.
 struct Source {
     file: Arc<File>,
     length: u64,
-    /// Offset of the next byte to be read from the file.
+    /// Offset of the next byte that will be read from the file.
     position: u64,
     buffer: Vec<u8>,
-    /// How much of the buffer was taken.
+    /// Number of bytes of `buffer` that the codec has taken.
     taken: usize,
-    /// Somebody wanted more than there is.
+    /// True if a read asked for more bytes than the file has.
     ran_dry: bool,
 }
 
 impl Source {
-    /// Offset of the next byte that nobody has taken.
+    /// Returns the offset of the next byte that the codec has not taken.
     fn offset(&self) -> u64 {
         self.position - self.rest().len() as u64
     }
@@ -77,7 +79,7 @@ impl Source {
         &self.buffer[self.taken..]
     }
 
-    /// The bytes at hand, at least so many of them unless the file ends before.
+    /// Returns the buffered bytes: at least `at_least` of them, unless the file ends before.
     fn peek(&mut self, at_least: usize) -> Result<&[u8], Fault> {
         while self.rest().len() < at_least && self.position < self.length {
             self.read_on()?;
@@ -94,7 +96,7 @@ impl Source {
         let read = self.file.read_at(&mut self.buffer[kept..], self.position);
         self.buffer.truncate(kept + read.as_ref().map_or(0, |n| *n));
         match read {
-            // The length was known, so somebody has cut the file since.
+            // The length was known, so another program has truncated the file since.
             Ok(0) => Err(Fault::Changed),
             Ok(n) => {
                 self.position += n as u64;
@@ -109,7 +111,7 @@ impl Source {
         self.taken += bytes;
     }
 
-    /// Passes over bytes without looking; tells whether there were so many.
+    /// Skips bytes without reading them. Returns true if the file had so many.
     fn skip(&mut self, bytes: u64) -> bool {
         let at_hand = self.rest().len();
         match usize::try_from(bytes) {
@@ -124,7 +126,7 @@ impl Source {
         is_enough
     }
 
-    /// Whether only zeros are left, of which this takes all.
+    /// Returns true if only zeros are left, and takes them.
     fn only_zeros_follow(&mut self) -> Result<bool, Fault> {
         loop {
             let rest = self.peek(1)?;
@@ -151,7 +153,7 @@ impl Read for Source {
     }
 }
 
-/// The codec with its source. LZ4's library wants to read for itself.
+/// A codec with its source. The library for LZ4 reads from its source itself.
 enum Engine {
     Pushed { codec: Box<dyn Codec>, source: Source },
     Lz4(Option<Box<FrameDecoder<Source>>>),
@@ -175,16 +177,23 @@ impl Engine {
     fn source(&mut self) -> &mut Source {
         match self {
             Self::Pushed { source, .. } => source,
-            Self::Lz4(decoder) => decoder.as_mut().expect("it is always put back").get_mut(),
+            Self::Lz4(decoder) => decoder
+                .as_mut()
+                .expect("the decoder is always put back")
+                .get_mut(),
         }
     }
 
     fn begin(&mut self) -> Result<(), Failure> {
         match self {
             Self::Pushed { codec, .. } => codec.begin(),
-            // Its buffers are for the frame it began with: another block size confuses it.
+            // The decoder's buffers fit its first frame. A frame with another block size would
+            // confuse it.
             Self::Lz4(decoder) => {
-                let source = decoder.take().expect("it is always put back").into_inner();
+                let source = decoder
+                    .take()
+                    .expect("the decoder is always put back")
+                    .into_inner();
                 *decoder = Some(Box::new(FrameDecoder::new(source)));
                 Ok(())
             }
@@ -193,30 +202,30 @@ impl Engine {
 }
 
 enum State {
-    /// Before the first frame, or behind one.
+    /// Before the first frame, or after a frame.
     Between,
     Inside,
     End,
 }
 
-/// What a compressed file contains, read from beginning to end. Blocking.
+/// Decompresses a file from beginning to end. Its calls block.
 pub(crate) struct Decoder {
     compression: Compression,
     engine: Engine,
     state: State,
-    /// Frames begun, and how many there may be.
+    /// Frames so far, and the most that are allowed.
     frames: (u64, u64),
-    /// Bytes made, and how many there may be.
+    /// Decompressed bytes so far, and the most that are allowed.
     made: (u64, u64),
     expansion: u64,
-    /// How many entries a bundle may have, and so frames at most.
+    /// Most entries of a bundle, which also bound the frames.
     entries: u64,
     window_log: u32,
     trailing: Option<(u64, u64)>,
 }
 
 impl Decoder {
-    /// Begins with a file of this length, compressed so.
+    /// Starts with a file of `length` bytes and this compression.
     pub(crate) fn new(
         file: Arc<File>,
         length: u64,
@@ -244,12 +253,13 @@ impl Decoder {
         })
     }
 
-    /// Offset and length of what follows the last frame in the file, if that is not only zeros. Known at the end.
+    /// Returns the offset and length of the data after the last frame, unless it is all zeros. The
+    /// result is final at the end of the file.
     pub(crate) fn trailing(&self) -> Option<(u64, u64)> {
         self.trailing
     }
 
-    /// Reads on; nothing only at the end.
+    /// Decompresses the next bytes. Returns 0 only at the end.
     pub(crate) fn decode(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         if buffer.is_empty() {
             return Ok(0);
@@ -277,7 +287,7 @@ impl Decoder {
         if self.made.0 > self.made.1 {
             return Err(Fault::Limit {
                 what: format!(
-                    "times its size, decompressed from {}: maybe a decompression bomb; if not, decompress it first",
+                    "times its size when decompressed from {}, maybe a decompression bomb: decompress it first if you trust it",
                     self.compression
                 ),
                 limit: self.expansion,
@@ -287,7 +297,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Looks at what follows: another frame, or the end.
+    /// Checks what follows: another frame, or the end.
     fn begin(&mut self) -> Result<(), Fault> {
         let magic = magic(self.compression);
         let frames = self.compression == Compression::Zstd || self.compression == Compression::Lz4;
@@ -318,7 +328,7 @@ impl Decoder {
         self.engine.begin().map_err(|failure| self.failed(failure))
     }
 
-    /// Passes over a skippable frame: its magic number, its length, and so many bytes.
+    /// Skips a skippable frame: its magic number, its length, and that many bytes.
     fn skip_frame(&mut self) -> Result<(), Fault> {
         let source = self.engine.source();
         let header = source.peek(2 * MAGIC)?;
@@ -332,7 +342,8 @@ impl Decoder {
         if whole { Ok(()) } else { Err(self.cut()) }
     }
 
-    /// Behind the last frame: zeros are padding of tapes and block devices, anything else is somebody else's.
+    /// Ends after the last frame. Zeros there are padding of tapes and block devices. Any other
+    /// data is reported as foreign.
     fn end(&mut self) -> Result<(), Fault> {
         self.state = State::End;
         let source = self.engine.source();
@@ -360,17 +371,17 @@ impl Decoder {
         } else if step.made == 0 && is_dry {
             return Err(self.cut());
         } else if step.made == 0 && step.taken == 0 {
-            return Err(self.failed(damage("there is more input than it can take")));
+            return Err(self.failed(damage("the codec makes no progress with its input")));
         }
         Ok(step.made)
     }
 
     fn pull(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         let Engine::Lz4(Some(decoder)) = &mut self.engine else {
-            unreachable!("only this codec is pulled, and it is always put back");
+            unreachable!("only this codec is pulled, and its decoder is always put back");
         };
         let read = decoder.read(buffer);
-        // At the end of the file the library takes a missing block for the last one.
+        // At the end of the file, the library takes a missing block for the last block.
         let ran_dry = decoder.get_ref().ran_dry;
         match read {
             Ok(0) if ran_dry => Err(self.cut()),
@@ -403,8 +414,8 @@ impl Decoder {
             },
             Failure::Window => Fault::Limit {
                 what: format!(
-                    "bytes of window are wanted to decompress {}: raise the limit, decompress it first, or compress \
-                     it again with a smaller window (zstd without --long and --ultra, xz with a lower preset)",
+                    "bytes of window are needed to decompress {}: raise the limit, decompress it first, or compress \
+                     it again with a smaller window (zstd: without --long and --ultra, xz: with a lower preset)",
                     self.compression
                 ),
                 limit: window(self.window_log),
@@ -424,7 +435,7 @@ impl Read for Decoder {
     }
 }
 
-/// The fault that an error of a reader carries, or the error.
+/// Returns the fault that a reader's error carries, or else the error.
 pub(crate) fn fault_in(error: io::Error) -> Result<Fault, io::Error> {
     error.downcast::<Fault>()
 }
@@ -434,7 +445,7 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
-    /// What was packed, and what follows it.
+    /// The decompressed bytes, and the offset and length of the data after them.
     type Decoded = (Vec<u8>, Option<(u64, u64)>);
 
     fn decoded(bytes: &[u8], compression: Compression) -> Result<Decoded, Fault> {
@@ -452,7 +463,7 @@ mod tests {
         }
     }
 
-    /// Every codec with the same text packed by it.
+    /// Compresses a text with every codec.
     fn packed(text: &[u8]) -> Vec<(Compression, Vec<u8>)> {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(text).unwrap();
@@ -569,7 +580,7 @@ mod tests {
                     assert_eq!(named, codec);
                     assert!(offset <= bytes.len() as u64);
                 }
-                // Without checksums damage may be carried on; the digests find it.
+                // Without checksums the codec may not notice the damage. The digests do.
                 Ok(_) if matches!(codec, Compression::Lz4 | Compression::Zstd) => {}
                 other => panic!("{codec}: {:?}", other.map(|_| ())),
             }

@@ -1,29 +1,30 @@
-//! The way in which an archive ends.
+//! The ways in which an archive ends.
 
 use std::fmt;
 
-/// How an archive ends.
+/// The way in which an archive ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With the two zero blocks that mark the end of an archive. A folder counts as having them.
+    /// With the two blocks of zeros that mark the end of an archive. A folder counts as marked.
     Marker,
-    /// At the end of an entry, without the mark: a sloppy writer, or a file that is still growing.
+    /// At the end of an entry, without the mark. The writer was careless, or the file is still
+    /// growing.
     NoMarker,
-    /// In the middle of a header or of an entry's bytes. Blobs before the cut are usable, the entry that is
-    /// cut counts as broken.
+    /// In the middle of a header or of an entry's bytes. Blobs before the cut are usable. The entry
+    /// with the cut counts as broken.
     Truncated(Truncation),
 }
 
-/// Where an archive stops short; offsets in a compressed one count decompressed bytes.
+/// The place where an archive is cut off. Offsets in a compressed archive count decompressed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truncation {
     /// Offset in bytes at which the incomplete header or entry data starts.
     pub offset: u64,
-    /// The entry whose bytes are cut, escaped for printing; none when the cut is in a header.
+    /// Name of the entry whose bytes are cut, escaped for printing. `None` if a header is cut.
     pub entry: Option<String>,
-    /// Bytes that should follow `offset`.
+    /// Number of bytes that should follow `offset`.
     pub expected: u64,
-    /// Bytes that do.
+    /// Number of bytes that do follow.
     pub present: u64,
 }
 

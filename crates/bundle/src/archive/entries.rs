@@ -1,23 +1,24 @@
-//! The names of an archive and what stands for each: 32 bytes per name.
+//! The names of an archive and the entry behind each name: 32 bytes per name.
 //!
-//! An archive may have a million entries, and a compressed one is held to less than a hundred mebibytes with all
-//! that is kept of it. So names are fingerprints, and the table is a sorted list: a tree or a hash table would take
-//! half as much again, and one that grows takes twice as much.
+//! An archive may have a million entries. All that is kept of a compressed archive must fit into
+//! less than a hundred mebibytes. So names are fingerprints, and the table is a sorted list. A tree
+//! or a hash table would take half as much memory again. A hash table takes twice as much while it
+//! grows.
 
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-/// Stands for a name: 125 bits of its sha256.
+/// A key for a name: 125 bits of its sha256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fingerprint(u128);
 
-/// Leaves room for the kind of an item beside a fingerprint.
+/// Mask of a fingerprint. The other bits hold the kind of an item.
 const FINGERPRINT: u128 = u128::MAX >> KIND_BITS;
 const KIND_BITS: u32 = 3;
 
-/// The largest offset that fits beside a size and a kind, in bytes: two exbibytes, less than which any file system
-/// ends.
+/// The largest offset that fits beside a size and a kind, in bytes: two exbibytes. No file system
+/// has files that large.
 pub(crate) const LARGEST_OFFSET: u64 = u64::MAX >> KIND_BITS;
 
 impl Fingerprint {
@@ -36,7 +37,7 @@ pub(crate) enum Item {
         offset: u64,
         size: u64,
     },
-    /// A file of which only this much is in the archive.
+    /// A file whose bytes are only partly in the archive.
     Cut {
         size: u64,
         /// At most [`LARGEST_OFFSET`].
@@ -46,11 +47,11 @@ pub(crate) enum Item {
     Link(Fingerprint),
     /// A link out of the archive.
     LinkOutside,
-    /// A sparse file, which is not read.
+    /// A sparse file, which the reader does not support.
     Sparse,
 }
 
-/// An item in 16 bytes: its kind in the highest bits.
+/// An item in 16 bytes, with its kind in the highest bits.
 #[derive(Clone, Copy)]
 struct Bits(u128);
 
@@ -93,20 +94,21 @@ impl From<Bits> for Item {
     }
 }
 
-/// What each name stands for.
+/// Map from names to their entries.
 #[derive(Default)]
 pub(crate) struct Entries {
-    /// By fingerprint.
+    /// Sorted by fingerprint.
     sorted: Vec<(Fingerprint, Bits)>,
-    /// Those that came since: no more than an eighth of the others, so that sorting them in costs little.
+    /// Names that were added since the last merge. They are at most an eighth of the sorted names,
+    /// so that merging costs little.
     recent: BTreeMap<Fingerprint, Bits>,
 }
 
-/// So many are worth sorting in.
+/// Number of recent names that are worth a merge.
 const FEW: usize = 4096;
 
 impl Entries {
-    /// Sets what a name stands for, and tells whether it stood for something before.
+    /// Sets the entry of a name. Returns true if the name had an entry before.
     pub(crate) fn insert(&mut self, name: Fingerprint, item: Item) -> bool {
         let item = Bits::from(item);
         if let Ok(at) = self.position(name) {
@@ -132,7 +134,7 @@ impl Entries {
         self.sorted.binary_search_by_key(&name, |(name, _)| *name)
     }
 
-    /// Merges from the back, so that it takes no second list. No name is in both.
+    /// Merges from the back, so that no second list is needed. No name is in both.
     fn sort_in(&mut self) {
         let mut from = self.sorted.len();
         self.sorted.reserve_exact(self.recent.len());
@@ -188,7 +190,7 @@ mod tests {
         let mut entries = Entries::default();
         let mut expected = HashMap::new();
         for n in 0..40_000_u64 {
-            // Some names come again, near and far.
+            // Some names repeat, near and far apart.
             let name = n % 30_011;
             let item = Item::File {
                 offset: n,

@@ -1,8 +1,9 @@
 //! A part of a file, read once from its beginning to its end.
 //!
-//! Several parts of a file are read at the same time, which the kernel takes for random access: it is told what comes
-//! next. And it is told what is not needed again: a bundle is read once, and its gigabytes in the page cache would push out
-//! what the node works with.
+//! Several parts of a file are read at the same time, which looks like random access to the kernel.
+//! So the reader tells the kernel which bytes come next. It also tells the kernel which bytes are
+//! no longer needed. A bundle is read once, but its gigabytes in the page cache would push out the
+//! node's working set.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 
-/// The kernel hears of the next bytes, and of those that were read, in pieces of this many.
+/// Bytes of one advice to the kernel, about the next bytes and about the bytes already read.
 const WINDOW: u64 = 4 << 20;
 
 /// Reads a part of a file without touching its position.
@@ -20,11 +21,12 @@ pub(crate) struct Extent {
     file: Arc<File>,
     position: u64,
     end: u64,
-    /// Up to here the kernel was told to read ahead.
+    /// Offset up to which the kernel was told to read ahead.
     announced: u64,
-    /// Up to here it was told that nothing is needed any more.
+    /// Offset up to which the kernel was told to drop its pages.
     forgotten: u64,
-    /// Small parts come in one read, and what they leave in memory does not matter.
+    /// True if the part is longer than [`WINDOW`]. A smaller part comes in one read, and its pages
+    /// do not matter.
     is_large: bool,
 }
 
@@ -55,7 +57,7 @@ impl Extent {
         }
     }
 
-    /// Advice may be ignored, and so may be what becomes of it.
+    /// Gives advice to the kernel. The kernel may ignore it, so errors are ignored too.
     fn advise(&self, from: u64, to: u64, advice: Advice) {
         if let Some(length) = NonZeroU64::new(to - from) {
             let _ = fadvise(&self.file, from, Some(length), advice);
@@ -75,7 +77,7 @@ impl Read for Extent {
         if n == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "the bundle was cut short while being read",
+                "another program truncated the bundle while it was being read",
             ));
         }
         self.position += n as u64;

@@ -1,8 +1,8 @@
 //! An image layout that was extracted into a folder.
 //!
-//! Names are looked up below the folder and nowhere else: links are followed as long as they stay inside, and
-//! only regular files are read. A folder can change under its reader, so each file that was found is remembered
-//! with its identity and is no blob of this bundle any more once it has another one.
+//! Names are looked up below the folder and nowhere else. Links are followed if they stay inside,
+//! and only regular files are read. A folder can change while it is read, so the identity of each
+//! file is remembered. A file with another identity is no longer a blob of this bundle.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,8 @@ use sha2::{Digest as _, Sha256};
 use super::place::{BlobsFolder, Found, Place};
 use crate::{Fault, Identity};
 
-/// What tells that a layout was written to: its documents, and its folders, which change with their entries.
+/// Paths whose change shows that a program wrote to the layout: its documents, and its folders,
+/// which change with their entries.
 const WATCHED: [&str; 6] = [
     "index.json",
     "oci-layout",
@@ -34,7 +35,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// The folder's own identity with times and size replaced by what all of its parts come to.
+    /// Returns the folder's identity, with times and size computed from all its parts.
     pub(crate) fn identity(&self) -> std::io::Result<Identity> {
         let own = Identity::of(&self.0.metadata()?);
         let mut hasher = Sha256::new();
@@ -59,7 +60,7 @@ impl Folder {
         })
     }
 
-    /// What there is where the blobs should be.
+    /// Returns the state of the folder where the blobs should be.
     pub(crate) fn blobs(&self) -> BlobsFolder {
         let is_link = |name: &str| {
             let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -81,7 +82,7 @@ impl Folder {
         }
     }
 
-    /// Looks a clean name up.
+    /// Looks up a clean name.
     pub(crate) fn find(&self, name: &str) -> Found {
         match self.open_file(name) {
             Ok((_, identity)) => Found::File(Place::InFolder {
@@ -91,8 +92,10 @@ impl Folder {
             Err(Errno::NOENT | Errno::NOTDIR) => Found::Nothing,
             Err(Errno::XDEV) => Found::Unusable("a link that leads out of the folder".to_owned()),
             Err(Errno::LOOP) => Found::Unusable("a link that leads back to itself".to_owned()),
-            // A socket cannot be opened; the rest can and is told by its type.
-            Err(Errno::NXIO | Errno::NODEV | Errno::INVAL) => Found::Unusable("no regular file".to_owned()),
+            // A socket cannot be opened. Other special files can, and their type identifies them.
+            Err(Errno::NXIO | Errno::NODEV | Errno::INVAL) => {
+                Found::Unusable("not a regular file".to_owned())
+            }
             Err(error) => Found::Unusable(format!("a file that cannot be opened: {error}")),
         }
     }
@@ -107,11 +110,11 @@ impl Folder {
     }
 
     fn open_file(&self, name: &str) -> Result<(File, Identity), Errno> {
-        // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
+        // Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = match rustix::fs::openat2(&self.0, name, flags, Mode::empty(), resolve) {
-            // Before Linux 5.6.
+            // Linux before 5.6 lacks this call.
             Err(Errno::NOSYS) => self.open_step_by_step(name, flags)?,
             opened => opened?,
         };
@@ -126,7 +129,7 @@ impl Folder {
         }
     }
 
-    /// Follows no link at all.
+    /// Opens a file without following any link.
     fn open_step_by_step(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let (folders, file) = match name.rsplit_once('/') {
             Some((folders, file)) => (Some(folders), file),

@@ -1,11 +1,21 @@
-//! Compressed archives that can be gone into: zstd in many frames, with a table of them at the end.
+//! Random access to compressed archives: zstd in many frames, with a table of the frames at the
+//! end.
 //!
-//! The table is the one of zstd's seekable format (contrib/seekable_format in zstd's sources, version 0.1.0): a skippable frame, which
-//! every other reader passes over. It is somebody else's claim, so it is held against the file: its sizes must add up, each frame
-//! must say itself that it has the size of its row, and whenever one is read it must end where its row ends, in both
-//! sizes. A table that fails this is not used, and the file is read from beginning to end like any other. The same goes
-//! for one whose frames are so large that going into them costs more than passes over the file, or whose windows are so
-//! large that a few of them at a time take more memory than one pass.
+//! The format is zstd's seekable format (contrib/seekable_format in zstd's sources, version 0.1.0).
+//! The table is a skippable frame, which other readers skip. Its content may be wrong, so it is
+//! checked against the file:
+//!
+//! - Its sizes must add up.
+//! - The header of each frame must state the size in its row.
+//! - A frame that is read must end where its row ends, in both sizes.
+//!
+//! A table is not used in three cases:
+//!
+//! - It fails a check.
+//! - Its frames are so large that random access costs more than passes over the file.
+//! - Its windows are so large that a few of them at a time take more memory than one pass.
+//!
+//! Then the file is read from beginning to end like any other.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -27,24 +37,26 @@ const FOOTER: usize = 9;
 const SKIPPABLE_HEADER: usize = 8;
 /// In the descriptor: rows have a checksum. No other bit has a meaning yet.
 const HAS_CHECKSUMS: u8 = 0x80;
-/// The largest size of a decompressed block, in bytes (RFC 8878, 3.1.1.2): a decoder gives no smaller piece.
+/// The largest size of a decompressed block, in bytes (RFC 8878, 3.1.1.2). A decoder decompresses
+/// at least one block.
 const BLOCK: u64 = 128 << 10;
-/// How many times what all frames contain may be decompressed to open a bundle: once for the headers, once where layers
-/// have to be hashed, and as much again for what stands in a frame before a document.
+/// Most decompressed bytes for opening a bundle, in multiples of the content of all frames. Headers
+/// take one pass, and so do layers that must be hashed. The same again is for bytes of a frame that
+/// precede a document.
 const MOST_TO_OPEN: u64 = 4;
-/// How many times what all frames contain may be decompressed in vain to hand out each blob once.
+/// Most bytes decompressed in vain while each blob is read once, in multiples of the content.
 const MOST_IN_VAIN: u64 = 2;
-/// How many bytes may be decompressed of any file, however little it contains.
+/// Bytes that may be decompressed of any file, however small its content is.
 const ALWAYS_ALLOWED: u64 = 64 << 20;
 /// The longest header of a frame (RFC 8878, 3.1.1.1, with the magic number).
 const FRAME_HEADER: usize = 18;
 
-/// The table as it is written.
+/// The seek table as it is written.
 #[derive(Debug, Default)]
 pub(crate) struct SeekTable(Vec<u8>);
 
 impl SeekTable {
-    /// Adds a frame by its sizes, in bytes of the file and of what it contains.
+    /// Adds a frame by its sizes in bytes: in the file, and decompressed.
     pub(crate) fn push(&mut self, packed: u64, contained: u64) -> io::Result<()> {
         for size in [packed, contained] {
             let size =
@@ -54,7 +66,7 @@ impl SeekTable {
         Ok(())
     }
 
-    /// The skippable frame that ends the file.
+    /// Returns the skippable frame that ends the file.
     pub(crate) fn to_frame(&self) -> Vec<u8> {
         let number = |n: usize| {
             u32::try_from(n)
@@ -71,29 +83,30 @@ impl SeekTable {
     }
 }
 
-/// A file of frames whose table was believed so far.
+/// A file of frames whose table has passed the checks.
 #[derive(Debug)]
 pub(crate) struct Frames {
     file: Arc<File>,
     rows: Vec<Row>,
-    /// Bytes that all frames contain.
+    /// Number of decompressed bytes of all frames.
     pub(crate) length: u64,
     window_log: u32,
 }
 
-/// Where a frame is.
+/// The place of a frame.
 #[derive(Clone, Copy, Debug)]
 struct Row {
-    /// In the file.
+    /// Offset in the file.
     packed_start: u64,
     packed: u64,
-    /// In what all frames contain.
+    /// Offset in the decompressed content.
     start: u64,
     contained: u64,
 }
 
 impl Frames {
-    /// Reads the table of a zstd file of this length; none if there is none, or none to be believed.
+    /// Reads the seek table of a zstd file of this length. Returns `None` without a table, or if
+    /// the table fails a check.
     pub(crate) fn find(file: &Arc<File>, length: u64, limits: &Limits) -> io::Result<Option<Self>> {
         let Some(rows) = read_table(file, length, limits)? else {
             return Ok(None);
@@ -113,7 +126,7 @@ impl Frames {
         Ok((contained <= limits.expanded(length)).then_some(frames))
     }
 
-    /// Reads what the frames contain, from an offset on.
+    /// Reads the decompressed content from an offset on.
     pub(crate) fn reader_at(self: &Arc<Self>, position: u64) -> FrameReader {
         FrameReader {
             frames: Arc::clone(self),
@@ -123,13 +136,15 @@ impl Frames {
         }
     }
 
-    /// Bytes that may be decompressed to open the bundle. Beyond that, one pass over the file costs less.
+    /// Returns the number of bytes that may be decompressed to open the bundle. Beyond that, one
+    /// pass over the file costs less.
     pub(crate) fn allowance(&self) -> Allowance {
         let bytes = self.length.saturating_mul(MOST_TO_OPEN);
         Allowance(Arc::new(AtomicU64::new(bytes.saturating_add(ALWAYS_ALLOWED))))
     }
 
-    /// Whether blobs that begin at these offsets can each be gone to for less than some passes over the file.
+    /// Returns true if reading a blob at each of these offsets costs less than a few passes over
+    /// the file.
     pub(crate) fn are_within_reach(&self, offsets: impl Iterator<Item = u64>) -> bool {
         let in_vain = offsets
             .filter_map(|offset| Some(offset - self.row_at(offset)?.start))
@@ -193,7 +208,7 @@ fn read_table(file: &File, length: u64, limits: &Limits) -> io::Result<Option<Ve
     }))
 }
 
-/// The rows of a table; none if one of them says nothing.
+/// Returns the rows of a table. Returns `None` if the file size of a row is zero.
 fn rows(table: &[u8], width: usize) -> Option<Vec<Row>> {
     let (mut packed_start, mut start) = (0, 0);
     let row = |bytes: &[u8]| {
@@ -214,7 +229,7 @@ fn number(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("four bytes"))
 }
 
-/// A frame of so many bytes that contains nothing.
+/// Returns a skippable frame with `bytes` bytes of padding.
 pub(crate) fn ballast(bytes: u32) -> Vec<u8> {
     let mut frame = SKIPPABLE_MAGIC.to_le_bytes().to_vec();
     frame.extend_from_slice(&bytes.to_le_bytes());
@@ -222,11 +237,12 @@ pub(crate) fn ballast(bytes: u32) -> Vec<u8> {
     frame
 }
 
-/// The largest window of frames that are gone into, in bytes. Several blobs are read at a time, each with a window of its
-/// own. Our writer's frames are smaller than that.
+/// The largest window, in bytes, of frames with random access. Several blobs are read at a time,
+/// each with its own window. The frames that `write` makes have smaller windows.
 const LARGEST_WINDOW: u64 = 8 << 20;
 
-/// The window of a frame in bytes, by its header (RFC 8878, section 3.1.1.1); none where there is no header.
+/// Returns the window of a frame in bytes, from its header (RFC 8878, section 3.1.1.1). Returns
+/// `None` if there is no header.
 fn window(header: &[u8], contained: u64) -> Option<u64> {
     let [_, _, _, _, descriptor, window, ..] = header else {
         return None;
@@ -240,8 +256,8 @@ fn window(header: &[u8], contained: u64) -> Option<u64> {
     })
 }
 
-/// Whether a frame begins where its row says, gives the size that its row gives, and has a window that is no larger than
-/// it may be.
+/// Returns true if a frame begins where its row says and has the size of its row. Its window must
+/// be within the limit.
 fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     let mut header = [0; FRAME_HEADER];
     let n = usize::try_from(row.packed)
@@ -258,7 +274,7 @@ fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     Ok(is_frame && is_small && matches!(size, Ok(Some(size)) if size == row.contained))
 }
 
-/// How many bytes may still be decompressed, by all readers that share it.
+/// Number of bytes that may still be decompressed, shared by several readers.
 #[derive(Clone, Debug)]
 pub(crate) struct Allowance(Arc<AtomicU64>);
 
@@ -268,24 +284,24 @@ impl Allowance {
         match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend) {
             Ok(_) => Ok(()),
             Err(_) => Err(io::Error::other(
-                "the frames of the table are too large to be gone into so often",
+                "the frames are too large to be read at so many places",
             )),
         }
     }
 }
 
-/// Reads what frames contain. Going forward is cheap, and so is going back where frames are small: what stands in a
-/// frame before the position is decompressed in vain.
+/// Reads the decompressed content. Going forward is cheap. Going back is cheap too if the frames
+/// are small: the bytes of a frame before the position are decompressed in vain.
 pub(crate) struct FrameReader {
     frames: Arc<Frames>,
     position: u64,
     open: Option<Open>,
-    /// None for no bound.
+    /// The bound on decompressed bytes. `None` if there is no bound.
     allowance: Option<Allowance>,
 }
 
 impl FrameReader {
-    /// Has the reader decompress no more than that.
+    /// Limits the bytes that the reader decompresses.
     pub(crate) fn within(self, allowance: &Allowance) -> Self {
         let allowance = Some(allowance.clone());
         Self { allowance, ..self }
@@ -298,7 +314,7 @@ impl FrameReader {
     }
 }
 
-/// A frame that is being decompressed.
+/// A frame during decompression.
 struct Open {
     decoder: Decoder<'static, BufReader<FrameBytes>>,
     row: Row,
@@ -334,7 +350,7 @@ impl Open {
         Ok(n)
     }
 
-    /// A frame ends, with its checksum, where its row does.
+    /// Checks that a frame ends, with its checksum, where its row does.
     fn end(&mut self) -> io::Result<()> {
         let after = self
             .decoder
@@ -411,7 +427,7 @@ impl Input for FrameReader {
     }
 }
 
-/// The bytes of one frame in the file.
+/// Reads the bytes of one frame in the file.
 struct FrameBytes {
     file: Arc<File>,
     position: u64,

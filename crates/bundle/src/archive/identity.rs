@@ -1,11 +1,11 @@
-//! The identity of a file: which one it is, and whether it is still what it was.
+//! The identity of a file, which shows whether the file has changed.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 
 use serde::{Deserialize, Serialize};
 
-/// Which file it is and whether it was written to since.
+/// Identity of a file, and of its version.
 ///
 /// Compare for equality only: clocks jump, and copying tools set times backwards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,10 +16,10 @@ pub struct Identity {
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262 it stays
-    /// at the bound.
+    /// Time of the last change of content, in nanoseconds since 1970. Times outside the years 1677
+    /// to 2262 stay at the bound.
     pub mtime_ns: i64,
-    /// Time of the last change of content or inode, likewise.
+    /// Time of the last change of content or inode, with the same unit and bounds.
     pub ctime_ns: i64,
 }
 

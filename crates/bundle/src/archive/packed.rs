@@ -1,9 +1,14 @@
-//! Compressed archives: what one pass from beginning to end keeps, and further passes.
+//! Compressed archives: one pass from beginning to end, its results, and further passes.
 //!
-//! Nothing in a compressed archive can be gone back to. The first pass reads every byte, so it keeps what the
-//! catalog will ask for: the digest of each entry, how it is compressed itself, and the entries that look like
-//! JSON as long as there is room. A document that found no room is fetched by another pass, together with all
-//! others that are wanted by then: one pass for each level of an index at most.
+//! A compressed archive cannot be read backwards. The first pass reads every byte, so it keeps what
+//! the catalog will need:
+//!
+//! - the digest of each entry,
+//! - the compression of each entry's bytes,
+//! - the entries that look like JSON, as long as there is room.
+//!
+//! A document that found no room takes another pass, which also reads all other documents that are
+//! needed by then. That makes at most one pass for each level of an index.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,10 +24,10 @@ use super::place::Place;
 use super::tar::{Entry, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
-/// The cost of an entry, here and in the table of names, in bytes.
+/// Memory that an entry takes here and in the table of names, in bytes.
 const ENTRY: u64 = 72;
 
-/// Pieces in which entries are read.
+/// Bytes of one read of an entry.
 const PIECE: usize = 64 << 10;
 
 /// A compressed archive in a file.
@@ -49,7 +54,7 @@ impl Packed {
         }
     }
 
-    /// Begins a pass, over the file that was there at the first one.
+    /// Starts a pass. Returns an error if the file is not the file of the first pass.
     pub(crate) fn decoder(&self) -> Result<Decoder, Fault> {
         let metadata = self.file.metadata().map_err(Fault::io("stat the file"))?;
         if Identity::of(&metadata) != self.identity {
@@ -63,7 +68,7 @@ impl Packed {
         )
     }
 
-    /// Begins a pass and goes to a place.
+    /// Starts a pass and goes to an offset.
     pub(crate) fn reader_at(&self, offset: u64) -> io::Result<Pass> {
         let mut pass = Pass::new(self)?;
         pass.go_to(offset)?;
@@ -71,7 +76,7 @@ impl Packed {
     }
 }
 
-/// A pass over the decompressed bytes, forward only.
+/// A pass over the decompressed bytes. It goes forward only.
 pub(crate) struct Pass(StreamInput<Decoder>);
 
 impl Pass {
@@ -83,7 +88,7 @@ impl Pass {
         self.0.position()
     }
 
-    /// Goes on to an offset, which must not lie behind.
+    /// Goes forward to an offset, which must not be less than the position.
     pub(crate) fn go_to(&mut self, offset: u64) -> io::Result<()> {
         let distance = offset - self.position();
         if self.0.skip(distance)? < distance {
@@ -99,29 +104,29 @@ impl Read for Pass {
     }
 }
 
-/// What was kept of the entries, by the offset of their bytes.
+/// Results of the passes about the entries, by the offset of their bytes.
 #[derive(Default)]
 pub(crate) struct Kept {
-    /// In the order of offsets.
+    /// Sorted by offset.
     facts: Vec<PackedFacts>,
     documents: HashMap<u64, Arc<[u8]>>,
     room_taken: u64,
-    /// Documents that somebody found here.
+    /// Offsets of documents that were used from here.
     used: RefCell<HashSet<u64>>,
-    /// Documents that somebody did not.
+    /// Documents that are needed but are not here.
     wanted: RefCell<BTreeMap<u64, Place>>,
 }
 
-/// What is known of an entry's bytes.
+/// Facts about an entry's bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts {
     pub(crate) sha256: [u8; 32],
     pub(crate) compression: Compression,
 }
 
-/// The same with the offset, in 40 bytes: there may be a million of them.
+/// Facts with their offset, in 40 bytes, because there may be a million of them.
 struct PackedFacts {
-    /// At most [`LARGEST_OFFSET`], and above it the place of the codec in [`CODECS`].
+    /// The offset, at most [`LARGEST_OFFSET`], and above it the index of the codec in [`CODECS`].
     offset_and_codec: u64,
     sha256: [u8; 32],
 }
@@ -138,7 +143,7 @@ const CODECS: [Compression; 6] = [
 impl PackedFacts {
     fn new(offset: u64, Facts { sha256, compression }: Facts) -> Self {
         let codec = CODECS.iter().position(|codec| *codec == compression);
-        let codec = codec.expect("every codec has its place") as u64;
+        let codec = codec.expect("every codec is in the list") as u64;
         Self {
             offset_and_codec: offset | codec << LARGEST_OFFSET.count_ones(),
             sha256,
@@ -159,7 +164,7 @@ impl PackedFacts {
 }
 
 impl Kept {
-    /// Reads an entry's bytes to their end, and tells how many of them there are.
+    /// Reads an entry's bytes to their end. Returns their number.
     pub(crate) fn take(
         &mut self,
         entry: &Entry,
@@ -193,15 +198,16 @@ impl Kept {
         };
         self.facts.push(PackedFacts::new(entry.offset, facts));
         if self.room_taken > self.room(limits) {
-            // The entries that came since need it. Documents that are wanted after all are fetched.
+            // Later entries need the room. Documents that turn out to be needed are fetched.
             self.documents.clear();
             self.room_taken = 0;
         }
         Ok(present)
     }
 
-    /// Room for documents that are wanted, in bytes: as much as a catalog may take, less what the entries take. Half of it
-    /// is for those that may be wanted; real bundles have a few MiB of them.
+    /// Returns the room for documents in bytes: the memory of a catalog, less the memory of the
+    /// entries. Half of the room is for documents that may be needed. Real bundles have a few MiB
+    /// of them.
     fn room(&self, limits: &Limits) -> u64 {
         let entries = self.facts.len() as u64 * ENTRY;
         limits.memory().saturating_sub(entries).max(limits.json_document)
@@ -212,7 +218,7 @@ impl Kept {
         self.documents.insert(offset, Arc::from(document));
     }
 
-    /// Where the bytes at a place can be had: maybe they are here.
+    /// Returns the place of the bytes: in memory if they were kept, else in the archive.
     pub(crate) fn place(&self, place: Place) -> Place {
         let document = place.offset().and_then(|offset| {
             let document = self.documents.get(&offset)?;
@@ -234,17 +240,18 @@ impl Kept {
         self.facts.get(at).map(PackedFacts::facts)
     }
 
-    /// Notes that a document is needed that is not here, and where it is.
+    /// Records that a document is needed and is not here.
     pub(crate) fn want(&self, offset: u64, place: Place) {
         self.wanted.borrow_mut().insert(offset, place);
     }
 
-    /// Whether anything is wanted that is not here.
+    /// Returns true if a document is needed and is not here.
     pub(crate) fn wants(&self) -> bool {
         !self.wanted.borrow().is_empty()
     }
 
-    /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for makes room.
+    /// Reads all documents that are needed in one pass. Returns false if there are none. Documents
+    /// that were never used are dropped to make room.
     pub(crate) fn fetch(&mut self, packed: &Packed) -> Result<bool, Fault> {
         let wanted = self.wanted.take();
         if wanted.is_empty() {
@@ -256,7 +263,7 @@ impl Kept {
         let bytes: u64 = used.chain(wanted.values().map(Place::size)).sum();
         let limit = self.room(&packed.limits);
         if bytes > limit {
-            let what = "bytes of documents in a compressed bundle; decompress it first".to_owned();
+            let what = "bytes of documents in a compressed bundle, so decompress it first".to_owned();
             let set = Some(crate::limits::set("descriptors", packed.limits.descriptors));
             return Err(Fault::Limit { what, limit, set });
         }
@@ -273,12 +280,12 @@ impl Kept {
     }
 }
 
-/// What is made of an entry's bytes as they go by.
+/// Computes the facts of an entry while its bytes are read.
 struct Digested {
     hasher: Sha256,
-    /// None before the first byte.
+    /// `None` before the first byte.
     compression: Option<Compression>,
-    /// None if it is no document, or there is no room.
+    /// `None` if the entry is not a document, or if there is no room.
     document: Option<Vec<u8>>,
 }
 

@@ -1,25 +1,26 @@
-//! Where bytes are, and what a name is found to stand for.
+//! Places of bytes, and results of looking up a name.
 
 use std::sync::Arc;
 
 use crate::Identity;
 
-/// Where the bytes of a blob or an entry are.
+/// The place of the bytes of a blob or an entry.
 ///
-/// Everything above the archive speaks of places only, so that another kind of bundle (compressed, or a
-/// folder) adds a place and not a second reader.
+/// The modules above the archive know only places. So another kind of bundle, such as a folder,
+/// adds a place and not a second reader.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.
+    /// A part of the archive, in bytes. In a compressed archive, the offset counts decompressed
+    /// bytes.
     Extent { offset: u64, size: u64 },
-    /// A file of a folder, as it was when it was found.
+    /// A file of a folder, with its identity when it was found.
     InFolder { name: Arc<str>, identity: Arc<Identity> },
-    /// Made up or embedded in a descriptor.
+    /// Bytes in memory that the reader made, or that a descriptor embeds.
     Memory(Arc<[u8]>),
 }
 
 impl Place {
-    /// Where its bytes begin in the archive, if that is where they are.
+    /// Returns the offset of the bytes in the archive. Returns `None` if they are not in it.
     pub(crate) fn offset(&self) -> Option<u64> {
         match self {
             Self::Extent { offset, .. } => Some(*offset),
@@ -36,22 +37,22 @@ impl Place {
     }
 }
 
-/// The entry that a name stands for.
+/// The entry behind a name.
 pub(crate) enum Found {
     File(Place),
-    /// No such entry.
+    /// There is no such entry.
     Nothing,
-    /// There is one, but its bytes cannot be had, for this reason.
+    /// There is an entry, but its bytes cannot be used for this reason.
     Unusable(String),
 }
 
-/// The state of the place where the blobs of a layout should be.
+/// The state of the folder where the blobs of a layout should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlobsFolder {
-    /// A link, which is not followed out of the bundle.
+    /// A link, which the reader does not follow out of the bundle.
     Link,
-    /// Nothing, or an empty folder.
+    /// Missing, or an empty folder.
     Nothing,
-    /// Files, whichever.
+    /// Any files.
     Something,
 }

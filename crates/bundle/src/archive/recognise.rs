@@ -1,4 +1,4 @@
-//! Tells a tar archive from anything else by the first bytes of a file.
+//! Tells a tar archive from other files by the first bytes.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -8,7 +8,7 @@ use super::packed::Packed;
 use super::{Compression, Truncation, strangers, tar};
 use crate::Fault;
 
-/// Tells a tar archive, plain or compressed, from anything else.
+/// Returns the compression of a tar archive, or an error for any other file.
 pub(crate) fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
     if length == 0 {
         return Err(Fault::Empty);
@@ -26,7 +26,7 @@ pub(crate) fn recognise(file: &File, length: u64) -> Result<Compression, Fault> 
     }
 }
 
-/// Makes sure that there is a tar archive in compressed data, or says what else there is.
+/// Checks that compressed data is a tar archive. Otherwise the error names the content.
 pub(crate) fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
     let mut start = Vec::new();
     let mut decoder = packed.decoder()?;
@@ -44,14 +44,14 @@ pub(crate) fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
             Err(no_tar(&start, start.len() as u64, &compressed))
         }
         inner => Err(Fault::Unrecognised(format!(
-            "it is compressed twice, with {codec} and inside with {inner}; decompress it once"
+            "it is compressed twice, with {codec} and inside with {inner}. Decompress it once"
         ))),
     }
 }
 
-/// Says what else it is that begins so, having this length.
+/// Returns the fault for a file of this length that starts like this and is not a tar archive.
 fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
-    // Every header has zero bytes, no text has.
+    // Every header contains zero bytes, and no text does.
     let has_zeros = start.contains(&0);
     if let Some(stranger) = strangers::named(start) {
         return Fault::Unrecognised(match compressed {
@@ -71,5 +71,5 @@ fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
         });
     }
     let but = strangers::but_text(start).unwrap_or_default();
-    Fault::Unrecognised(format!("this is no tar archive{compressed}{but}"))
+    Fault::Unrecognised(format!("this is not a tar archive{compressed}{but}"))
 }

@@ -1,7 +1,8 @@
-//! Tells how a file begins and ends, and so whether it may be an archive and may be whole, without reading it through.
+//! Tells how a file begins and ends, without reading it through. That shows whether the file may be
+//! an archive and whether it may be whole.
 //!
-//! It reads the first block of a file, and up to a mebibyte at its end. It parses no entry and decompresses nothing:
-//! whether an archive is sound is found out when it is opened.
+//! It reads the first block of a file, and up to a mebibyte at its end. It parses no entry and
+//! decompresses nothing. Faults inside an archive show when it is opened.
 
 use std::fs::File;
 use std::io;
@@ -9,22 +10,22 @@ use std::os::unix::fs::FileExt as _;
 
 use super::{Compression, tar};
 
-/// How a file begins and ends, as far as that can be told without reading it.
+/// The beginning and the end of a file, as far as they show without reading the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// A plain tar with its two blocks of zeros (POSIX pax: "end-of-archive").
     Marker,
-    /// A plain tar with far more zeros at its end than any tar writes: room that was reserved for what is still to come,
-    /// unless its last file is of zeros.
+    /// A plain tar with far more zeros at its end than any tar writes. They are reserved space for
+    /// the rest of the file, unless the last file in the archive ends in zeros.
     Reserved,
-    /// A plain tar without them: cut off, still growing, or made by a careless program.
+    /// A plain tar without these blocks: cut off, still growing, or made by a careless program.
     NoMarker,
-    /// Nothing yet, or so little of something, that it may become an archive: no bytes, a part of a header or of a magic
-    /// number, zeros at the start as fallocate(1) leaves them.
+    /// Too little to tell, so the file may become an archive. It is empty, or has a part of a
+    /// header or of a magic number. Or it starts with zeros, as fallocate(1) leaves them.
     Beginning,
-    /// Compressed; only decompressing tells.
+    /// Compressed. Only decompressing the file tells more.
     Compressed,
-    /// No archive of any kind; waiting will not make it one.
+    /// Not an archive of any kind. More bytes will not make it an archive.
     Foreign,
 }
 
@@ -32,11 +33,11 @@ pub enum Ending {
 const BLOCK: usize = 512;
 
 impl Ending {
-    /// Looks at the first and the last blocks of an open file of this size in bytes.
+    /// Checks the first and the last blocks of an open file of `size` bytes.
     ///
     /// # Errors
     ///
-    /// As pread(2).
+    /// Returns the errors of pread(2).
     pub fn of(file: &File, size: u64) -> io::Result<Ending> {
         let mut head = [0; BLOCK];
         let read = read_some_at(file, &mut head, 0)?;
@@ -78,8 +79,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Whether a file of less than a header may become a plain archive: it begins with a name and, behind the name's field,
-/// with the digits of a mode (POSIX ustar).
+/// Returns true if a file shorter than a header may become a plain archive. It must begin with a
+/// name. The digits of a mode must follow the field of the name (POSIX ustar).
 fn may_become_header(head: &[u8]) -> bool {
     const NAME: usize = 100;
     const MODE_END: usize = 108;
@@ -92,7 +93,8 @@ fn may_become_header(head: &[u8]) -> bool {
         && mode.iter().all(|byte| matches!(byte, b'0'..=b'7' | b' ' | 0))
 }
 
-/// The least with which each kind of compressed data is recognised; [`Compression::detect`] has the rules.
+/// The shortest start by which each kind of compressed data is recognised. [`Compression::detect`]
+/// has the rules.
 const SHORTEST: [&[u8]; 6] = [
     b"\x1f\x8b\x08",
     b"\x28\xb5\x2f\xfd",
@@ -102,7 +104,7 @@ const SHORTEST: [&[u8]; 6] = [
     b"BZh91AY&SY",
 ];
 
-/// Whether a file may become compressed data: with the rest of one of the shortest, it would be.
+/// Returns true if a file may become compressed data, by completing one of the shortest starts.
 fn may_become_compressed(head: &[u8]) -> bool {
     SHORTEST.iter().any(|shortest| {
         let rest = shortest.iter().skip(head.len());
@@ -111,10 +113,12 @@ fn may_become_compressed(head: &[u8]) -> bool {
     })
 }
 
-/// Padding behind the end marker is at most one record, and no tar writes larger ones than this, in bytes.
+/// Longest padding in bytes after the end marker. The padding is at most one record, and no tar
+/// writes larger records than this.
 const LONGEST_PADDING: u64 = 1 << 20;
 
-/// How many bytes at the end of a file are zero; no further than it takes to be more than [`LONGEST_PADDING`].
+/// Returns the number of zero bytes at the end of a file. The count stops once it exceeds
+/// [`LONGEST_PADDING`].
 fn zeros_at_end(file: &File, size: u64) -> io::Result<u64> {
     let mut piece = vec![0; 64 << 10];
     let mut zeros = 0;
@@ -132,11 +136,12 @@ fn zeros_at_end(file: &File, size: u64) -> io::Result<u64> {
     Ok(zeros)
 }
 
-/// Zeros at the end of most tars, in bytes: the marker, and padding to a record of twenty blocks at most.
+/// Most zeros at the end of most tars, in bytes: the marker, and padding to a record of twenty
+/// blocks.
 const USUAL_ZEROS: u64 = 11 << 10;
 
-/// Returns true if a file ends in more zeros than usual, which may be room for the rest of an upload. A file that cannot
-/// be read does not.
+/// Returns true if a file ends in more zeros than usual. They may be space that an upload reserved.
+/// Returns false if the file cannot be read.
 pub fn may_be_reserved(file: &File) -> bool {
     let size = file.metadata().map(|metadata| metadata.len());
     size.and_then(|size| zeros_at_end(file, size))

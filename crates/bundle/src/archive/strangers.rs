@@ -1,17 +1,17 @@
-//! What a file is that is no bundle: people are told what they have in hand, and the command that makes a bundle of it
-//! or brings the right one.
+//! Names files that are not bundles. The message names the format and a command, which makes a
+//! bundle of the file or fetches the right file.
 //!
-//! Told by content; a name is asked only where pieces of a split file are, which have nothing else to tell them by.
-//! Sources: the formats' own descriptions, and magic(5).
+//! The content identifies a file. Only the pieces of a split file are identified by their names,
+//! because their content shows nothing. Sources: the descriptions of the formats, and magic(5).
 
 use std::path::Path;
 
 use super::tar;
 
-/// How many bytes from the beginning are looked at: ISO 9660 has its mark behind 32 KiB.
+/// Bytes at the beginning that are checked. The mark of ISO 9660 is after 32 KiB.
 pub(crate) const PEEK: usize = 40 << 10;
 
-/// A format that is told by bytes at a place, what it is called, and what helps.
+/// A format that bytes at an offset identify, with its name and the remedy.
 struct Kind {
     at: usize,
     magic: &'static [u8],
@@ -28,15 +28,15 @@ const fn kind(at: usize, magic: &'static [u8], what: &'static str, remedy: &'sta
     }
 }
 
-const UNZIP: &str = "take the archive out of it with `unzip FILE`; where it holds a folder with an image layout, pack \
+const UNZIP: &str = "Take the archive out of it with `unzip FILE`. If it holds a folder with an image layout, pack \
                      that with `tar -cf images.tar -C FOLDER .`";
-const SAVE: &str = "save the images with `docker save -o images.tar NAME` or `skopeo copy docker://NAME \
+const SAVE: &str = "Save the images with `docker save -o images.tar NAME` or `skopeo copy docker://NAME \
                     oci-archive:images.tar:NAME`";
-const DECRYPT_GPG: &str = "decrypt it with `gpg -o images.tar -d FILE`";
-const DECRYPT_AGE: &str = "decrypt it with `age -d -i KEY -o images.tar FILE`";
-const OTHER_FILE: &str = "it was taken for the bundle by mistake: copy the bundle here instead";
+const DECRYPT_GPG: &str = "Decrypt it with `gpg -o images.tar -d FILE`";
+const DECRYPT_AGE: &str = "Decrypt it with `age -d -i KEY -o images.tar FILE`";
+const OTHER_FILE: &str = "It was probably copied by mistake: copy the bundle here instead";
 
-/// In the order in which they are tried: a disk that boots has the mark of one as well as its own.
+/// In the order of the checks. A bootable disk has the mark of a disk as well as its own.
 const KINDS: [Kind; 46] = [
     kind(0, b"PK\x03\x04", "a zip archive", UNZIP),
     kind(0, b"PK\x05\x06", "an empty zip archive", UNZIP),
@@ -45,43 +45,43 @@ const KINDS: [Kind; 46] = [
         0,
         b"\x02\x21\x4c\x18",
         "legacy lz4 data",
-        "decompress it with `lz4 -dc FILE > images.tar`",
+        "Decompress it with `lz4 -dc FILE > images.tar`",
     ),
     kind(
         0,
         b"LZIP",
         "lzip data",
-        "decompress it with `lzip -dc FILE > images.tar`",
+        "Decompress it with `lzip -dc FILE > images.tar`",
     ),
     kind(
         0,
         b"\x89LZO\0\r\n\x1a\n",
         "lzop data",
-        "decompress it with `lzop -dc FILE > images.tar`",
+        "Decompress it with `lzop -dc FILE > images.tar`",
     ),
     kind(
         0,
         b"\x1f\x9d",
         "data of compress (.Z)",
-        "decompress it with `gzip -dc FILE > images.tar`",
+        "Decompress it with `gzip -dc FILE > images.tar`",
     ),
     kind(
         0,
         b"\xff\x06\0\0sNaPpY",
         "snappy data",
-        "decompress it with `snzip -dc FILE > images.tar`",
+        "Decompress it with `snzip -dc FILE > images.tar`",
     ),
     kind(
         0,
         b"7z\xbc\xaf\x27\x1c",
         "a 7z archive",
-        "take the bundle out of it with `7z x FILE`",
+        "Take the bundle out of it with `7z x FILE`",
     ),
     kind(
         0,
         b"Rar!\x1a\x07",
         "a RAR archive",
-        "take the bundle out of it with `unrar x FILE`",
+        "Take the bundle out of it with `unrar x FILE`",
     ),
     kind(0, b"070701", "a cpio archive, as an initramfs is", SAVE),
     kind(0, b"070707", "a cpio archive", SAVE),
@@ -100,7 +100,7 @@ const KINDS: [Kind; 46] = [
         0x8001,
         b"CD001",
         "an ISO image of a disk",
-        "mount it with `mount -o loop,ro FILE /mnt` and copy the bundle out of it",
+        "Mount it with `mount -o loop,ro FILE /mnt` and copy the bundle out of it",
     ),
     kind(0, b"QFI\xfb", "a qcow2 image of a disk", OTHER_FILE),
     kind(0, b"KDMV", "a VMDK image of a disk", OTHER_FILE),
@@ -114,19 +114,19 @@ const KINDS: [Kind; 46] = [
         0,
         b"MSCF\0\0\0\0",
         "a Windows cabinet",
-        "take the bundle out of it with `cabextract FILE`",
+        "Take the bundle out of it with `cabextract FILE`",
     ),
     kind(0x438, b"\x53\xef", "an ext file system", OTHER_FILE),
-    kind(0x1fe, b"\x55\xaa", "an image of a disk that boots", OTHER_FILE),
+    kind(0x1fe, b"\x55\xaa", "an image of a bootable disk", OTHER_FILE),
     kind(0, b"\x7fELF", "a program or a kernel (ELF)", OTHER_FILE),
     kind(0, b"MZ", "a program for Windows or EFI", OTHER_FILE),
     kind(
         0,
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
         "a document of Microsoft Office, or Thumbs.db",
-        "remove it from the folder",
+        "Remove it from the folder",
     ),
-    kind(0, b"%PDF-", "a PDF document", "remove it from the folder"),
+    kind(0, b"%PDF-", "a PDF document", "Remove it from the folder"),
     kind(
         0,
         b"-----BEGIN PGP MESSAGE",
@@ -137,7 +137,7 @@ const KINDS: [Kind; 46] = [
         0,
         b"-----BEGIN PGP",
         "a signature or key of PGP",
-        "remove it from the folder",
+        "Remove it from the folder",
     ),
     kind(0, b"\x8c\x0d\x04", "data encrypted with PGP", DECRYPT_GPG),
     kind(
@@ -158,30 +158,30 @@ const KINDS: [Kind; 46] = [
         0,
         b"Salted__",
         "data encrypted with OpenSSL",
-        "decrypt it with `openssl enc -d`, and the cipher and options that it was encrypted with",
+        "Decrypt it with `openssl enc -d` and the cipher and options that encrypted it",
     ),
     kind(
         0,
         b"-----BEGIN ",
         "a certificate or key (PEM)",
-        "remove it from the folder",
+        "Remove it from the folder",
     ),
-    kind(0, b"#!", "a script", "remove it from the folder"),
+    kind(0, b"#!", "a script", "Remove it from the folder"),
     kind(
         0,
         b"version https://git-lfs",
         "a pointer of Git LFS, not the file itself",
-        "fetch the file with `git lfs pull`",
+        "Fetch the file with `git lfs pull`",
     ),
     kind(
         0,
         b"SQLite format 3\0",
         "a database of SQLite",
-        "remove it from the folder",
+        "Remove it from the folder",
     ),
 ];
 
-/// Names what begins with these bytes, as in "this is ...", with what helps.
+/// Names the format that begins with these bytes, to follow "this is", and adds the remedy.
 pub(crate) fn named(start: &[u8]) -> Option<String> {
     let of = |kind: &&Kind| {
         start
@@ -189,15 +189,15 @@ pub(crate) fn named(start: &[u8]) -> Option<String> {
             .is_some_and(|rest| rest.starts_with(kind.magic))
     };
     if let Some(Kind { what, remedy, .. }) = KINDS.iter().find(of) {
-        return Some(format!("{what}; {remedy}"));
+        return Some(format!("{what}. {remedy}"));
     }
     if is_lzma(start) {
         return Some(
-            "lzma data, the format before xz; decompress it with `xz -dc FILE > images.tar`".to_owned(),
+            "lzma data, the format before xz. Decompress it with `xz -dc FILE > images.tar`".to_owned(),
         );
     }
     if matches!(start, [0x84, _, 3, ..] | [0x85, _, _, 3, ..]) {
-        return Some(format!("data encrypted with PGP; {DECRYPT_GPG}"));
+        return Some(format!("data encrypted with PGP. {DECRYPT_GPG}"));
     }
     if let Some(text) = utf_16(start) {
         let kind = as_text(&text).unwrap_or_else(|| AGAIN.to_owned());
@@ -206,7 +206,7 @@ pub(crate) fn named(start: &[u8]) -> Option<String> {
     as_text(start).or_else(|| in_the_middle(start))
 }
 
-/// The characters of ASCII in text that begins with a byte order mark of UTF-16.
+/// Returns the ASCII characters of text that begins with a byte order mark of UTF-16.
 fn utf_16(start: &[u8]) -> Option<Vec<u8>> {
     let (rest, low) = match start {
         [0xff, 0xfe, rest @ ..] => (rest, 0),
@@ -216,12 +216,13 @@ fn utf_16(start: &[u8]) -> Option<Vec<u8>> {
     Some(rest.chunks_exact(2).map(|pair| pair[low]).collect())
 }
 
-/// The remedy where a download left something else.
+/// The remedy if a download left another document.
 const AGAIN: &str =
-    "the download failed: fetch the file again with `curl -fL -o FILE URL`, which tells of errors";
+    "The download failed: fetch the file again with `curl -fL -o FILE URL`, which reports errors";
 
-/// The header of an .lzma file has no magic number: properties, a dictionary of a power of two, or that and half of it
-/// again, and a size that is unknown or believable (LZMA SDK, lzma-specification).
+/// Returns true for the header of an .lzma file, which has no magic number. The header has
+/// properties, a dictionary and a size (LZMA SDK, lzma-specification). The dictionary is a power of
+/// two, or one and a half times that. The size is unknown or credible.
 fn is_lzma(start: &[u8]) -> bool {
     let Some((header, _)) = start.split_first_chunk::<13>() else {
         return false;
@@ -240,7 +241,7 @@ fn is_lzma(start: &[u8]) -> bool {
     header[0] == 0x5d && dictionary >= 4096 && is_usual && (size == u64::MAX || size < 1 << 48)
 }
 
-/// Text of the kinds that downloads and registries leave.
+/// Names text of the kinds that failed downloads and registries leave.
 fn as_text(start: &[u8]) -> Option<String> {
     let text = start
         .strip_prefix(b"\xef\xbb\xbf")
@@ -261,13 +262,13 @@ fn as_text(start: &[u8]) -> Option<String> {
         "<!--",
     ];
     if html.into_iter().any(begins) {
-        return Some(format!("a web page (HTML); {again}"));
+        return Some(format!("a web page (HTML). {again}"));
     }
     if begins("<?xml") || begins("<Error>") {
-        return Some(format!("an XML document; {again}"));
+        return Some(format!("an XML document. {again}"));
     }
     if begins("HTTP/1.") || begins("HTTP/2") {
-        return Some(format!("the answer of a web server with its headers; {again}"));
+        return Some(format!("the answer of a web server with its headers. {again}"));
     }
     let end = start.len().min(512);
     if start[..end].contains(&0) {
@@ -276,44 +277,45 @@ fn as_text(start: &[u8]) -> Option<String> {
     if begins("{") || begins("[") {
         let has = |word: &[u8]| start[..end].windows(word.len()).any(|part| part == word);
         return Some(if has(b"\"errors\"") && has(b"\"code\"") {
-            format!("the error of a registry (JSON); {again}")
+            format!("the error of a registry (JSON). {again}")
         } else {
-            format!("a JSON document and no archive; if it is an image's manifest, {SAVE}")
+            format!("a JSON document and not an archive, perhaps the manifest of an image. {SAVE}")
         });
     }
     None
 }
 
-/// What to say of plain text beside that it is no archive. Its words are not said: what is in the folder may be a link to a
-/// file that readers of the log must not see.
+/// Returns words to add for plain text. They do not repeat the text: the entry of the folder may be
+/// a link to a file that readers of the log must not see.
 pub(crate) fn but_text(start: &[u8]) -> Option<&'static str> {
     let seen = &start[..start.len().min(512)];
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
     (!seen.trim_ascii().is_empty() && seen.iter().all(is_text)).then_some(
-        " but text; if this was a download, fetch it again with `curl -fL -o FILE URL`, which tells of errors",
+        " but text. If this was a download, fetch it again with `curl -fL -o FILE URL`, which reports errors",
     )
 }
 
-/// A later piece of a split tar: headers in it, and none at its beginning. Pieces are cut at whole blocks nearly always.
+/// Names a later piece of a split tar. It contains headers, but none at its beginning. Pieces are
+/// nearly always cut at whole blocks.
 fn in_the_middle(start: &[u8]) -> Option<String> {
     let mut blocks = start
         .chunks_exact(usize::try_from(tar::BLOCK).expect("a block fits"))
         .skip(1);
     blocks
         .any(tar::is_header)
-        .then(|| format!("the middle of a tar archive, one piece of several; {JOIN}"))
+        .then(|| format!("the middle of a tar archive, one piece of several: {JOIN}"))
 }
 
-/// What helps with pieces.
+/// The remedy for pieces.
 pub(crate) const JOIN: &str = "put all pieces together in their order with `cat PIECE... > images.tar`";
 
-/// Endings before which split(1) and its like put the number of a piece.
+/// Endings of whole files, after which split(1) and similar programs put the number of a piece.
 const ENDINGS: [&str; 12] = [
     "tar", "tgz", "tzst", "txz", "gz", "zst", "xz", "lz4", "bz2", "zip", "7z", "oci",
 ];
 
-/// Whether a file is by its name one piece of several: `images.tar.001`, `images.tar.gz.aa`, `images.tar.part2`,
-/// `images.tar-00`, and split's own `xaa`.
+/// Returns true if the name of a file is that of one piece of several: `images.tar.001`,
+/// `images.tar.gz.aa`, `images.tar.part2`, `images.tar-00`, and split's own `xaa`.
 pub(crate) fn is_piece(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_number =
@@ -349,10 +351,10 @@ pub(crate) fn is_piece(path: &Path) -> bool {
     of_bundle(whole) && (is_number(piece) || is_letters(piece))
 }
 
-/// An entry of an archive that tells what the archive is.
+/// An entry of an archive that shows the kind of the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Telltale {
-    /// Another archive: the bundle was packed once more.
+    /// Another archive: the bundle was packed a second time.
     Archive,
     /// The first file of a Helm chart.
     Chart,
@@ -360,7 +362,7 @@ pub(crate) enum Telltale {
     RootInFolder,
 }
 
-/// What an entry of this name tells, if anything.
+/// Returns the kind of archive that an entry of this name shows, if any.
 pub(crate) fn telltale(name: &[u8]) -> Option<Telltale> {
     const ARCHIVES: [&[u8]; 7] = [
         b".tar",
@@ -371,7 +373,7 @@ pub(crate) fn telltale(name: &[u8]) -> Option<Telltale> {
         b".tar.bz2",
         b".oci",
     ];
-    // A layer of an old Docker archive is none by itself.
+    // The layer of an old Docker archive shows nothing by itself.
     if ARCHIVES.iter().any(|ending| name.ends_with(ending)) && !name.ends_with(b"layer.tar") {
         return Some(Telltale::Archive);
     }
@@ -384,14 +386,14 @@ pub(crate) fn telltale(name: &[u8]) -> Option<Telltale> {
 }
 
 impl Telltale {
-    /// Why an archive with an entry of that name is no bundle.
+    /// Returns the reason why an archive with an entry of this name is not a bundle.
     pub(crate) fn reason(self, name: &str) -> String {
         match self {
             Self::Archive => format!(
-                "it is an archive with other archives in it ({name}): take them out with `tar -xf FILE` and bring each by itself"
+                "it is an archive with other archives in it ({name}): take them out with `tar -xf FILE` and copy each to the images folder"
             ),
             Self::Chart => format!(
-                "it is a Helm chart ({name}), which has no images; find out which it needs with `helm template FILE | airgapd \
+                "it is a Helm chart ({name}), which has no images. List the images it needs with `helm template FILE | airgapd \
                  list-images --no-k0s --manifests -`, and bundle those with `airgapd bundle-artifacts`"
             ),
             Self::RootInFolder => format!("{ROOT_FILE_SYSTEM} (here packed with its folder: {name})"),
@@ -399,7 +401,7 @@ impl Telltale {
     }
 }
 
-/// Files of which a root file system has some.
+/// Files of a root file system. Every root file system has some of them.
 pub(crate) const ROOT_FILES: [&str; 8] = [
     "etc/passwd",
     "etc/os-release",
@@ -411,14 +413,13 @@ pub(crate) const ROOT_FILES: [&str; 8] = [
     "usr/bin/env",
 ];
 
-/// What `docker export` leaves of an image.
-pub(crate) const ROOT_FILE_SYSTEM: &str = "it is a root file system, as `docker export` makes it, without the image's \
-                                           name, config and layers; save the image instead with `docker save -o \
-                                           images.tar NAME`";
+/// The description of a file that `docker export` made, and the remedy.
+pub(crate) const ROOT_FILE_SYSTEM: &str = "it is a root file system, as `docker export` makes it, without name, config and \
+                                           layers. Save the image instead with `docker save -o images.tar NAME`";
 
-/// What skopeo's `dir:` form is.
-pub(crate) const DIR_FORM: &str = "it is skopeo's dir: form, which keeps no names; make a bundle of it with `skopeo \
-                                   copy dir:FOLDER oci-archive:images.tar:NAME`, where FOLDER is what it was packed from";
+/// The description of skopeo's `dir:` form, and the remedy.
+pub(crate) const DIR_FORM: &str = "it is skopeo's dir: form, which keeps no names. Make a bundle of the original folder with \
+                                   `skopeo copy dir:FOLDER oci-archive:images.tar:NAME`";
 
 #[cfg(test)]
 mod tests {
@@ -446,7 +447,7 @@ mod tests {
             (at(0x202, b"HdrS"), "kernel image", "copy the bundle"),
             (at(0x38, b"ARM\x64"), "kernel image", "copy the bundle"),
             (at(0x8001, b"CD001"), "ISO image", "mount -o loop"),
-            (at(0x1fe, b"\x55\xaa"), "disk that boots", "copy the bundle"),
+            (at(0x1fe, b"\x55\xaa"), "bootable disk", "copy the bundle"),
             (b"\x7fELF\x02".to_vec(), "ELF", "copy the bundle"),
             (
                 b"\xef\xbb\xbf\r\n<!DOCTYPE html><p>404".to_vec(),
@@ -461,11 +462,11 @@ mod tests {
                 "Git LFS",
                 "git lfs pull",
             ),
-            (b"#!/bin/sh\nexit 1\n".to_vec(), "script", "remove it"),
+            (b"#!/bin/sh\nexit 1\n".to_vec(), "script", "Remove it"),
             (
                 b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1".to_vec(),
                 "Thumbs.db",
-                "remove it",
+                "Remove it",
             ),
             (b"7z\xbc\xaf\x27\x1c".to_vec(), "7z archive", "7z x"),
             (b"Rar!\x1a\x07\x01\0".to_vec(), "RAR archive", "unrar x"),
@@ -522,7 +523,7 @@ mod tests {
             (
                 b"-----BEGIN CERTIFICATE-----".to_vec(),
                 "certificate",
-                "remove it",
+                "Remove it",
             ),
         ];
         for (bytes, what, remedy) in rows {

@@ -1,7 +1,8 @@
-//! The entries of an archive by name, with links resolved.
+//! Looks up the entries of an archive by name, with links resolved.
 //!
-//! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's `path.Clean` does it
-//! and looked up here; one that leads out of the archive is no name at all.
+//! A name in an archive never becomes a path of this machine. Names are cleaned as Go's
+//! `path.Clean` does it, and looked up in the table. A name that leads out of the archive counts as
+//! missing.
 
 use std::fs::File;
 use std::io::Read;
@@ -22,48 +23,50 @@ use super::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, re
 use crate::{Compression, Ending, Fault, Limits, Warning};
 use basics::digest::{self, Hasher};
 
-/// How many links may lead from one to the next; Linux allows 40.
+/// Most links that may lead from one to the next. Linux allows 40.
 const LONGEST_CHAIN: usize = 40;
 
-/// Why a file with holes cannot be had. An entry on which nothing relies is passed over, whatever it is: only what asks
-/// for one by name gets this reason.
-const SPARSE: &str = "stored as a sparse file, which is not read; make the archive again without `tar --sparse` (`-S`; \
-                      bsdtar: with `--no-read-sparse`), or have the images saved again";
+/// The reason why a file with holes is not read. Only a lookup by name gives this reason. An entry
+/// that nothing needs is skipped, whatever its kind.
+const SPARSE: &str = "stored as a sparse file, which airgapd does not read. Make the archive again without `tar \
+                      --sparse` (`-S`) or with `bsdtar --no-read-sparse`, or save the images again";
 
-/// Pieces in which blobs are read when only their digest is wanted.
+/// Bytes of one read of a blob whose digest is computed.
 const PIECE: usize = 256 << 10;
 
-/// An archive whose headers were read.
+/// An archive whose headers have been read.
 pub(crate) struct Archive {
     store: Store,
     /// Bytes of the archive.
     pub(crate) length: u64,
     entries: Entries,
-    /// How it ends.
+    /// The way in which the archive ends.
     pub(crate) ending: Ending,
-    /// What was odd about its headers.
+    /// Remarks about its headers.
     pub(crate) warnings: Vec<Warning>,
-    /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
+    /// A folder with an `index.json` or a `manifest.json`, escaped. Packing the folder itself is a
+    /// frequent mistake.
     pub(crate) nested_in: Option<String>,
-    /// Something in it that is no image and tells what the archive is, escaped.
+    /// An entry that is not part of an image and shows the kind of the archive. Its name is
+    /// escaped.
     pub(crate) telltale: Option<(Telltale, String)>,
-    /// Whether there is an entry below `blobs/`.
+    /// True if there is an entry below `blobs/`.
     has_blobs: bool,
 }
 
-/// What the bytes at an offset are taken from.
+/// The source of the archive's bytes.
 enum Store {
-    /// A plain archive: its file.
+    /// A plain archive, read from its file.
     Plain(Arc<File>),
-    /// A compressed one: what was kept of it.
+    /// A compressed archive, with the results of its passes.
     Packed { packed: Arc<Packed>, kept: Kept },
-    /// A compressed one with a table of its frames, and how much of them may still be decompressed.
+    /// A compressed archive with a seek table, and the bytes that may still be decompressed.
     Framed(Arc<Frames>, Allowance),
-    /// No archive at all but a folder, whose entries are looked up as they are asked for.
+    /// A folder, which is not an archive. Its entries are looked up when they are needed.
     Folder(Arc<Folder>),
 }
 
-/// What the documents of a folder may come to, in bytes: it has no length of its own.
+/// Most bytes of the documents of a folder, which has no length of its own.
 const MOST_OF_A_FOLDER: u64 = 1 << 30;
 
 impl Archive {
@@ -76,7 +79,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Reads all headers of a compressed tar archive that can be gone into.
+    /// Reads all headers of a compressed tar archive that has a seek table.
     pub(crate) fn scan_frames(frames: &Arc<Frames>, limits: &Limits) -> Result<Self, Fault> {
         let allowance = frames.allowance();
         let mut walk = Walk::new(frames.reader_at(0).within(&allowance), limits);
@@ -86,7 +89,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Reads all of a compressed tar archive.
+    /// Reads all bytes of a compressed tar archive.
     pub(crate) fn unpack(packed: &Arc<Packed>, limits: &Limits) -> Result<Self, Fault> {
         let mut archive = Self::new(Store::Packed {
             packed: Arc::clone(packed),
@@ -102,17 +105,17 @@ impl Archive {
         archive.finish(walk.into_input(), packed.compression)
     }
 
-    /// Takes a folder for an archive that was extracted.
+    /// Treats a folder as an archive that was extracted.
     pub(crate) fn extracted(folder: Arc<Folder>) -> Self {
         Self {
             length: MOST_OF_A_FOLDER,
-            // Nothing can be cut off behind the last entry.
+            // In a folder, nothing can be cut off after the last entry.
             ending: Ending::Marker,
             ..Self::new(Store::Folder(folder))
         }
     }
 
-    /// What it is called in messages.
+    /// Returns the noun for messages.
     pub(crate) fn noun(&self) -> &'static str {
         match self.store {
             Store::Plain(_) | Store::Framed(..) | Store::Packed { .. } => "archive",
@@ -133,7 +136,7 @@ impl Archive {
         }
     }
 
-    /// Walks to the end. `present` looks at the bytes of a file and tells how many of them are there.
+    /// Walks to the end. `present` reads the bytes of a file and returns how many of them exist.
     fn add_all<I: Input>(
         &mut self,
         walk: &mut Walk<'_, I>,
@@ -168,7 +171,7 @@ impl Archive {
         }
     }
 
-    /// Reads compressed data to its end, where checksums may be wrong and bytes may follow.
+    /// Reads compressed data to its end, to verify checksums and to find bytes after it.
     fn finish(mut self, mut input: StreamInput<Decoder>, codec: Compression) -> Result<Self, Fault> {
         input.skip(u64::MAX).map_err(read_error)?;
         self.length = input.position();
@@ -178,7 +181,7 @@ impl Archive {
         Ok(self)
     }
 
-    /// Adds an entry, and tells its name if there was one of that name already.
+    /// Adds an entry. Returns its name if there was already an entry with that name.
     fn add(&mut self, entry: Entry) -> Option<String> {
         let name = clean(&entry.name)?;
         let Entry {
@@ -200,7 +203,8 @@ impl Archive {
         replaced.then(|| foreign::bytes(&name).to_string())
     }
 
-    /// A hard link is the file that its target is at that moment, whatever comes later under that name.
+    /// Returns the file that the target of a hard link is at this point of the archive. A later
+    /// entry with the target's name does not change the link.
     fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
         let item = target
             .as_deref()
@@ -225,7 +229,7 @@ impl Archive {
         }
     }
 
-    /// The state of the place where the blobs of a layout should be.
+    /// Returns the state of the folder where the blobs of a layout should be.
     pub(crate) fn blobs(&self) -> BlobsFolder {
         if let Store::Folder(folder) = &self.store {
             return folder.blobs();
@@ -237,7 +241,7 @@ impl Archive {
         }
     }
 
-    /// Looks a name up, following links inside the archive.
+    /// Looks up a name and follows links inside the archive.
     pub(crate) fn find(&self, name: &str) -> Found {
         let Some(name) = clean(name.as_bytes()) else {
             return Found::Nothing;
@@ -258,7 +262,7 @@ impl Archive {
                         item = target;
                         continue;
                     }
-                    None => "a link to something that is not there".to_owned(),
+                    None => "a link to a missing file".to_owned(),
                 },
                 Item::Cut { size, present } => {
                     format!("cut off: {present} of its {size} bytes are in the archive")
@@ -278,8 +282,8 @@ impl Archive {
         }
     }
 
-    /// Reads a place whole. The caller has checked its size against a limit. None if it can only be had by
-    /// another pass over the archive: see [`Archive::fetch`].
+    /// Reads all bytes of a place. The caller has checked its size against a limit. Returns `None`
+    /// if only another pass over the archive can read them: see [`Archive::fetch`].
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
         if let (Store::Packed { kept, .. }, Some(offset)) = (&self.store, place.offset()) {
             kept.want(offset, place.clone());
@@ -290,7 +294,7 @@ impl Archive {
         Ok(Some(bytes))
     }
 
-    /// Whether anything was asked for that is not to be had.
+    /// Returns true if a read failed because it needs another pass.
     pub(crate) fn wants(&self) -> bool {
         match &self.store {
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => false,
@@ -298,7 +302,7 @@ impl Archive {
         }
     }
 
-    /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
+    /// Reads all documents that need another pass. Returns false if there are none.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => Ok(false),
@@ -306,7 +310,7 @@ impl Archive {
         }
     }
 
-    /// Recognises how the bytes at a place are compressed.
+    /// Recognises the compression of the bytes at a place.
     pub(crate) fn compression(&self, place: &Place) -> Result<Compression, Fault> {
         if let Some(facts) = self.facts(place) {
             return Ok(facts.compression);
@@ -318,7 +322,7 @@ impl Archive {
         Ok(Compression::detect(&start))
     }
 
-    /// The sha256 of all of a place, which is read for it where nobody has yet.
+    /// Returns the sha256 of all bytes of a place. Reads them unless the digest is known.
     pub(crate) fn sha256(&self, place: &Place) -> Result<Digest, Fault> {
         if let Some(digest) = self.known_sha256(place) {
             return Ok(digest);
@@ -328,7 +332,7 @@ impl Archive {
         Ok(hasher.finish())
     }
 
-    /// The sha256 of a place, if it has been read.
+    /// Returns the sha256 of a place, if its bytes have been read.
     pub(crate) fn known_sha256(&self, place: &Place) -> Option<Digest> {
         self.facts(place).map(|facts| digest::of_sha256(&facts.sha256))
     }
@@ -358,7 +362,7 @@ impl Archive {
                 opened = folder.open(name, identity)?;
                 (&opened, 0, (&identity.size).min(&at_most))
             }
-            _ => unreachable!("a compressed archive knows its entries or is asked for them"),
+            _ => unreachable!("bytes of a compressed archive come from memory or from a pass"),
         };
         let (mut position, end) = (offset, offset + size);
         let longest = usize::try_from(*size).unwrap_or(PIECE).min(PIECE);
@@ -374,7 +378,7 @@ impl Archive {
     }
 }
 
-/// Refuses an entry that cannot be kept track of, before anything of it is read.
+/// Refuses an entry whose offset is too large for the table, before reading its bytes.
 fn check_offset(entry: &Entry) -> Result<(), Fault> {
     if entry.offset > LARGEST_OFFSET {
         return Err(Fault::Limit {
@@ -400,7 +404,7 @@ fn link(target: Option<Vec<u8>>) -> Item {
     target.map_or(Item::LinkOutside, |target| Item::Link(Fingerprint::of(&target)))
 }
 
-/// The name that a symbolic link leads to. An absolute target lies outside.
+/// Returns the name that a symbolic link leads to. An absolute target is outside the archive.
 fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
     if target.starts_with(b"/") {
         return b"..".to_vec();
@@ -412,8 +416,8 @@ fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
     [folder, b"/", target].concat()
 }
 
-/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. None if nothing is left of it or
-/// it leads out of the archive.
+/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. Returns `None` if
+/// nothing is left of the name, or if it leads out of the archive.
 fn clean(name: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {

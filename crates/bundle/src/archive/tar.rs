@@ -1,9 +1,14 @@
 //! A strict walk over the headers of a tar archive.
 //!
-//! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the usual
-//! readers are lenient where that hurts: they take a cut archive for a whole one, hold extended headers of
-//! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
-//! headers), the GNU tar manual (long names, base-256 numbers, the headers of sparse files).
+//! The `tar` crate decodes a header, and this module walks from one header to the next. The usual
+//! readers are too lenient for that:
+//!
+//! - They take a cut archive for a whole archive.
+//! - They hold extended headers of any size in memory.
+//! - They read an absurd size as zero.
+//!
+//! Sources: POSIX.1-2017 `pax` (ustar and extended headers), the GNU tar manual (long names,
+//! base-256 numbers, the headers of sparse files).
 
 mod extension;
 mod input;
@@ -18,34 +23,37 @@ use crate::{Ending, Fault, Limits, Truncation};
 use extension::Extension;
 pub(crate) use input::{FileInput, Input, StreamInput, fill};
 
-/// Bytes of a header, and the unit that entry data is padded to.
+/// Size of a header in bytes. Entry data is padded to multiples of it.
 pub(crate) const BLOCK: u64 = 512;
 const BLOCK_BYTES: usize = 512;
 
-/// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than this.
+/// Longest padding in bytes after the end-of-archive mark. The padding is at most one record, and
+/// no tar writes larger records than this.
 const LONGEST_PADDING: u64 = 1 << 20;
 
-/// An entry that could matter.
+/// An entry that may belong to an image.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Its name, as given.
+    /// Name of the entry, as the archive gives it.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: EntryKind,
-    /// Offset of its bytes.
+    /// Offset of the entry's bytes.
     pub(crate) offset: u64,
-    /// How many bytes it has in the archive.
+    /// Number of bytes that the header gives.
     pub(crate) size: u64,
-    /// How many of them are in the archive, where that is known in advance: fewer if it is cut.
+    /// Number of those bytes that the archive has, if that is known in advance. It is less in a cut
+    /// archive.
     pub(crate) present: u64,
 }
 
-/// What kind of entry it is; folders, devices and the like are passed over.
+/// Kind of an entry. Folders, devices and the like are skipped.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum EntryKind {
     File,
     HardLink(Vec<u8>),
     SymbolicLink(Vec<u8>),
-    /// A file with holes: the archive has only some of its bytes, and they are not read.
+    /// A file with holes. The archive has only some of its bytes, and the reader does not read
+    /// them.
     Sparse,
 }
 
@@ -55,29 +63,29 @@ pub(crate) enum Step {
     Entry(Entry),
     End {
         ending: Ending,
-        /// Offset and length of what follows the end-of-archive mark, if it is more than padding.
+        /// Offset and length of the data after the end-of-archive mark, if it is more than padding.
         trailing: Option<(u64, u64)>,
     },
 }
 
-/// Whether these bytes are a header with a right checksum.
+/// Returns true if these bytes are a header with a correct checksum.
 pub(crate) fn is_header(block: &[u8]) -> bool {
     block.len() == BLOCK_BYTES && !is_zero(block) && checksum_fits(Header::from_byte_slice(block))
 }
 
-/// The walk. Memory: one header, and what `limits` allow for its extension.
+/// The walk. It takes the memory of one header, and of an extension within `limits`.
 pub(crate) struct Walk<'a, I> {
     input: I,
     limits: &'a Limits,
     entries: u64,
-    /// The last entry, whose bytes are still to be passed over.
+    /// The last entry, whose bytes have not been skipped yet.
     last: Option<Pending>,
 }
 
 struct Pending {
     name: Vec<u8>,
     size: u64,
-    /// How much of it was read already.
+    /// Number of its bytes that have been read.
     read: u64,
 }
 
@@ -91,7 +99,7 @@ impl<'a, I: Input> Walk<'a, I> {
         }
     }
 
-    /// Goes to the next entry that could matter. Not to be called again after the end.
+    /// Goes to the next entry that may belong to an image. Must not be called after the end.
     pub(crate) fn next(&mut self) -> Result<Step, Fault> {
         let mut extension = Extension::default();
         loop {
@@ -141,7 +149,8 @@ impl<'a, I: Input> Walk<'a, I> {
         }
     }
 
-    /// Reads on in the bytes of the last entry; fewer than asked for only at their end or the archive's.
+    /// Reads the next bytes of the last entry. Fewer bytes than `buffer` holds mean the end of the
+    /// entry or of the archive.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         let Some(last) = &mut self.last else {
             return Ok(0);
@@ -157,7 +166,7 @@ impl<'a, I: Input> Walk<'a, I> {
         self.input
     }
 
-    /// Passes over the bytes of the entry before, and tells the ending if they are not all there.
+    /// Skips the bytes of the entry before. Returns the ending if the archive lacks some of them.
     fn pass_over_data(&mut self) -> Result<Option<Ending>, Fault> {
         let Some(Pending { name, size, read }) = self.last.as_ref() else {
             return Ok(None);
@@ -174,7 +183,8 @@ impl<'a, I: Input> Walk<'a, I> {
                 present: skipped,
             })));
         }
-        // The bytes are all there and only the padding is not: no more and no less than a missing mark.
+        // The bytes are complete and only the padding is missing. That is as harmless as a missing
+        // mark.
         let ending = (skipped < padded).then_some(Ending::NoMarker);
         if let Some(last) = self.last.as_mut() {
             (last.size, last.read) = (0, 0);
@@ -182,7 +192,7 @@ impl<'a, I: Input> Walk<'a, I> {
         Ok(ending)
     }
 
-    /// Counts a header, so that an archive of nothing but headers comes to an end.
+    /// Counts a header, so that an archive of headers alone reaches a limit.
     fn count(&mut self) -> Result<(), Fault> {
         self.entries += 1;
         if self.entries > self.limits.entries {
@@ -195,7 +205,8 @@ impl<'a, I: Input> Walk<'a, I> {
         Ok(())
     }
 
-    /// Reads the payload of an extended header; none if the archive ends before it does.
+    /// Reads the payload of an extended header. Returns `None` if the archive ends before the
+    /// payload.
     fn payload(&mut self, size: u64) -> Result<Option<Vec<u8>>, Fault> {
         let limit = self.limits.extended_header;
         if size > limit {
@@ -218,7 +229,8 @@ impl<'a, I: Input> Walk<'a, I> {
         Ok(Some(payload))
     }
 
-    /// Makes an entry of a header and its extension; none if it is of no interest.
+    /// Makes an entry of a header and its extension. Returns `None` if the entry cannot belong to
+    /// an image.
     fn entry(
         &mut self,
         header: &Header,
@@ -259,10 +271,11 @@ impl<'a, I: Input> Walk<'a, I> {
         }))
     }
 
-    /// Passes over the blocks in which the old header of a sparse file goes on, so that its bytes are passed over by the
-    /// size in the header; false if the archive ends before they do.
+    /// Skips the blocks that continue the old header of a sparse file. Then its bytes can be
+    /// skipped by the size in the header. Returns false if the archive ends before the blocks do.
     fn pass_over_map(&mut self, header: &Header) -> Result<bool, Fault> {
-        // Byte 482 of the header and byte 504 of each further block tell whether another one follows.
+        // Byte 482 of the header and byte 504 of each further block say whether another block
+        // follows.
         let mut has_more =
             type_flag(header) == b'S' && header.as_gnu().is_some() && header.as_bytes()[482] != 0;
         let mut block = [0; BLOCK_BYTES];
@@ -276,7 +289,7 @@ impl<'a, I: Input> Walk<'a, I> {
         Ok(true)
     }
 
-    /// Two zero blocks end an archive; one and then nothing is what some old writers do.
+    /// Reads the two zero blocks that end an archive. Some old writers write only one.
     fn end_mark(&mut self, offset: u64, extension: &Extension) -> Result<Step, Fault> {
         if let Some(offset) = extension.offset {
             return Err(self.damaged(offset, "no entry follows an extended header"));
@@ -299,7 +312,8 @@ impl<'a, I: Input> Walk<'a, I> {
         })
     }
 
-    /// Looks behind the end-of-archive mark: zeros up to a record's length are padding, all else is data.
+    /// Checks the data after the end-of-archive mark. Zeros up to the length of a record are
+    /// padding. All other bytes are trailing data.
     fn trailing_data(&mut self, end: u64) -> Result<Option<(u64, u64)>, Fault> {
         let mut buffer = vec![0; 64 << 10];
         let mut only_zeros = true;
@@ -335,7 +349,7 @@ impl<'a, I: Input> Walk<'a, I> {
     }
 }
 
-/// A cut between entries leaves nothing behind; anything else was cut in a header.
+/// Returns the ending for a cut. Unless the cut is between two entries, it is in a header.
 fn cut_in_header(offset: u64, expected: u64, present: u64, extension: &Extension) -> Step {
     let ending = match extension.offset {
         None if present == 0 => Ending::NoMarker,
@@ -356,12 +370,13 @@ fn type_flag(header: &Header) -> u8 {
     header.as_old().linkflag[0]
 }
 
-/// In the oldest format a folder is a file whose name ends in a slash.
+/// Returns true for a folder of the oldest format: a file whose name ends in a slash.
 fn is_old_folder(name: &[u8]) -> bool {
     name.ends_with(b"/")
 }
 
-/// Links, devices and folders have no data, whatever their size says (POSIX.1-2017 pax, "typeflag").
+/// Returns true if an entry has data. Links, devices and folders have none, whatever their size
+/// says (POSIX.1-2017 pax, "typeflag").
 fn has_data(header: &Header, name: &[u8]) -> bool {
     match type_flag(header) {
         b'1'..=b'6' => false,
@@ -376,7 +391,7 @@ pub(crate) fn read_error(source: io::Error) -> Fault {
         Err(source) => source,
     };
     match source.kind() {
-        // The length was known, so somebody has cut the file since.
+        // The length was known, so another program has truncated the file since.
         io::ErrorKind::UnexpectedEof => Fault::Changed,
         _ => Fault::io("read the file")(source),
     }
@@ -386,7 +401,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// The sum of all bytes, those of the checksum itself taken as spaces. Some old writers summed signed bytes.
+/// Compares the checksum with the sum of all bytes, where the checksum field counts as spaces. Some
+/// old writers summed signed bytes.
 fn checksum_fits(header: &Header) -> bool {
     let Ok(expected) = number(&header.as_old().cksum) else {
         return false;
@@ -429,7 +445,7 @@ fn octal(field: &[u8]) -> Result<u64, &'static str> {
         return Err("a number in the header has trailing text");
     }
     digits.iter().try_fold(0, |value: u64, digit| match digit {
-        // Twelve octal digits at most: no overflow.
+        // At most twelve octal digits, so the value does not overflow.
         b'0'..=b'7' => Ok(value << 3 | u64::from(digit - b'0')),
         _ => Err("a number in the header is not octal"),
     })

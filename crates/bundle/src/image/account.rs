@@ -1,7 +1,8 @@
 //! The cost of a catalog: descriptors, bytes read, and bytes of memory.
 //!
-//! A document of a few bytes may take a hundred times as many in memory, and a small file may refer to it again and
-//! again. So everything that the catalog keeps is charged before it is made, at what it takes in memory.
+//! A document of a few bytes may take a hundred times as many in memory. A small file may refer to
+//! it again and again. So the catalog charges everything that it keeps before it allocates it, in
+//! bytes of memory.
 
 use oci_spec::image::Digest;
 use platforms::Platform;
@@ -9,23 +10,27 @@ use platforms::Platform;
 use crate::archive::Place;
 use crate::{Fault, Limits, Node};
 
-/// The cost of a text or a list beside its own bytes, in bytes: that of the allocator, and its place in a list.
+/// Bytes that a text or a list costs besides its own bytes: the allocator's share, and a slot in a
+/// list.
 pub(crate) const TEXT: u64 = 64;
 
-/// The same for two texts in a map, which has room for as many again, and in the map that it was read into.
+/// Bytes that two texts in a map cost. The map may have twice the slots it needs, and so may the
+/// map that the document was parsed into.
 pub(crate) const PAIR: u64 = 4 * TEXT;
 
-/// A descriptor in the catalog, with its digest; and where its blob is, in a map that has room for as many again.
+/// Bytes that a descriptor costs. They are for its node with its digest, and for the place of its
+/// blob in a map. The map may have twice the slots it needs.
 const DESCRIPTOR: u64 = (size_of::<Node>() + 2 * size_of::<(Digest, Place)>()) as u64 + 4 * TEXT;
 
-// `Limits::memory` has so much for each descriptor, so that as many as the limits allow find room.
+// `Limits::memory` allows this much for each descriptor, so the largest allowed number of them
+// fits.
 const _: () = assert!(DESCRIPTOR <= 1 << 10);
 
-/// How much a catalog has cost.
+/// The cost of a catalog so far.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Account {
     pub(crate) descriptors: usize,
-    /// Bytes of annotations and the like that the catalog keeps.
+    /// Bytes of annotations and embedded data that the catalog keeps.
     pub(crate) kept: u64,
     /// Bytes of memory that the catalog takes.
     pub(crate) held: u64,
@@ -34,7 +39,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// Puts descriptors, and the bytes they keep, on the account.
+    /// Charges descriptors, and the bytes that they keep.
     pub(crate) fn charge(&mut self, limits: &Limits, descriptors: usize, kept: u64) -> Result<(), Fault> {
         self.descriptors += descriptors;
         self.kept += kept;
@@ -56,7 +61,7 @@ impl Account {
         self.hold(limits, kept.saturating_add(DESCRIPTOR * descriptors as u64))
     }
 
-    /// Puts memory on the account, in bytes: what the catalog keeps beside descriptors and their texts.
+    /// Charges memory in bytes that the catalog takes besides descriptors and their texts.
     pub(crate) fn hold(&mut self, limits: &Limits, bytes: u64) -> Result<(), Fault> {
         self.held = self.held.saturating_add(bytes);
         let limit = limits.memory();
@@ -70,12 +75,12 @@ impl Account {
     }
 }
 
-/// Bytes of memory that a platform takes beside its own.
+/// Returns the bytes of memory that a platform takes besides its own struct.
 pub(crate) fn of_platform(platform: &Platform) -> u64 {
     of_texts(platform.words())
 }
 
-/// Bytes of memory that texts take.
+/// Returns the bytes of memory that texts take.
 pub(crate) fn of_texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> u64 {
     texts.into_iter().map(|text| text.len() as u64 + TEXT).sum()
 }

@@ -1,8 +1,8 @@
-//! What a bundle holds, as plain values.
+//! The content of a bundle as plain values.
 //!
-//! The catalog says what is there and what is not; whether a node wants it is somebody else's question.
-//! Names, media types and annotations are the archive's own words: whoever prints them escapes them
-//! ([`RawName`] and the reasons in here do so themselves).
+//! The catalog says what a bundle has and lacks. It does not know which images a node needs. Names,
+//! media types and annotations come from the archive unchanged, so code that prints them must
+//! escape them. [`RawName`] and the reasons of faults escape their text when they are printed.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -14,42 +14,43 @@ use platforms::{Behind, Platform};
 
 use crate::{Compression, Ending, Reliance, Warning};
 
-/// Everything [`Bundle::open`](crate::Bundle::open) found out.
+/// The result of [`Bundle::open`](crate::Bundle::open).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
-    /// How the archive is laid out.
+    /// The layout of the archive.
     pub format: Format,
-    /// How the archive as a whole is compressed.
+    /// The compression of the archive as a whole.
     pub compression: Compression,
     /// Identity of the content: two bundles with the same digest offer the same images.
     ///
-    /// It is the sha256 of `index.json` where everything comes from there. `manifest.json` does not pin the
-    /// bytes of its layers, so once an image comes from it, the digest covers the document's bytes followed
-    /// by the digest of every image's root. Of a hybrid it covers `manifest.json` as soon as that has any effect: a name
-    /// or an image that comes from there, or a warning.
+    /// The digest is the sha256 of `index.json` if all images come from it. `manifest.json` does
+    /// not pin the bytes of its layers. So if an image comes from `manifest.json`, the digest
+    /// covers that document's bytes and the digest of every image's root. In a hybrid, the digest
+    /// covers `manifest.json` only if that file has an effect: a name, an image or a warning comes
+    /// from it.
     pub digest: Digest,
-    /// One per entry of `index.json` or element of `manifest.json`, in the document's order.
+    /// One image per entry of `index.json` or element of `manifest.json`, in the document's order.
     pub images: Vec<Image>,
-    /// The blobs that a delta bundle counts on its destination to have; they are absent here. None if the bundle is
-    /// no delta.
+    /// Blobs that a delta bundle lacks because its destination has them. `None` if the bundle is
+    /// not a delta.
     pub relies_on: Option<Reliance>,
-    /// What an operator should hear about although it stops nothing.
+    /// Remarks for the operator that do not stop an import.
     pub warnings: Vec<Warning>,
-    /// How the archive ends.
+    /// The way in which the archive ends.
     pub ending: Ending,
 }
 
 impl Catalog {
-    /// The catalog as it is where everything is that a delta relies on.
+    /// Returns the catalog as if all blobs that a delta relies on were present.
     #[must_use]
     pub fn with_its_base(&self) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         self.completed_by(&relied_on.map(|blob| blob.digest.clone()).collect())
     }
 
-    /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
-    /// choosing what to take; the bundle still does not have them. Shared documents stay shared, and unchanged ones are
-    /// shared with this catalog.
+    /// Returns the catalog as if these blobs were present, if a delta relies on them. The result
+    /// helps to choose images, but the bundle still lacks the blobs. Shared documents stay shared,
+    /// and unchanged documents are shared with this catalog.
     #[must_use]
     pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
@@ -73,10 +74,11 @@ impl Catalog {
     }
 }
 
-/// A catalog in the making, for a place that has blobs which the bundle lacks.
+/// A copy of a catalog for a destination that has blobs which the bundle lacks.
 struct Completion<'a> {
     there: HashSet<&'a Digest>,
-    /// The results for indexes and manifests, by where they are: thousands of images may share one.
+    /// Results for indexes and manifests, by their address, because thousands of images may share
+    /// one.
     indexes: HashMap<*const Node, Arc<[Node]>>,
     manifests: HashMap<*const Manifest, Arc<Manifest>>,
 }
@@ -109,7 +111,7 @@ impl Completion<'_> {
     }
 }
 
-/// An index with other contents, or the same one where they are no others.
+/// Returns an index with these contents. Returns the same index if the contents are the same.
 fn with_contents(children: &Arc<[Node]>, contents: Vec<Content>) -> Arc<[Node]> {
     let is_same = |(child, content): (&Node, &Content)| match (&child.content, content) {
         (Content::Index(old), Content::Index(new)) => Arc::ptr_eq(old, new),
@@ -126,7 +128,8 @@ fn with_contents(children: &Arc<[Node]>, contents: Vec<Content>) -> Arc<[Node]> 
     nodes.collect()
 }
 
-/// A manifest whose absent parts are present where they are among these, or the same one.
+/// Returns a manifest whose absent parts in `there` count as present. Returns the same manifest if
+/// none changes.
 fn complete(manifest: &Arc<Manifest>, there: &HashSet<&Digest>) -> Arc<Manifest> {
     let lacks = |part: &Part| part.state == PartState::Absent && there.contains(part.descriptor.digest());
     if !manifest.parts().any(lacks) {
@@ -146,14 +149,15 @@ fn complete(manifest: &Arc<Manifest>, there: &HashSet<&Digest>) -> Arc<Manifest>
 pub enum Format {
     /// An OCI image layout: `oci-layout`, `index.json`, `blobs/`.
     OciLayout,
-    /// What `docker save` wrote up to version 24, and many tools still do: `manifest.json`.
+    /// The format of `docker save` up to version 24, and of many tools today: `manifest.json`.
     DockerArchive,
-    /// Both in one: Docker 25 and later, `ctr images export`. The OCI side counts where it is sound.
+    /// Both in one archive: Docker 25 and later, `ctr images export`. The OCI side counts if it is
+    /// sound.
     Hybrid,
 }
 
 impl Format {
-    /// The name used in reports: `oci-layout`, `docker-archive`, `oci-layout+docker-archive`.
+    /// Returns the name in reports: `oci-layout`, `docker-archive`, `oci-layout+docker-archive`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OciLayout => "oci-layout",
@@ -169,29 +173,31 @@ impl fmt::Display for Format {
     }
 }
 
-/// One entry of the bundle's list of images: names for a piece of content.
+/// One entry of the bundle's list of images: names for a root node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its names as the archive gives them: at most one from an OCI layout, any number from a Docker
-    /// archive or the `manifest.json` of a hybrid. Neither normalised nor checked.
+    /// Names as the archive gives them, neither normalised nor checked. An OCI layout gives at most
+    /// one name. A Docker archive or the `manifest.json` of a hybrid gives any number.
     pub names: Vec<RawName>,
-    /// What the names stand for.
+    /// The content behind the names.
     pub root: Node,
 }
 
-/// A name as the archive gives it. Prints escaped, so that no control byte reaches a terminal or a log.
+/// A name as the archive gives it. It is escaped when it is printed, so that no control byte
+/// reaches a terminal or a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RawName {
-    /// Annotation `io.containerd.image.name`; takes precedence over the next.
+    /// Annotation `io.containerd.image.name`, which takes precedence over `RefName`.
     ContainerdName(String),
-    /// Annotation `org.opencontainers.image.ref.name`: a full reference, a plain tag, or anything.
+    /// Annotation `org.opencontainers.image.ref.name`: a full reference, a plain tag, or any other
+    /// text.
     RefName(String),
     /// An element of `RepoTags` in a Docker archive.
     RepoTag(String),
 }
 
 impl RawName {
-    /// The name itself, unescaped.
+    /// Returns the name itself, unescaped.
     pub fn as_str(&self) -> &str {
         match self {
             Self::ContainerdName(name) | Self::RefName(name) | Self::RepoTag(name) => name,
@@ -205,20 +211,23 @@ impl fmt::Display for RawName {
     }
 }
 
-/// A descriptor and what was found behind it.
+/// A descriptor and the content behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The descriptor with its annotations. Its platform is left out, since the type at hand would lose
-    /// `os.version`: see `platform`. Embedded `data` is left out too, its bytes are a blob like any other.
+    /// The descriptor with its annotations. It lacks two members:
     ///
-    /// Where the archive gives no usable descriptor (an invalid digest, a Docker image with a layer
-    /// missing) a stand-in is made up from the bytes of the archive's own entry; `content` is then
-    /// [`Content::Broken`] and says so.
+    /// - The platform, because the type of this field would lose `os.version`: see `platform`.
+    /// - The embedded `data`, because its bytes are a blob like any other.
+    ///
+    /// If the archive gives no usable descriptor, this is a stand-in, made from the bytes of the
+    /// archive's entry. Examples are an invalid digest, or a Docker image that lacks a layer. Then
+    /// `content` is [`Content::Broken`] and has the reason.
     pub descriptor: Descriptor,
-    /// The descriptor's own platform, as given. `None` means that it has none, which is not the same as an
-    /// empty one. A Docker archive's images have the platform of their config, as containerd 2.x does it.
+    /// The descriptor's own platform, as given. `None` if the descriptor has none, which is not the
+    /// same as an empty platform. Images of a Docker archive have the platform of their config, as
+    /// in containerd 2.x.
     pub platform: Option<Platform>,
-    /// What is behind it.
+    /// The content behind the descriptor.
     pub content: Content,
 }
 
@@ -238,7 +247,7 @@ impl platforms::Entry for Node {
     }
 }
 
-/// What a config stands for that names no platform.
+/// The platform of a config that names none.
 const NO_PLATFORM: &Platform = &Platform {
     os: String::new(),
     architecture: String::new(),
@@ -247,22 +256,23 @@ const NO_PLATFORM: &Platform = &Platform {
     os_features: Vec::new(),
 };
 
-/// What is behind a descriptor.
+/// The content behind a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// An image index; the document is there and verified. Shared wherever the same index is met.
+    /// An image index. The document is present and verified. Nodes of the same index share it.
     Index(Arc<[Node]>),
-    /// An image manifest; the document is there and verified. Shared likewise.
+    /// An image manifest. The document is present and verified. Nodes of the same manifest share
+    /// it.
     Manifest(Arc<Manifest>),
-    /// Present, of a type that is not walked.
+    /// Present, but the walk does not enter blobs of this type.
     Other,
     /// Not in the archive.
     Absent,
-    /// Unusable; why.
+    /// Unusable for this reason.
     Broken(Flaw),
 }
 
-/// Why a blob or document cannot be used, in one line that names the blob.
+/// The reason why a blob or document is unusable, in one line that names the blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
     text: String,
@@ -270,7 +280,7 @@ pub struct Flaw {
 }
 
 impl Flaw {
-    /// The bytes of a blob have another digest than they should.
+    /// Makes the flaw of a blob whose bytes have another digest than expected.
     pub(crate) fn damage(digest: &Digest, found: &Digest) -> Flaw {
         Flaw {
             text: basics::digest::mismatch(digest, found),
@@ -278,7 +288,8 @@ impl Flaw {
         }
     }
 
-    /// Whether the bytes have another digest than they should: a copy of the bundle went wrong, and another may be right.
+    /// Returns true if the bytes have the wrong digest. Then a copy of the bundle was damaged, and
+    /// another copy may be good.
     pub fn is_damage(&self) -> bool {
         self.is_damage
     }
@@ -312,32 +323,35 @@ impl fmt::Display for Flaw {
 pub struct Manifest {
     /// The image config.
     pub config: Part,
-    /// The layers in order, lowest first. The same layer may occur twice.
+    /// The layers in order, lowest first. A layer may occur twice.
     pub layers: Vec<Part>,
-    /// The platform that the config names: os, architecture, variant, version and features as given. `None` if
-    /// the config is not there, is no image config or names neither os nor architecture.
+    /// The platform that the config names: os, architecture, variant, version and features as
+    /// given. `None` if the config is missing, is not an image config, or names neither os nor
+    /// architecture.
     pub config_platform: Option<Platform>,
-    /// The digests of the uncompressed layers, as the config lists them: one for each layer that is a file system. Empty
-    /// if the config is not there or is no image config. Manifests with the same config share them.
+    /// Digests of the uncompressed layers in the config, one for each layer that is a file system.
+    /// Empty if the config is missing or is not an image config. Manifests with the same config
+    /// share the list.
     pub diff_ids: Arc<[Digest]>,
-    /// Whether this can be a container image at all.
+    /// The kind of content that the manifest describes.
     pub kind: Kind,
-    /// Whether it is an artifact, and says so by its `artifactType`, whose config lists its layers as an image's does: such
-    /// a one has a file system that can be mounted.
+    /// True if the manifest is an artifact by its `artifactType`, with a config that lists the
+    /// layers like an image's. Such an artifact has a file system that can be mounted.
     pub is_volume: bool,
-    /// The manifest that this one refers to, if any.
+    /// Digest of the manifest that this manifest refers to, if any.
     pub subject: Option<Digest>,
-    /// Why this image cannot run although its parts may be there.
+    /// Reasons why this image cannot run, even if all its parts are present.
     pub problems: Vec<String>,
 }
 
 impl Manifest {
-    /// The config and the layers.
+    /// Returns the config and the layers.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         std::iter::once(&self.config).chain(&self.layers)
     }
 
-    /// What containerd finds where it looks for the platform in the config; none where the config was not read.
+    /// Returns the platform that containerd reads from the config. Returns `None` if the config was
+    /// not read.
     fn platform_by_config(&self) -> Option<&Platform> {
         let was_read =
             self.kind == Kind::Image && self.config.state == PartState::Present && self.problems.is_empty();
@@ -345,17 +359,17 @@ impl Manifest {
     }
 }
 
-/// What a manifest describes.
+/// The kind of content that a manifest describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A container image.
     Image,
-    /// Something else in the shape of an image: a chart, a signature, an attestation.
+    /// Other content in the shape of an image: a chart, a signature, an attestation.
     ///
-    /// containerd would happily record one, and CRI would merge all artifacts with an empty config into a
-    /// single image.
+    /// containerd would record an artifact without complaint. CRI would merge all artifacts with an
+    /// empty config into a single image.
     Artifact {
-        /// The artifact type, or what comes closest: the config's media type, or the first layer's.
+        /// The artifact type. Without one, the media type of the config or of the first layer.
         artifact_type: String,
     },
 }
@@ -365,19 +379,20 @@ pub enum Kind {
 pub struct Part {
     /// The descriptor with its annotations.
     pub descriptor: Descriptor,
-    /// What is there.
+    /// Presence of the blob in the archive.
     pub state: PartState,
 }
 
-/// What is there of a blob.
+/// Presence of a blob in the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartState {
-    /// In the archive, with the right size. Configs of images are also verified by digest; layers are not
-    /// read, whoever moves them verifies them. Only in a compressed archive that is read as a whole, for want of a
-    /// table of its frames, a layer without its sha256 is broken.
+    /// In the archive, with the right size. Configs of images are also verified by digest. Layers
+    /// are not read, and code that copies them must verify them. There is an exception: a
+    /// compressed archive without a seek table is read as a whole. Then a layer with the wrong
+    /// sha256 is broken.
     Present,
     /// Not in the archive.
     Absent,
-    /// Unusable; why.
+    /// Unusable for this reason.
     Broken(Flaw),
 }

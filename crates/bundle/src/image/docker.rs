@@ -1,8 +1,9 @@
 //! Images of a Docker archive: `manifest.json`, configs and layers under any name.
 //!
-//! Such an archive has no manifest that containerd could keep, so one is made up, byte for byte the one that
-//! containerd's own importer makes on a node that has none of the layers. (On a node that has a compressed
-//! copy of a layer containerd takes that one instead, and the same archive gets another digest; not so here.)
+//! Such an archive has no manifest that containerd could keep, so the reader makes one. Its bytes
+//! are those that containerd's own importer writes on a node that has none of the layers. (On a
+//! node with a compressed copy of a layer, containerd uses that copy. Then the same archive gets
+//! another digest. This reader does not do that.)
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,17 +21,18 @@ use crate::{Compression, Content, Fault, Image, Kind, Manifest, Node, Part, Part
 
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
-/// Also for zstd: containerd looks into the bytes, and before 2.0 it has no reader for a type of zstd's own.
+/// Also for zstd, because containerd recognises the compression from the bytes. containerd before
+/// 2.0 cannot read the media type for zstd.
 const DOCKER_LAYER_COMPRESSED: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// Makes images of the elements of a `manifest.json`.
+/// Makes images from the elements of a `manifest.json`.
 pub(crate) struct Docker<'r, 'a> {
     reader: &'r mut Reader<'a>,
-    /// Layers that had to be read, by offset and size: images share layers.
+    /// Digests of layers that had to be read, by offset and size, because images share layers.
     hashed: HashMap<(u64, u64), Digest>,
 }
 
-/// Why an image cannot be made: something is wrong with it, or with the whole bundle.
+/// The reason why an image cannot be made: a fault of the image, or of the whole bundle.
 enum Trouble {
     Image(String),
     Bundle(Fault),
@@ -67,7 +69,7 @@ impl<'r, 'a> Docker<'r, 'a> {
             }
         };
         let kept = given.repo_tags.iter().map(|tag| tag.len() as u64).sum();
-        // Each name is what an entry of an OCI layout is.
+        // Each name costs as much as an entry of an OCI layout.
         self.reader
             .charge(2 + given.layers.len() + given.repo_tags.len(), kept)?;
         self.reader.hold(given.repo_tags.len() as u64 * TEXT)?;
@@ -105,11 +107,11 @@ impl<'r, 'a> Docker<'r, 'a> {
                 )
             }
         };
-        // Its platform twice.
+        // The platform is kept twice.
         self.reader.hold(config.held_bytes().saturating_mul(2))?;
         let layers = match self.layers(given, &config, &mut problems) {
             Ok(layers) => layers,
-            // The platform tells whether this node has reason to mind.
+            // The platform tells whether the fault matters to this node.
             Err(Trouble::Image(reason)) => {
                 self.reader.hold(reason.len() as u64)?;
                 return Ok(stand_in(element, config.platform(), reason));
@@ -161,7 +163,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 counted(diff_ids.len(), "diff_id")
             ));
         }
-        // Out of step, a diff_id says nothing about the layer at its place.
+        // If the numbers differ, a diff_id says nothing about the layer at its index.
         let diff_ids = if layers == diff_ids.len() { diff_ids } else { &[] };
         let diff_id = |i: usize| diff_ids.get(i).and_then(|text| digest::parse_sha256(text).ok());
         let parts = given.layers.iter().enumerate();
@@ -191,8 +193,8 @@ impl<'r, 'a> Docker<'r, 'a> {
                 "layer {name} is compressed with {compression}, which containerd cannot unpack"
             ));
         }
-        // The digest of a plain layer is its diff_id. Taking it from there saves reading the layer: should
-        // its bytes be others, nothing could run them, and whoever moves them finds out.
+        // The digest of a plain layer is its diff_id. Using the diff_id saves reading the layer. If
+        // the bytes differ, no runtime could use them, and the import finds the mismatch.
         let digest = match diff_id {
             Some(diff_id) if compression == Compression::None => diff_id,
             _ => self.hash(&place)?,
@@ -230,7 +232,8 @@ impl<'r, 'a> Docker<'r, 'a> {
                 state: PartState::Broken(corrupt),
             };
         }
-        // Two layers that claim one digest cannot both be right; whoever moves the first finds out.
+        // Two layers that claim one digest cannot both be right. The import of the first finds a
+        // mismatch.
         self.reader.places.entry(digest).or_insert(place);
         Part {
             descriptor,
@@ -239,8 +242,8 @@ impl<'r, 'a> Docker<'r, 'a> {
     }
 }
 
-/// The manifest as containerd's importer writes it: compact, these members, this order. Another byte would be
-/// another digest.
+/// Returns the manifest as containerd's importer writes it: compact, with these members in this
+/// order. Any other byte would change the digest.
 fn manifest_bytes(config: &Part, layers: &[Part]) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]

@@ -1,8 +1,9 @@
 //! Lenient models of the JSON documents in a bundle.
 //!
-//! Real archives have `null` where a list belongs, configs without a platform, members nobody knows. The
-//! stock types refuse some of that and lose `os.version`; these take what containerd takes, keys in another case
-//! and given twice included. Nothing is ever written back: a document keeps its bytes.
+//! Real archives have `null` instead of a list, configs without a platform, and unknown members.
+//! The stock types refuse some of these, and lose `os.version`. The models here accept what
+//! containerd accepts, including keys in another case and keys given twice. A document keeps its
+//! bytes, because no model is written back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -27,7 +28,8 @@ pub(crate) struct LayoutFile {
     pub(crate) image_layout_version: String,
 }
 
-/// `index.json` and image indexes. The entries stay raw: a bad one is one image's trouble.
+/// `index.json` and image indexes. The entries stay raw, so that a bad entry affects only its
+/// image.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Index<'a> {
@@ -41,7 +43,8 @@ pub(crate) struct Index<'a> {
 }
 
 impl Index<'_> {
-    /// Whether the body contradicts its being an index (CVE-2021-41190): two readers would see two images.
+    /// Returns the reason why the body cannot be an index (CVE-2021-41190). Two readers would see
+    /// two images in such a document.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match self {
             Self {
@@ -77,7 +80,7 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// Whether the body contradicts its being a manifest (CVE-2021-41190).
+    /// Returns the reason why the body cannot be a manifest (CVE-2021-41190).
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match self {
             Self {
@@ -94,7 +97,7 @@ impl Manifest {
     }
 }
 
-/// A descriptor as it stands in a document.
+/// A descriptor as a document gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawDescriptor {
@@ -117,8 +120,8 @@ pub(crate) struct RawDescriptor {
 }
 
 impl RawDescriptor {
-    /// Checks what every use needs: a digest, a media type and a size. Takes its texts along: with a copy of them a
-    /// document would take twice as much.
+    /// Checks what every use needs: a digest, a media type and a size. Moves the texts out, because
+    /// copies would double the memory of a document.
     pub(crate) fn take_descriptor(&mut self) -> Result<Descriptor, String> {
         let digest = digest::parse(&self.digest)?;
         if self.media_type.is_empty() {
@@ -149,19 +152,20 @@ impl RawDescriptor {
         Ok(descriptor)
     }
 
-    /// Its platform, as far as it is one.
+    /// Returns the platform of the descriptor, if it is valid.
     pub(crate) fn usable_platform(self) -> Option<Platform> {
         self.platform.filter(|platform| check_platform(platform).is_ok())
     }
 
-    /// How many bytes of memory it takes in the catalog beside those that are kept of the document.
+    /// Returns the bytes of memory that the descriptor takes in the catalog, besides those of its
+    /// texts.
     pub(crate) fn held_bytes(&self) -> u64 {
         let annotations = self.annotations.len() as u64 * account::PAIR;
         let urls = self.urls.len() as u64 * account::TEXT;
         annotations + urls + self.platform.as_ref().map_or(0, account::of_platform)
     }
 
-    /// How many bytes of the document are kept when the descriptor is.
+    /// Returns the number of bytes that the catalog keeps of the descriptor's texts.
     pub(crate) fn kept_bytes(&self) -> u64 {
         let annotations = self
             .annotations
@@ -173,14 +177,14 @@ impl RawDescriptor {
     }
 }
 
-/// The annotations of a descriptor, whatever the rest of it is like.
+/// The annotations of a descriptor, even if the rest of it is unusable.
 #[derive(Deserialize)]
 pub(crate) struct Annotated {
     #[serde(default, deserialize_with = "map")]
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
-/// An image config; only what says where it runs and what its layers are.
+/// An image config, with only its platform and its layers.
 #[derive(Default, Deserialize)]
 pub(crate) struct Config {
     #[serde(default, deserialize_with = "nullable")]
@@ -203,7 +207,7 @@ struct RootFs {
 }
 
 impl Config {
-    /// Reads a config; the error says what is wrong with it.
+    /// Reads a config. The error says what is wrong with it.
     pub(crate) fn read(bytes: &[u8]) -> Result<Config, String> {
         let config: Config = parse(bytes).map_err(foreign::reason)?;
         if let Some(platform) = config.platform() {
@@ -212,7 +216,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The platform, if there is any talk of one.
+    /// Returns the platform, if the config names an os or an architecture.
     pub(crate) fn platform(&self) -> Option<Platform> {
         let known = !self.os.is_empty() || !self.architecture.is_empty();
         let present = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
@@ -225,7 +229,7 @@ impl Config {
         })
     }
 
-    /// Bytes of memory that it takes.
+    /// Returns the bytes of memory that the config takes.
     pub(crate) fn held_bytes(&self) -> u64 {
         let optional = [&self.variant, &self.os_version].into_iter().flatten();
         let texts = [&self.os, &self.architecture].into_iter().chain(optional);
@@ -236,14 +240,15 @@ impl Config {
         self.rootfs.as_ref().map_or(&[], |rootfs| &rootfs.diff_ids)
     }
 
-    /// The same as digests, up to one that is none.
+    /// Returns the `diff_ids` as digests, up to the first invalid one.
     pub(crate) fn parsed_diff_ids(&self) -> Arc<[Digest]> {
         let texts = self.diff_ids().iter();
         texts.map_while(|text| digest::parse(text).ok()).collect()
     }
 }
 
-/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel case.
+/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel
+/// case.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct DockerImage {
@@ -255,7 +260,7 @@ pub(crate) struct DockerImage {
     pub(crate) layers: Vec<String>,
 }
 
-/// The elements of a list of documents; raw, like an index's entries.
+/// The elements of a list of documents. They stay raw, like the entries of an index.
 #[derive(Deserialize)]
 pub(crate) struct RawList<'a>(#[serde(borrow, deserialize_with = "list")] pub(crate) Vec<&'a RawValue>);
 
@@ -264,13 +269,13 @@ pub(crate) fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::R
     serde_json::from_slice(bytes).map(|Object(document)| document)
 }
 
-/// Parses the first JSON value of a document, which must be an object, and does not mind what follows it.
+/// Parses the first JSON value of a document, which must be an object. Ignores all bytes after it.
 pub(crate) fn parse_first<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::Result<T> {
     Object::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).map(|Object(document)| document)
 }
 
-/// A struct that is written as an object. By itself `serde` also takes a list of the members' values, which
-/// nobody else does: two readers would see two documents.
+/// A struct that is written as an object. `serde` alone also accepts a list of the members' values.
+/// No other reader does, so two readers would see two documents.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -293,22 +298,23 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// An object, or `null` for none.
+/// Reads an object, or `null` for none.
 fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Option<T>, D::Error> {
     Ok(Option::deserialize(source)?.map(|Object(value)| value))
 }
 
-/// A list of objects, or `null` for an empty one.
+/// Reads a list of objects, or `null` for an empty list.
 fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec<T>, D::Error> {
     Ok(list(source)?.into_iter().map(|Object(value)| value).collect())
 }
 
-/// The most bytes that a media type, or a word of a platform, may have. Media types have at most 255 (RFC 6838, section
-/// 4.2); the words of platforms are names of Go, versions and features.
+/// The largest length in bytes of a media type, or of a word of a platform. Media types have at
+/// most 255 (RFC 6838, section 4.2). The words of platforms are names from Go, versions and
+/// features.
 const LONGEST_WORD: usize = 255;
 
-/// Makes sure that a platform is one: images and layers are told of by their platform, and each image is held against the
-/// node's.
+/// Checks that a platform is valid. Messages name images and layers by their platform, and each
+/// image's platform is compared with the node's.
 fn check_platform(platform: &Platform) -> Result<(), String> {
     if let Some(word) = platform.words().find(|word| word.len() > LONGEST_WORD) {
         let bytes = word.len();
@@ -323,11 +329,11 @@ fn check_platform(platform: &Platform) -> Result<(), String> {
     Ok(())
 }
 
-/// How many elements a list or a map may have. In memory an element takes up to a hundred times the bytes
-/// that it takes in the document, so that a limit on the document alone would not do.
+/// The largest number of elements in a list or a map. In memory, an element takes up to a hundred
+/// times its bytes in the document. So a limit on the document alone is not enough.
 const LONGEST_LIST: usize = 10_000;
 
-/// A list, or `null` for an empty one.
+/// Reads a list, or `null` for an empty list.
 fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec<T>, D::Error> {
     struct List<T>(PhantomData<T>);
 
@@ -360,7 +366,7 @@ fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec
     source.deserialize_any(List(PhantomData))
 }
 
-/// A map of text, or `null` for an empty one.
+/// Reads a map of texts, or `null` for an empty map.
 fn map<'de, D: Deserializer<'de>>(source: D) -> Result<BTreeMap<String, String>, D::Error> {
     struct Map;
 
@@ -392,12 +398,12 @@ fn map<'de, D: Deserializer<'de>>(source: D) -> Result<BTreeMap<String, String>,
     source.deserialize_any(Map)
 }
 
-/// Go reads `null` as the zero value.
+/// Reads a value as Go does, where `null` is the zero value.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(source: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(source)?.unwrap_or_default())
 }
 
-/// Whether a media type is that of an image index.
+/// Returns true if a media type is an image index.
 pub(crate) fn is_index(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -406,7 +412,7 @@ pub(crate) fn is_index(media_type: &str) -> bool {
     )
 }
 
-/// Whether a media type is that of an image manifest.
+/// Returns true if a media type is an image manifest.
 pub(crate) fn is_manifest(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -414,7 +420,8 @@ pub(crate) fn is_manifest(media_type: &str) -> bool {
     )
 }
 
-/// Whether a media type is that of a Docker schema 1 manifest, which no containerd at hand takes.
+/// Returns true if a media type is a Docker schema 1 manifest, which no supported containerd
+/// accepts.
 pub(crate) fn is_schema_1(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -423,7 +430,7 @@ pub(crate) fn is_schema_1(media_type: &str) -> bool {
     )
 }
 
-/// Whether a media type is that of an image config.
+/// Returns true if a media type is an image config.
 pub(crate) fn is_config(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -431,7 +438,7 @@ pub(crate) fn is_config(media_type: &str) -> bool {
     )
 }
 
-/// Whether a media type is that of a file system layer.
+/// Returns true if a media type is a file system layer.
 pub(crate) fn is_layer(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.diff.tar")
@@ -439,8 +446,8 @@ pub(crate) fn is_layer(media_type: &str) -> bool {
         || media_type == "application/vnd.erofs.layer.v1"
 }
 
-/// Whether a media type is that of a layer that is a tar archive, plain or compressed. Encrypted ones, and those of other
-/// file systems, are none.
+/// Returns true if a media type is a layer in a tar archive, plain or compressed. Encrypted layers,
+/// and layers of other file systems, are not.
 pub(crate) fn is_tar_layer(media_type: &str) -> bool {
     let is_tar = media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
         || media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
@@ -449,8 +456,8 @@ pub(crate) fn is_tar_layer(media_type: &str) -> bool {
     is_tar && !media_type.ends_with("+encrypted")
 }
 
-/// Whether a layer's digest is that of its uncompressed bytes, by its media type. Not so Docker's type:
-/// containerd looks into the bytes there.
+/// Returns true if, by its media type, a layer's digest is the digest of its uncompressed bytes.
+/// Docker's media type does not say so, and containerd checks the bytes of such layers.
 pub(crate) fn is_plain_layer(media_type: &str) -> bool {
     matches!(
         media_type,

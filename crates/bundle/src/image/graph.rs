@@ -1,7 +1,8 @@
-//! What is behind a descriptor whose blobs are not in a bundle but in some other store, such as containerd's.
+//! Resolves a descriptor whose blobs are not in a bundle but in another store, such as
+//! containerd's.
 //!
-//! The documents are read and judged as those of an OCI layout are, so a bundle and a content store give the same
-//! answer about the same image.
+//! The documents are read and judged like those of an OCI layout. So a bundle and a content store
+//! give the same answer about the same image.
 
 use basics::{counted, digest};
 use oci_spec::image::{Descriptor, Digest};
@@ -13,25 +14,25 @@ use super::reader::Blobs;
 use crate::limits::set_bytes;
 use crate::{Content, Fault, Flaw, Limits, Node, PartState};
 
-/// A place that keeps blobs by digest.
+/// A store that keeps blobs by digest.
 pub trait Store {
-    /// The size of a blob in bytes; `None` where it is not there.
+    /// Returns the size of a blob in bytes, or `None` if the store lacks it.
     fn size(&self, digest: &Digest) -> Option<u64>;
 
-    /// Reads a document. Its size was asked for before and is within the limits.
+    /// Reads a document. The caller has checked its size against the limits.
     ///
     /// # Errors
     ///
-    /// Why it cannot be read, in a sentence that names the blob.
+    /// Returns the reason why the document cannot be read, in a sentence that names the blob.
     fn read(&mut self, digest: &Digest) -> Result<Vec<u8>, String>;
 }
 
-/// Finds out what is behind a descriptor. A descriptor without a platform of its own is taken; bytes that a descriptor
-/// embeds do not count as being in the store.
+/// Finds the content behind a descriptor. The descriptor may lack a platform. Bytes that a
+/// descriptor embeds do not count as being in the store.
 ///
 /// # Errors
 ///
-/// [`Fault::Limit`] for an image that costs more than the limits allow.
+/// Returns [`Fault::Limit`] if an image costs more than the limits allow.
 pub fn resolve(descriptor: &Descriptor, store: &mut dyn Store, limits: &Limits) -> Result<Node, Fault> {
     let mut stored = Stored {
         store,
@@ -128,7 +129,7 @@ mod tests {
             self.0
                 .get(digest)
                 .cloned()
-                .ok_or_else(|| format!("{digest} went away"))
+                .ok_or_else(|| format!("{digest} disappeared"))
         }
     }
 

@@ -1,4 +1,5 @@
-//! Archives with both documents: what `manifest.json` adds to the images of `index.json`, which count.
+//! Archives with both documents: additions of `manifest.json` to the images of `index.json`. The
+//! images of `index.json` count.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,8 +15,9 @@ use super::read::{DOCKER, Images, check_count, content_digest, elements};
 use super::reader::{Blobs as _, Reader};
 use crate::{Content, Fault, Image, Manifest, PartState, RawName, Warning};
 
-/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
-/// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
+/// Adds names from `manifest.json` to images without a name. Also replaces images whose OCI side
+/// cannot run by those of `manifest.json`. Docker 25.0 wrote such images: with an empty list of
+/// layers (moby#47065) or with layers in the wrong order (moby#47150).
 pub(super) fn compare_sides(
     reader: &mut Reader<'_>,
     images: &mut Images,
@@ -49,7 +51,7 @@ pub(super) fn compare_sides(
     Ok(())
 }
 
-/// Identity of content that both documents decide about.
+/// Returns the identity of content that comes from both documents.
 fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
     let docker = content_digest(docker, others);
     let mut hasher = digest::Hasher::sha256();
@@ -58,11 +60,12 @@ fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
     hasher.finish()
 }
 
-/// Gives images without a name those that `manifest.json` has for them, and says whether there are any. The manifest
-/// that an element is about is known by its config. Where it stands in an index, the name is the index's. An image that
-/// `index.json` names is called that and nothing else, as containerd's importer has it.
+/// Gives names from `manifest.json` to images without a name. Returns true if there are any. The
+/// config tells which manifest an element describes. If that manifest is part of an index, the
+/// index gets the name. An image that `index.json` names keeps that name alone, as in containerd's
+/// importer.
 ///
-/// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
+/// bazel's `rules_img` wrote such archives (rules_img#462), and so did BuildKit (moby#45416).
 fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
     if elements.len() > reader.limits.images {
         return Ok(false);
@@ -98,7 +101,7 @@ fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValu
     Ok(has_added)
 }
 
-/// Whether `index.json` says nothing that could be a whole name: a tag alone names no repository.
+/// Returns true if `index.json` gives no whole name. A tag alone names no repository.
 fn is_unnamed(image: &Image) -> bool {
     let is_tag = |name: &RawName| match name {
         RawName::RefName(name) => !name.contains(['/', ':', '@']),
@@ -107,8 +110,8 @@ fn is_unnamed(image: &Image) -> bool {
     image.names.iter().all(is_tag)
 }
 
-/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two
-/// documents mean the same name.
+/// Returns a name as Docker shows it, without Docker Hub's host and folder. The result only tells
+/// whether two documents mean the same name.
 fn familiar(name: &str) -> &str {
     let on_hub = ["docker.io/", "index.docker.io/"];
     let Some(path) = on_hub.iter().find_map(|host| name.strip_prefix(host)) else {
@@ -117,7 +120,8 @@ fn familiar(name: &str) -> &str {
     path.strip_prefix("library/").unwrap_or(path)
 }
 
-/// The digest of the config that an element names, without its algorithm. Beside an OCI layout, configs are named by it.
+/// Returns the digest of the config that an element names, without its algorithm. Beside an OCI
+/// layout, the names of configs are their digests.
 fn config_hex(element: &DockerImage) -> Option<&str> {
     let file = element.config.rsplit('/').next().unwrap_or_default();
     let file = file.strip_suffix(".json").unwrap_or(file);
@@ -125,7 +129,7 @@ fn config_hex(element: &DockerImage) -> Option<&str> {
     (hex.len() == 64).then_some(hex)
 }
 
-/// The manifest of an image that is one and cannot run.
+/// Returns the manifest of an image that cannot run.
 fn broken_manifest(image: &Image) -> Option<&Manifest> {
     match &image.root.content {
         Content::Manifest(manifest) if !manifest.problems.is_empty() => Some(manifest),
@@ -133,7 +137,7 @@ fn broken_manifest(image: &Image) -> Option<&Manifest> {
     }
 }
 
-/// Replaces the root of a broken image by a sound one with the same config, if there is one.
+/// Replaces the root of a broken image by a sound root with the same config, if there is one.
 fn replace(image: &mut Image, others: &[Image]) -> Option<Warning> {
     let broken = broken_manifest(image)?;
     let is_sound = |other: &&Image| match &other.root.content {

@@ -1,5 +1,5 @@
-//! Images of an OCI image layout: `index.json` and what can be reached from it.
-//! Source: OCI image-spec 1.1, "Image Layout", "Image Index", "Image Manifest".
+//! Images of an OCI image layout: `index.json` and the documents below it. Source: OCI image-spec
+//! 1.1, "Image Layout", "Image Index", "Image Manifest".
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use super::reader::{Blobs, stand_in};
 use crate::limits::set;
 use crate::{Content, Fault, Flaw, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
-/// Makes images of the entries of an `index.json`.
+/// Makes images from the entries of an `index.json`.
 pub(crate) struct Layout<'r, B> {
     reader: &'r mut B,
-    /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
-    /// each time.
+    /// Results for indexes, by digest and depth. A shared subtree is read once and charged each
+    /// time.
     walked: HashMap<(Digest, u32), Walked>,
-    /// Manifests that were read, by digest; likewise.
+    /// Results for manifests, by digest. A shared manifest is read once and charged each time.
     manifests: HashMap<Digest, Walked>,
-    /// Configs that were read, by digest: many manifests may have the same.
+    /// Results for configs, by digest, because many manifests may share one.
     configs: HashMap<Digest, ReadConfig>,
-    /// The index of the current image that lies too deep, as a reason.
+    /// The reason for an index of the current image that is nested too deeply.
     too_deep: Option<String>,
 }
 
@@ -38,9 +38,9 @@ struct Walked {
 /// The result of reading a config.
 #[derive(Clone)]
 enum ReadConfig {
-    /// It was understood: what it says, and its `diff_ids` as digests.
+    /// The config was understood. These are its values, and its `diff_ids` as digests.
     Good(Arc<Config>, Arc<[Digest]>),
-    /// It is no image config, for this reason.
+    /// The blob is not an image config, for this reason.
     Invalid(String),
     /// The blob is unusable, for this reason.
     Broken(Flaw),
@@ -67,17 +67,18 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(Image { names, root })
     }
 
-    /// Looks for everything behind a node that counts as absent so far.
+    /// Finds all content behind a node that counts as absent so far.
     pub(crate) fn resolve(&mut self, root: &mut Node) -> Result<(), Fault> {
         self.fill(root, 0)?;
-        // What lies below the limit may be this node's or not: nothing is known of it.
+        // Images below the limit may be for this node, but the reader knows nothing about them.
         if let Some(reason) = self.too_deep.take() {
             root.content = Content::Broken(reason.into());
         }
         Ok(())
     }
 
-    /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
+    /// Makes a node of an entry without its content. The content counts as absent until
+    /// [`Self::fill`] finds it.
     fn outline(&mut self, entry: &RawValue) -> Result<Node, Fault> {
         let bytes = entry.get().as_bytes();
         let mut given: RawDescriptor = match documents::parse(bytes) {
@@ -106,7 +107,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         })
     }
 
-    /// Looks for the content of a node.
+    /// Finds the content of a node.
     fn fill(&mut self, node: &mut Node, depth: u32) -> Result<(), Fault> {
         if node.content == Content::Absent {
             node.content = self.content(&node.descriptor, depth)?;
@@ -185,7 +186,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let elsewhere = self.too_deep.take();
         let children: Result<Vec<_>, _> = index.manifests.iter().map(|entry| self.outline(entry)).collect();
         let mut children = children?;
-        // One document at a time, however deep they nest.
+        // Drops the document now, so that only one is in memory however deeply they nest.
         drop(bytes);
         for child in &mut children {
             self.fill(child, depth + 1)?;
@@ -257,7 +258,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(Part { descriptor, state })
     }
 
-    /// Finds out whether an artifact has a file system: layers that its config lists. Any other config is its own affair.
+    /// Sets `is_volume` if an artifact has a file system: layers that its config lists. A config of
+    /// another kind is ignored.
     fn with_volume(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
         let is_layer = |part: &Part| documents::is_layer(part.descriptor.media_type().as_ref());
         if !manifest.layers.iter().any(is_layer)
@@ -274,7 +276,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(manifest)
     }
 
-    /// Adds what the config says, if it is there.
+    /// Adds the values of the config, if it is present.
     fn with_config(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
         if self.reader.state(&manifest.config.descriptor) != PartState::Present {
             return Ok(manifest);
@@ -298,7 +300,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(manifest)
     }
 
-    /// Reads a config that is there, once.
+    /// Reads a config that is present. Each config is read once.
     fn config(&mut self, descriptor: &Descriptor) -> Result<ReadConfig, Fault> {
         let digest = descriptor.digest();
         if let Some(read) = self.configs.get(digest) {
@@ -309,7 +311,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
             Ok(bytes) => match Config::read(&bytes) {
                 Err(error) => ReadConfig::Invalid(format!("config {digest} is not valid: {error}")),
                 Ok(config) => {
-                    // Once as texts and once as digests, which are a little larger.
+                    // The config is kept as texts and as digests, which are a little larger.
                     self.reader.hold(config.held_bytes().saturating_mul(3))?;
                     let diff_ids = config.parsed_diff_ids();
                     ReadConfig::Good(Arc::new(config), diff_ids)
@@ -327,8 +329,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
     }
 }
 
-/// The name of an entry, even of one that is otherwise unusable: containerd's own annotation counts more than
-/// the standard one, and one at most counts.
+/// Returns the name of an entry, even if the entry is unusable otherwise. containerd's own
+/// annotation takes precedence over the standard annotation, and at most one counts.
 fn names(entry: &RawValue) -> Vec<RawName> {
     let Ok(Annotated { mut annotations }) = documents::parse(entry.get().as_bytes()) else {
         return Vec::new();
@@ -339,15 +341,15 @@ fn names(entry: &RawValue) -> Vec<RawName> {
     containerd.or(standard).into_iter().collect()
 }
 
-/// The name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
+/// Returns the name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
 pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm(), digest.digest())
 }
 
-/// What a manifest describes.
+/// Returns the kind of content that a manifest describes.
 ///
-/// An image has an image config and file system layers, or none. Signatures and attestations often come
-/// with an image config too; it is their layers that give them away.
+/// An image has an image config and file system layers, or no layers. Signatures and attestations
+/// often have an image config too, but their layers are not file systems.
 fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
     let media_type = |part: &Part| part.descriptor.media_type().to_string();
     let config_type = media_type(config);
@@ -367,7 +369,7 @@ fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
     Kind::Artifact { artifact_type }
 }
 
-/// Why containerd would not be able to unpack these layers with this config.
+/// Returns the reasons why containerd could not unpack these layers with this config.
 fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
     let layers: Vec<_> = layers
         .iter()
@@ -381,7 +383,7 @@ fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
             counted(diff_ids.len(), "diff_id")
         )];
     }
-    // A layer that is not compressed is what its diff_id names; a sha512 and a sha256 cannot be compared.
+    // The digest of an uncompressed layer is its diff_id. A sha512 and a sha256 cannot be compared.
     let differs = |(part, diff_id): &(&&Part, &String)| {
         let digest = part.descriptor.digest().as_ref();
         let is_comparable = !(digest.starts_with("sha512:") && diff_id.starts_with("sha256:"));
@@ -402,7 +404,7 @@ fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
         .collect()
 }
 
-/// Config digests of all image manifests below a node.
+/// Collects the config digests of all image manifests below a node.
 pub(crate) fn configs<'n>(node: &'n Node, found: &mut Vec<&'n Digest>) {
     match &node.content {
         Content::Index(children) => children.iter().for_each(|child| configs(child, found)),

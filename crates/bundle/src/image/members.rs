@@ -1,7 +1,9 @@
-//! Objects as Go's `encoding/json` reads them into a struct, since Go is what reads them in containerd.
+//! Reads JSON objects as Go's `encoding/json` reads them into a struct, because containerd is
+//! written in Go.
 //!
-//! A key fits a member whatever its case, and of a member that is given twice the last one counts. Only where Go
-//! would mix two objects into a third that stands nowhere in the document, the document is refused.
+//! A key matches a member in any case. If a member is given twice, the last value counts. Two
+//! objects with the same key are refused. Go would merge them into a third object that is not in
+//! the document.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -52,7 +54,8 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Members<A> {
     }
 }
 
-/// The member that a key stands for: the one that is spelled the same, or else the one that is but for case.
+/// Returns the member for a key: the member with the same spelling, or else the member that differs
+/// only in case.
 fn field_of(key: &str, fields: &'static [&'static str]) -> Option<&'static str> {
     let spelled = fields.iter().find(|field| **field == key);
     spelled
@@ -60,7 +63,8 @@ fn field_of(key: &str, fields: &'static [&'static str]) -> Option<&'static str> 
         .copied()
 }
 
-/// Unicode's simple folding, as far as it leads to letters of ASCII: no member has others.
+/// Folds a text by Unicode's simple folding, as far as it leads to ASCII letters. Members have no
+/// other letters.
 fn folded(text: &str) -> impl Iterator<Item = char> {
     text.chars().map(|letter| match letter {
         '\u{17f}' => 's',
@@ -69,21 +73,21 @@ fn folded(text: &str) -> impl Iterator<Item = char> {
     })
 }
 
-/// Which of two values of one member counts.
+/// Returns the value that counts if a member has two.
 fn last<'de, E: Error>(field: &str, before: &'de RawValue, value: &'de RawValue) -> Result<&'de RawValue, E> {
     let kind = |value: &RawValue| value.get().as_bytes().first().copied();
     match (kind(before), kind(value)) {
         (Some(b'{'), Some(b'{')) => Err(E::custom(format_args!(
-            "the object {field:?} is given twice, so that it is not clear what is in it"
+            "the object {field:?} is given twice, so its content is not clear"
         ))),
-        // Go takes a null for nothing said, except where there is something that can be nil.
+        // Go ignores a null, unless the member already has a value that can be nil.
         (Some(b'[' | b'{') | None, Some(b'n')) => Ok(value),
         (_, Some(b'n')) => Ok(before),
         _ => Ok(value),
     }
 }
 
-/// What was given of each member, under the struct's names.
+/// The value of each member, under the struct's names.
 struct Given<'de, E> {
     left: std::vec::IntoIter<(&'static str, &'de RawValue)>,
     value: Option<(&'static str, &'de RawValue)>,

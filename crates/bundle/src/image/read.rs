@@ -1,4 +1,4 @@
-//! From a file to a catalog: which format it is, and which side of a hybrid counts.
+//! Makes a catalog of a file: recognises its format, and the side of a hybrid that counts.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,21 +24,21 @@ const LAYOUT_FILE: &str = "oci-layout";
 const INDEX: &str = "index.json";
 pub(super) const DOCKER: &str = "manifest.json";
 
-/// How often a compressed archive is read for its documents: once for each level of indexes, with what is above and
-/// below them, and some over.
+/// Passes over a compressed archive for its documents, besides one for each level of indexes. They
+/// are for the documents above and below the indexes, and a few are spare.
 const MOST_PASSES: u32 = 6;
 
-/// How the bytes of an archive are got at.
+/// The access to an archive's bytes.
 pub(crate) enum Access {
-    /// They stand in the file.
+    /// The bytes are in the file as they are.
     Plain,
-    /// They are compressed, and had from the beginning only.
+    /// The bytes are compressed, and can be read only from the beginning.
     Packed(Arc<Packed>),
-    /// They are compressed in frames that can be gone into.
+    /// The bytes are compressed, with a seek table.
     Framed(Arc<Frames>),
 }
 
-/// Draws up the catalog of a file.
+/// Makes the catalog of a file.
 pub(crate) fn read(
     file: &Arc<File>,
     identity: &Identity,
@@ -65,9 +65,9 @@ pub(crate) fn read(
     }
 }
 
-/// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
-/// with it or what it leads to: then every byte is read, and what is wrong is found by that. None also where going into
-/// the frames costs more than reading them in order.
+/// Makes the catalog of a file with a seek table. Returns `None` if there is no table, or if the
+/// table or its target has a fault. Then reading every byte shows the fault. Also returns `None` if
+/// random access costs more than reading the frames in order.
 fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
     let frames = Arc::new(Frames::find(file, length, limits).ok()??);
     let mut archive = Archive::scan_frames(&frames, limits).ok()?;
@@ -78,13 +78,13 @@ fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalo
         .then_some((catalog, places, Access::Framed(frames)))
 }
 
-/// Draws up the catalog of a folder.
+/// Makes the catalog of a folder.
 pub(crate) fn read_folder(folder: &Arc<Folder>, limits: &Limits) -> Result<(Catalog, Places), Fault> {
     let mut archive = Archive::extracted(Arc::clone(folder));
     draw(&mut archive, Compression::None, limits)
 }
 
-/// Draws up the catalog of an archive; again and again where documents have to be fetched first.
+/// Makes the catalog of an archive. Repeats that if documents must be fetched first.
 fn draw(
     archive: &mut Archive,
     compression: Compression,
@@ -95,12 +95,12 @@ fn draw(
         if !archive.wants() {
             return drawn;
         }
-        // It is drawn up again: until then it takes no room beside the documents.
+        // Frees the incomplete catalog, so that it takes no room besides the documents.
         drop(drawn);
         archive.fetch()?;
     }
     Err(Fault::Limit {
-        what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),
+        what: "passes over a compressed bundle for its documents, so decompress it first".to_owned(),
         limit: u64::from(limits.index_depth.saturating_add(MOST_PASSES)),
         set: None,
     })
@@ -135,19 +135,20 @@ fn draw_once(
     Ok((catalog, reader.places))
 }
 
-/// Why a layout of which no blob was found has them elsewhere; `None` where they are just missing.
+/// Returns the reason why a layout without any of its blobs has them elsewhere. Returns `None` if
+/// the blobs are just missing.
 fn blobs_elsewhere(archive: &Archive, found: &Images) -> Option<String> {
     if found.format == Format::DockerArchive || !found.images.iter().all(is_without_root) {
         return None;
     }
     let noun = archive.noun();
     let why = match archive.blobs() {
-        BlobsFolder::Link => "`blobs` is a symbolic link, and none is followed out of it",
+        BlobsFolder::Link => "`blobs` is a symbolic link, which airgapd does not follow",
         BlobsFolder::Nothing => "the blobs are elsewhere, as after `skopeo copy --dest-shared-blob-dir`",
         BlobsFolder::Something => return None,
     };
     Some(format!(
-        "the {noun} is an image layout without blobs: {why}; make a bundle with `skopeo copy --src-shared-blob-dir \
+        "the {noun} is an image layout without blobs: {why}. Make a bundle with `skopeo copy --src-shared-blob-dir \
          BLOBS oci:FOLDER:NAME oci-archive:images.tar:NAME`"
     ))
 }
@@ -159,15 +160,15 @@ fn is_without_root(image: &Image) -> bool {
     reason.contains("is a link")
 }
 
-/// The documents that say what an archive holds.
+/// The documents that list the images of an archive.
 struct Documents {
     index: Option<Vec<u8>>,
     docker: Option<Vec<u8>>,
-    /// Whether there is a valid `oci-layout`.
+    /// True if there is a valid `oci-layout`.
     is_layout: bool,
 }
 
-/// What the documents led to.
+/// The images that the documents list, with the remarks about them.
 pub(super) struct Images {
     format: Format,
     pub(super) digest: Digest,
@@ -189,7 +190,8 @@ impl Documents {
         };
         match (&documents.index, &documents.docker) {
             (None, None) => Err(unrecognised(archive, is_layout)),
-            // With both and without oci-layout it is a Docker archive; unless oci-layout was still to come.
+            // An archive with both and without oci-layout is a Docker archive, unless it was cut
+            // off before oci-layout.
             (Some(_), Some(_)) if !is_layout => match &archive.ending {
                 Ending::Truncated(truncation) => Err(Fault::Truncated(truncation.clone())),
                 Ending::Marker | Ending::NoMarker => Ok(documents),
@@ -218,7 +220,8 @@ impl Documents {
                 if !images.images.is_empty() {
                     return Ok(images);
                 }
-                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest (moby#47210).
+                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest
+                // (moby#47210).
                 let images = from_docker(reader, docker)?;
                 let warning = Warning::IndexUnusable("lists no images");
                 Ok(Images {
@@ -230,7 +233,7 @@ impl Documents {
             (_, Some(docker)) => {
                 let mut images = from_docker(reader, docker)?;
                 if self.is_layout {
-                    images.warnings.push(Warning::IndexUnusable("is absent"));
+                    images.warnings.push(Warning::IndexUnusable("is missing"));
                 }
                 Ok(images)
             }
@@ -239,7 +242,7 @@ impl Documents {
     }
 }
 
-/// Reads a document that lists images; none if there is no such entry.
+/// Reads a document that lists images. Returns `None` if there is no such entry.
 fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<Option<Vec<u8>>, Fault> {
     match (archive.find(entry), &archive.ending) {
         (Found::Nothing, _) => Ok(None),
@@ -253,12 +256,14 @@ fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<O
             limit: limits.json_document,
             set: Some(crate::limits::set_bytes("jsonDocument", limits.json_document)),
         }),
-        // None also where it has to be fetched first; then all this is done again.
+        // The result is also `None` if the document must be fetched first. Then the reader repeats
+        // all this.
         (Found::File(place), _) => archive.read(&place),
     }
 }
 
-/// Whether this makes the archive an OCI layout; containerd takes an empty version for none at all.
+/// Returns true if this version makes the archive an OCI layout. containerd treats an empty version
+/// as missing.
 fn check_version(bytes: &[u8]) -> Result<bool, Fault> {
     let file: LayoutFile = documents::parse_first(bytes).map_err(|error| invalid(LAYOUT_FILE, &error))?;
     match file.image_layout_version.as_str() {
@@ -291,7 +296,7 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
         format!("{} (in folder {folder}/ of the archive)", strangers::DIR_FORM)
     } else if let Some(folder) = &archive.nested_in {
         format!(
-            "the image layout is in folder {folder}/ of the archive; pack what is in that folder, not the folder"
+            "the image layout is in folder {folder}/ of the archive. Pack the content of that folder, not the folder itself"
         )
     } else if matches!(archive.find("repositories"), Found::File(_)) {
         "it is a Docker archive from before version 1.10, without manifest.json".to_owned()
@@ -309,7 +314,8 @@ fn is_root_file_system(archive: &Archive) -> bool {
     is_there(".dockerenv") || usual.count() >= 2
 }
 
-/// Whether what is in a folder of the archive is skopeo's `dir:` form, whose `manifest.json` is one image's manifest.
+/// Returns true if a folder of the archive is in skopeo's `dir:` form. There, `manifest.json` is
+/// the manifest of one image.
 fn is_dir_form(archive: &Archive, folder: &str) -> bool {
     let Found::File(place) = archive.find(&format!("{folder}/{DOCKER}")) else {
         return false;
@@ -318,7 +324,8 @@ fn is_dir_form(archive: &Archive, folder: &str) -> bool {
     is_small && matches!(archive.read(&place), Ok(Some(bytes)) if is_manifest(&bytes))
 }
 
-/// Whether a document is an object with the members of a manifest or an index, and not the list of a Docker archive.
+/// Returns true if a document is an object with the members of a manifest or an index. The
+/// `manifest.json` of a Docker archive is a list.
 fn is_manifest(document: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -396,7 +403,7 @@ fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault
     })
 }
 
-/// What a delta relies on; the inner error says why its list of that is unusable.
+/// Reads the blobs that a delta relies on. The inner error says why their list is unusable.
 fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Reliance, String>>, Fault> {
     let Ok(Annotated { annotations }) = documents::parse(index) else {
         return Ok(None);
@@ -416,14 +423,15 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         .map_err(|flaw| flaw.to_string())
         .and_then(|bytes| reliance::parse(&bytes));
     if let Ok(reliance) = &reliance {
-        // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
+        // `Catalog::completed_by` makes a second catalog beside this one.
         reader.hold_again()?;
         reader.hold(reliance.held_bytes())?;
     }
     Ok(Some(reliance))
 }
 
-/// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.
+/// Returns the elements of `manifest.json`. As in containerd, bytes after the first JSON value do
+/// not matter.
 pub(super) fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
     let mut json = serde_json::Deserializer::from_slice(document);
     RawList::deserialize(&mut json)
@@ -442,7 +450,7 @@ pub(super) fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// Bounds the names of each image: entries for the same descriptor are one image.
+/// Checks the number of names of each image. Entries with the same descriptor are one image.
 fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
     let mut counts: HashMap<&Digest, usize> = HashMap::new();
     for image in images {
@@ -460,7 +468,7 @@ fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
     })
 }
 
-/// Identity of content that no document pins by itself.
+/// Returns the identity of content that no document pins by itself.
 pub(super) fn content_digest(document: &[u8], images: &[Image]) -> Digest {
     let mut hasher = digest::Hasher::sha256();
     hasher.update(document);

@@ -1,5 +1,5 @@
-//! What both formats need while images are made of an archive: blobs found, documents read and verified,
-//! and the account of what they cost.
+//! The parts that both formats need: finds blobs, reads and verifies documents, and charges their
+//! cost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,44 +16,44 @@ use crate::archive::{Archive, Found, Place};
 use crate::limits::set_bytes;
 use crate::{Content, Fault, Flaw, Limits, Node, PartState};
 
-/// Media type of the manifests that Docker archives get.
+/// Media type of the manifests that the reader makes for Docker archives.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// The blobs that the catalog mentions and that are there.
+/// The places of the blobs that the catalog mentions and the archive has.
 pub(crate) type Places = HashMap<Digest, Place>;
 
-/// An archive that is being made into a catalog.
+/// Reads the blobs of an archive for its catalog.
 pub(crate) struct Reader<'a> {
     pub(crate) archive: &'a Archive,
     pub(crate) limits: &'a Limits,
-    /// The blobs met so far that are there.
+    /// Places of the blobs found so far.
     pub(crate) places: Places,
     spent: Account,
-    /// How many bytes of documents may be read in all: the archive once, and some over.
+    /// Most bytes of documents to read: the length of the archive, and some more.
     readable: u64,
 }
 
-/// What images are made of: an archive's blobs, or those of another store.
+/// A source of the blobs of images: an archive, or another store.
 pub(crate) trait Blobs {
-    /// What they may cost.
+    /// Returns the limits on the cost.
     fn limits(&self) -> &Limits;
 
-    /// What they have cost.
+    /// Returns the cost so far.
     fn spent(&self) -> Account;
 
-    /// Puts descriptors, and the bytes they keep, on the account.
+    /// Charges descriptors, and the bytes that they keep.
     fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault>;
 
-    /// Puts other memory that the catalog takes on the account, in bytes.
+    /// Charges other memory that the catalog takes, in bytes.
     fn hold(&mut self, bytes: u64) -> Result<(), Fault>;
 
-    /// Takes the bytes that a descriptor embeds, if they are right and there is no such blob.
+    /// Keeps the bytes that a descriptor embeds, if they are correct and there is no such blob.
     fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor);
 
-    /// What is there of a blob.
+    /// Returns the state of a blob.
     fn state(&mut self, descriptor: &Descriptor) -> PartState;
 
-    /// Reads and verifies a document that is there; the inner error says why it is unusable.
+    /// Reads and verifies a document that is present. The inner error says why it is unusable.
     fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, Flaw>, Fault>;
 }
 
@@ -94,13 +94,13 @@ impl Blobs for Reader<'_> {
     fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         match self.locate(descriptor) {
             Located::Present(place) => self.document(&place, descriptor.digest()),
-            Located::Absent => Ok(Err(format!("blob {} is not there", descriptor.digest()).into())),
+            Located::Absent => Ok(Err(format!("blob {} is missing", descriptor.digest()).into())),
             Located::Broken(reason) => Ok(Err(reason)),
         }
     }
 }
 
-/// A blob that a descriptor names.
+/// The result of looking for the blob of a descriptor.
 pub(crate) enum Located {
     Present(Place),
     Absent,
@@ -119,7 +119,8 @@ impl From<Located> for PartState {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(archive: &'a Archive, limits: &'a Limits) -> Self {
-        // Documents that are shared between images are read once for each: 64 of the largest are enough.
+        // Images that share a document read it once each. An allowance of 64 of the largest
+        // documents is enough.
         let readable = archive
             .length
             .saturating_add(limits.json_document.saturating_mul(64));
@@ -132,12 +133,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Puts the memory that is on the account so far on it once more: there are two of what takes it.
+    /// Charges the memory so far a second time, because there will be two copies.
     pub(crate) fn hold_again(&mut self) -> Result<(), Fault> {
         self.hold(self.spent.held)
     }
 
-    /// Finds the blob of a descriptor, and remembers it if its size is right.
+    /// Finds the blob of a descriptor. Remembers its place if the size is right.
     pub(crate) fn locate(&mut self, descriptor: &Descriptor) -> Located {
         let digest = descriptor.digest();
         let place = match self.places.get(digest) {
@@ -165,14 +166,15 @@ impl<'a> Reader<'a> {
         Located::Present(place)
     }
 
-    /// Why a place cannot be the blob of that digest, where its bytes have been read already.
+    /// Returns the flaw of a place whose bytes have another digest. The bytes must have been read
+    /// before.
     pub(crate) fn is_corrupt(&self, place: &Place, digest: &Digest) -> Option<Flaw> {
         let known = self.archive.known_sha256(place)?;
         let differs = digest.algorithm() == known.algorithm() && *digest != known;
         differs.then(|| Flaw::damage(digest, &known))
     }
 
-    /// Reads a document and verifies it; the inner error says why it is unusable.
+    /// Reads a document and verifies it. The inner error says why it is unusable.
     pub(crate) fn document(
         &mut self,
         place: &Place,
@@ -199,8 +201,9 @@ impl<'a> Reader<'a> {
         Ok(Ok(bytes))
     }
 
-    /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to be fetched
-    /// first; the inner error holds its place in a catalog that is drawn up again then.
+    /// Reads all bytes of a place. The caller must have checked its size. In a compressed archive
+    /// the bytes may need another pass. Then the inner error takes their place, and the catalog is
+    /// made again later.
     pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         self.spent.read = self.spent.read.saturating_add(place.size());
         if self.spent.read > self.readable {
@@ -216,7 +219,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A node for something that has no usable descriptor: one made up from the entry's own bytes.
+/// Makes a node for an entry without a usable descriptor, from the entry's own bytes.
 pub(crate) fn stand_in(entry: &[u8], platform: Option<Platform>, reason: String) -> Node {
     let size = entry.len() as u64;
     Node {

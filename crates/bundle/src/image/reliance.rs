@@ -1,4 +1,5 @@
-//! What is said about blobs that are not in a bundle: what a delta relies on, and what a node has.
+//! Lists of blobs outside a bundle: the blobs that a delta relies on, and the blobs that a node
+//! has.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,25 +9,25 @@ use serde::{Deserialize, Serialize};
 
 use super::account::TEXT;
 
-/// Annotation of `index.json`: the digest of the blob that lists what the bundle relies on.
+/// Annotation of `index.json`: the digest of the blob that lists the blobs a delta relies on.
 const DOCUMENT: &str = "io.airgapd.delta.relies-on";
-/// Annotation of `index.json`: what the base is called, for people.
+/// Annotation of `index.json`: the name of the base, for people.
 const BASE: &str = "io.airgapd.delta.base";
 
-/// The version of both documents. Readers take this one only.
+/// The version of both documents. Readers accept only this version.
 const VERSION: u32 = 1;
 
 /// A blob by digest and size.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlobRef {
-    /// Its digest.
+    /// Digest of the blob.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size of the blob in bytes.
     pub size: u64,
 }
 
 impl BlobRef {
-    /// The blob that a descriptor is about.
+    /// Returns the digest and size of a descriptor's blob.
     pub fn of(descriptor: &Descriptor) -> Self {
         Self {
             digest: descriptor.digest().clone(),
@@ -35,26 +36,26 @@ impl BlobRef {
     }
 }
 
-/// What a delta bundle relies on: blobs that its images need, that are not in it, and that its destination had when
-/// it was made.
+/// The blobs that a delta bundle relies on. Its images need them, the bundle lacks them, and the
+/// destination had them when the bundle was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reliance {
-    /// What the base is called: the file name of a bundle, or the name of a node.
+    /// Name of the base: the file name of a bundle, or the name of a node.
     pub base: String,
-    /// The blobs, in the order of their digests.
+    /// The blobs, sorted by digest.
     pub blobs: Vec<BlobRef>,
 }
 
-/// The cost of a blob that is relied on, in bytes of memory: in the list, and in the sets that are made of it.
+/// Bytes of memory for a blob in the list, and in the sets that are made of the list.
 const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 + 4 * TEXT;
 
 impl Reliance {
-    /// Bytes of memory that it takes.
+    /// Returns the bytes of memory that the list takes.
     pub(crate) fn held_bytes(&self) -> u64 {
         self.base.len() as u64 + self.blobs.len() as u64 * RELIED_ON
     }
 
-    /// Lists blobs that are relied on, each once.
+    /// Makes a list of these blobs, each once.
     pub fn new(base: impl Into<String>, blobs: impl IntoIterator<Item = BlobRef>) -> Self {
         let mut blobs: Vec<BlobRef> = blobs.into_iter().collect();
         blobs.sort_by(|a, b| a.digest.as_ref().cmp(b.digest.as_ref()));
@@ -73,7 +74,7 @@ struct RelianceDocument {
     blobs: Vec<BlobRef>,
 }
 
-/// The document that stands in the bundle as a blob.
+/// Returns the document, which is a blob of the bundle.
 pub(crate) fn document(reliance: &Reliance) -> Vec<u8> {
     let document = RelianceDocument {
         version: VERSION,
@@ -83,7 +84,7 @@ pub(crate) fn document(reliance: &Reliance) -> Vec<u8> {
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }
 
-/// The annotations of `index.json` that lead to the document.
+/// Returns the annotations of `index.json` that refer to the document.
 pub(crate) fn annotations(reliance: &Reliance, document: &[u8]) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         (BASE, reliance.base.clone()),
@@ -91,7 +92,7 @@ pub(crate) fn annotations(reliance: &Reliance, document: &[u8]) -> BTreeMap<&'st
     ])
 }
 
-/// Where the annotations of an `index.json` lead.
+/// Returns the digest of the document from the annotations of an `index.json`.
 pub(crate) fn pointer(annotations: &BTreeMap<String, String>) -> Option<Result<Digest, String>> {
     let digest = annotations.get(DOCUMENT)?;
     Some(digest::parse(digest))
@@ -102,7 +103,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
     let document: RelianceDocument = serde_json::from_slice(bytes).map_err(foreign::reason)?;
     if document.version != VERSION {
         return Err(format!(
-            "version {} is not known, only {VERSION}",
+            "version {} is unknown, only {VERSION} is supported",
             document.version
         ));
     }
@@ -110,23 +111,24 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
     Ok(Reliance::new(document.base, document.blobs))
 }
 
-/// The type knows more algorithms than we take.
+/// Checks the digests, because their type accepts more algorithms than the reader.
 fn check(blobs: &[BlobRef]) -> Result<(), String> {
     blobs
         .iter()
         .try_for_each(|blob| digest::parse(blob.digest.as_ref()).map(drop))
 }
 
-/// What a node has: the answer of `airgapd inventory`, which `--have` reads. `docs/json.md` describes it.
+/// The blobs and images of a node: the output of `airgapd inventory`, which `--have` reads.
+/// `docs/json.md` describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Version of the document: 1.
     pub version: u32,
-    /// What the node is called, for people.
+    /// Name of the node, for people.
     pub node: String,
-    /// The blobs in its content store, in the order of their digests.
+    /// The blobs in its content store, sorted by digest.
     pub blobs: Vec<BlobRef>,
-    /// The image records of its namespace, by name.
+    /// The image records of its namespace, sorted by name.
     #[serde(default)]
     pub images: Vec<InventoryImage>,
 }
@@ -134,14 +136,14 @@ pub struct Inventory {
 /// An image record in an [`Inventory`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InventoryImage {
-    /// Its name.
+    /// Name of the record.
     pub name: String,
-    /// The digest of its target.
+    /// Digest of its target.
     pub digest: Digest,
 }
 
 impl Inventory {
-    /// Lists what a node has, in order.
+    /// Makes an inventory with these blobs and images, sorted.
     pub fn new(
         node: impl Into<String>,
         blobs: impl IntoIterator<Item = BlobRef>,
@@ -162,17 +164,17 @@ impl Inventory {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in one line.
+    /// Returns the reason why the inventory is unusable, in one line.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
         let Version { version } =
-            serde_json::from_slice(bytes).map_err(|error| format!("this is no inventory: {error}"))?;
+            serde_json::from_slice(bytes).map_err(|error| format!("this is not an inventory: {error}"))?;
         if version != VERSION {
             return Err(format!(
-                "version {version} of inventories is not known, only {VERSION}"
+                "inventory version {version} is unknown, only {VERSION} is supported"
             ));
         }
         let inventory: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
@@ -180,7 +182,7 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// The digests of its blobs.
+    /// Returns the digests of its blobs.
     pub fn digests(&self) -> HashSet<&Digest> {
         self.blobs.iter().map(|blob| &blob.digest).collect()
     }

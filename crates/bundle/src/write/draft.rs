@@ -1,4 +1,4 @@
-//! What a bundle shall hold, before its archive is laid out.
+//! The intended content of a bundle, before its archive is laid out.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,21 +8,24 @@ use platforms::Platform;
 use crate::image::documents;
 use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reliance};
 
-/// What a bundle shall hold. The order of images and names does not matter: they are sorted.
+/// The intended content of a bundle. The order of images and names does not matter, because they
+/// are sorted.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// The images. One that is there twice, or under two names, is written once.
+    /// The images. An image that occurs twice, or under two names, is written once.
     pub images: Vec<DraftImage>,
-    /// The layers that are left out because the bundle's destination has them: see [`Draft::leave_out`]. The bundle
-    /// names them, and none of them is asked for although images list it.
+    /// Layers that are left out because the bundle's destination has them: see
+    /// [`Draft::leave_out`]. The bundle lists them. They are never requested, although images refer
+    /// to them.
     pub relies_on: Option<Reliance>,
 }
 
 impl Draft {
-    /// Makes a delta of it: leaves out the layers that are among `present`, which is what a base called `base` has.
+    /// Makes the draft a delta: leaves out the layers in `present`, which the base called `base`
+    /// has.
     ///
-    /// Documents stay, so that the bundle tells all about its images wherever it is looked at. Without any such layer
-    /// it is no delta, and relies on nothing.
+    /// Documents stay, so that the bundle describes its images completely. If no layer is left out,
+    /// the draft is not a delta and relies on nothing.
     pub fn leave_out(&mut self, base: &str, present: &HashSet<Digest>) {
         let documents: HashSet<&Digest> = self
             .images
@@ -37,11 +40,12 @@ impl Draft {
         self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
     }
 
-    /// Leaves out the name by digest of the only image where its other name is a tag of the same repository. Readers of
-    /// layouts take an only entry without being told its name, and airgapd's import makes the name by digest of each tag.
+    /// Removes the name by digest of the only image, if its other name is a tag of the same
+    /// repository. Readers of layouts use the only entry without a name. airgapd's import creates
+    /// the name by digest for each tag.
     ///
-    /// For names that come from containerd, where airgapd has put one beside each tag. A name by digest that was asked for
-    /// is to stay: other importers make none.
+    /// Call this for names from containerd, where airgapd has added a name by digest to each tag.
+    /// Keep a name by digest that the operator gave, because other importers create none.
     pub fn leave_out_derived_name(&mut self) {
         let Some((image, others)) = self.images.split_first() else {
             return;
@@ -67,38 +71,42 @@ impl Draft {
     }
 }
 
-/// An image that a bundle shall hold: its names and its blobs.
+/// An image of the bundle: its names and its blobs.
 #[derive(Clone, Debug)]
 pub struct DraftImage {
-    /// Full references (`docker.io/library/a:1`, `quay.io/b@sha256:...`): each gets an entry of `index.json`. None for
-    /// an image without a name.
+    /// Full references (`docker.io/library/a:1`, `quay.io/b@sha256:...`). Each gets an entry of
+    /// `index.json`. Empty for an image without a name.
     pub names: Vec<String>,
-    /// The index or manifest that the names stand for. Its annotations are kept, but for those that give names.
+    /// The index or manifest behind the names. Its annotations are kept, except those that give
+    /// names.
     pub target: Descriptor,
-    /// The platform of its entry: for manifests that no index tells of.
+    /// The platform of its entry, for manifests that are not in an index.
     pub platform: Option<Platform>,
-    /// The blobs that are JSON documents: indexes, manifests, configs, the target among them.
+    /// Its blobs that are JSON documents: indexes, manifests and configs, including the target.
     pub documents: Vec<BlobRef>,
-    /// All other blobs that are to be in the bundle. Of platforms that are left out there is nothing here.
+    /// All other blobs for the bundle. Layers of platforms that are left out are not in the list.
     pub layers: Vec<BlobRef>,
-    /// The container images among its manifests that are whole, each once: what a Docker archive can say of it. See
+    /// Its complete container images, each once, for the `manifest.json` of a Docker archive. See
     /// [`DraftImage::find_images`].
     pub images: Vec<WholeImage>,
 }
 
-/// A container image with all its blobs, as `manifest.json` of a Docker archive lists one.
+/// A container image with all its blobs, in the form of an element of a Docker archive's
+/// `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WholeImage {
-    /// The blob of its config.
+    /// Digest of the config.
     pub(super) config: Digest,
-    /// The blobs of its layers, the lowest first.
+    /// Digests of the layers, lowest first.
     pub(super) layers: Vec<Digest>,
-    /// Whether each layer is a tar archive, plain or compressed, as readers of Docker archives expect.
+    /// True if each layer is a tar archive, plain or compressed, as readers of Docker archives
+    /// expect.
     pub(super) has_tars_only: bool,
 }
 
 impl WholeImage {
-    /// What a manifest describes; `None` for artifacts, and where containerd could not unpack it.
+    /// Returns the image that a manifest describes. Returns `None` for artifacts, and for images
+    /// that containerd could not unpack.
     fn of(manifest: &Manifest) -> Option<Self> {
         let is_sound = manifest.kind == Kind::Image && manifest.problems.is_empty();
         is_sound.then(|| Self {
@@ -117,7 +125,7 @@ impl WholeImage {
 }
 
 impl DraftImage {
-    /// An image of a bundle as it is: its names, and every blob that is there.
+    /// Returns an unchanged image of a bundle: its names, and every blob that is present.
     pub fn of(image: &Image) -> Self {
         let mut draft = Self {
             names: image.names.iter().map(|name| name.as_str().to_owned()).collect(),
@@ -132,7 +140,7 @@ impl DraftImage {
         draft
     }
 
-    /// The part of an image that these blobs are: of whatever else it has, nothing is taken.
+    /// Returns a part of an image: its documents and layers that are in `blobs`.
     pub fn part(names: Vec<String>, root: &Node, blobs: &HashSet<Digest>) -> Self {
         let mut draft = Self {
             names,
@@ -147,7 +155,7 @@ impl DraftImage {
         draft
     }
 
-    /// Adds a node and what is below it, as far as it is there and wanted.
+    /// Adds a node and the blobs below it that are present and wanted.
     fn add(&mut self, node: &Node, is_wanted: &dyn Fn(&Digest) -> bool) {
         if !is_wanted(node.descriptor.digest()) {
             return;
@@ -173,7 +181,7 @@ impl DraftImage {
         }
     }
 
-    /// Finds the container images below `root`, its target, of which it has every blob.
+    /// Finds the container images below the target `root` whose blobs are all in the draft.
     pub fn find_images(&mut self, root: &Node) {
         let own: HashSet<&Digest> = self.blobs().map(|blob| &blob.digest).collect();
         let mut found = Vec::new();
@@ -181,7 +189,7 @@ impl DraftImage {
         self.images = found;
     }
 
-    /// Its blobs, documents first.
+    /// Returns its blobs, documents first.
     pub fn blobs(&self) -> impl Iterator<Item = &BlobRef> {
         self.documents.iter().chain(&self.layers)
     }

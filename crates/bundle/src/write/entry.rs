@@ -1,14 +1,16 @@
-//! Headers of the archive's entries: regular files that belong to nobody and were changed at the beginning of 1970.
+//! Headers of the archive's entries: regular files without an owner, last modified at the beginning
+//! of 1970.
 
 use tar::{EntryType, Header};
 
-/// Bytes of a header, and the unit that entry data is padded to.
+/// Size of a header in bytes. Entry data is padded to multiples of it.
 pub(super) const BLOCK: usize = 512;
 
 /// The largest size that the eleven octal digits of a header hold: 8 GiB less one byte.
 const LARGEST_OCTAL: u64 = (1 << 33) - 1;
 
-/// The headers of a file: its own, and an extended one before it where a name or size does not fit there.
+/// Returns the headers of a file. An extended header precedes the header if a name or a size does
+/// not fit into it.
 pub(super) fn headers(name: &str, size: u64) -> Vec<u8> {
     let mut records = Vec::new();
     let mut header = Header::new_ustar();
@@ -32,7 +34,7 @@ pub(super) fn headers(name: &str, size: u64) -> Vec<u8> {
         bytes.extend(records);
         bytes.extend(padding(length));
     }
-    // Zero where the extended header has it: a second size could only be another one.
+    // Zero if the extended header has the size, because this field cannot hold the same value.
     let size = if size > LARGEST_OCTAL { 0 } else { size };
     bytes.extend_from_slice(finished(header, EntryType::Regular, size).as_bytes());
     bytes
@@ -49,7 +51,7 @@ fn finished(mut header: Header, kind: EntryType, size: u64) -> Header {
     header
 }
 
-/// A record of an extended header. Its length counts its own digits, too.
+/// Returns a record of an extended header. Its length counts its own digits, too.
 fn record(key: &str, value: &str) -> Vec<u8> {
     let rest = format!(" {key}={value}\n");
     let mut length = rest.len();
@@ -59,13 +61,13 @@ fn record(key: &str, value: &str) -> Vec<u8> {
     format!("{length}{rest}").into_bytes()
 }
 
-/// The zeros that follow so many bytes of a file.
+/// Returns the zeros that pad a file of `size` bytes.
 pub(super) fn padding(size: u64) -> Vec<u8> {
     let over = usize::try_from(size % BLOCK as u64).expect("less than a block");
     vec![0; (BLOCK - over) % BLOCK]
 }
 
-/// How many bytes a file takes in the archive.
+/// Returns the number of bytes that a file takes in the archive.
 pub(super) fn length(name: &str, size: u64) -> u64 {
     headers(name, 0).len() as u64
         + size.next_multiple_of(BLOCK as u64)

@@ -1,4 +1,4 @@
-//! The blobs of bundles, for whoever makes other bundles of them.
+//! A source of blobs for a new bundle: the blobs of other bundles.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,10 +14,10 @@ use crate::archive::Extent;
 use crate::bundle::Blob;
 use crate::{BlobRef, Bundle};
 
-/// Feeds a bundle with the blobs of others. Cheap to clone.
+/// Provides the blobs of other bundles. It is cheap to clone.
 ///
-/// Blobs of bundles that can only be read in their order ([`Bundle::is_sequential`]) are taken out of them in one pass
-/// and kept in a file without a name until this is dropped.
+/// Some bundles can only be read in order ([`Bundle::is_sequential`]). Their blobs are extracted in
+/// one pass, into an unnamed file that lasts until this value is dropped.
 #[derive(Clone, Debug)]
 pub struct FromBundles {
     sources: Arc<HashMap<Digest, Source>>,
@@ -31,12 +31,13 @@ enum Source {
 }
 
 impl FromBundles {
-    /// Finds blobs in bundles; the first bundle that has one and can be gone into gives it. What none has is missed
-    /// when it is asked for. `folder` is where there is room for what has to be kept. Blocking.
+    /// Finds blobs in bundles. A blob comes from the first bundle that has it, but bundles with
+    /// random access go first. A blob that no bundle has is an error when it is requested.
+    /// Extracted blobs need room in `folder`. The call blocks.
     ///
     /// # Errors
     ///
-    /// If a bundle cannot be read on, or what is to be kept cannot be written.
+    /// Returns an error if a bundle cannot be read, or if extracted blobs cannot be written.
     pub fn new(bundles: &[Bundle], wanted: &[BlobRef], folder: &Path) -> io::Result<Self> {
         let mut sources = HashMap::new();
         let mut left: HashSet<Digest> = wanted.iter().map(|blob| blob.digest.clone()).collect();
@@ -66,13 +67,13 @@ impl FromBundles {
         })
     }
 
-    /// How many bytes were read so far, by this one and its clones.
+    /// Returns the number of bytes that this value and its clones have read so far.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 }
 
-/// Takes blobs out of a bundle in one pass.
+/// Extracts blobs from a bundle in one pass.
 fn spool(bundle: &Bundle, wanted: &HashSet<Digest>, folder: &Path) -> io::Result<Vec<(Digest, Source)>> {
     let file = Arc::new(tempfile::tempfile_in(folder)?);
     let mut target = BufWriter::with_capacity(256 << 10, &*file);

@@ -1,4 +1,4 @@
-//! Every entry of a bundle's archive, in order, before the first byte is written.
+//! The entries of a bundle's archive in order, before the first byte is written.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -11,17 +11,18 @@ use super::{Draft, DraftImage, WholeImage, WriteError, entry};
 use crate::BlobRef;
 use crate::image::{blob_name, reliance};
 
-/// The name of an image for containerd and everything that is built on it.
+/// Annotation with the name of an image, for containerd and the programs that are built on it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// The name of an image for other tools (OCI image-spec, "Pre-Defined Annotation Keys").
+/// Annotation with the name of an image, for other tools (OCI image-spec, "Pre-Defined Annotation
+/// Keys").
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// The archive of a [`Draft`]: which entries there are, and in which order.
+/// The archive of a [`Draft`]: its entries and their order.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Names and bytes of what we write ourselves.
+    /// Names and bytes of the documents that this module makes.
     own: Vec<(String, Vec<u8>)>,
     blobs: Vec<BlobRef>,
     digest: Digest,
@@ -61,12 +62,14 @@ struct Element<'a> {
 }
 
 impl Layout {
-    /// Lays a draft out: documents before layers, both in the order of the images' names, each blob once.
+    /// Lays out a draft: documents before layers, both in the order of the images' names, each blob
+    /// once.
     ///
     /// # Errors
     ///
-    /// [`WriteError::Draft`] when there is no image, a blob is given with two sizes, an image does not list its own
-    /// target, or there are more images, or names of one, than readers take.
+    /// Returns [`WriteError::Draft`] for a draft without images, a blob with two sizes, or an image
+    /// without its own target. Also if the images, or the names of an image, exceed what readers
+    /// accept.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         let mut images: Vec<&DraftImage> = draft.images.iter().collect();
         images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
@@ -111,17 +114,17 @@ impl Layout {
         })
     }
 
-    /// The blobs that are written, in their order: documents, then layers.
+    /// Returns the blobs in the order of writing: documents, then layers.
     pub fn blobs(&self) -> &[BlobRef] {
         &self.blobs
     }
 
-    /// The digest of `index.json`: what the catalog of the bundle will have as its own.
+    /// Returns the digest of `index.json`, which will be the digest of the bundle's catalog.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// How many bytes the archive has before it is compressed.
+    /// Returns the size of the archive in bytes before compression.
     pub fn archive_size(&self) -> u64 {
         let own = self
             .own
@@ -156,7 +159,7 @@ fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
         *count += image.names.len();
         if *count > most_names {
             return Err(WriteError::Draft(format!(
-                "{} has {count} names, more than the {most_names} that one image of a bundle may have; make several bundles",
+                "{} has {count} names, more than the {most_names} that one image of a bundle may have. Make several bundles",
                 image.target.digest()
             )));
         }
@@ -164,7 +167,7 @@ fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
     let entries: usize = images.iter().map(|image| image.names.len().max(1)).sum();
     if entries > limit {
         return Err(WriteError::Draft(format!(
-            "{entries} names of images are more than the {limit} that a bundle may have; make several bundles"
+            "{entries} names of images are more than the {limit} that a bundle may have. Make several bundles"
         )));
     }
     let lacks_target =
@@ -188,7 +191,7 @@ impl<'a> Order<'a> {
     fn add(&mut self, blob: &'a BlobRef) -> Result<(), WriteError> {
         match self.sizes.insert(&blob.digest, blob.size) {
             Some(size) if size != blob.size => Err(WriteError::Draft(format!(
-                "blob {} is said to have {size} bytes and {} bytes",
+                "blob {} has two sizes in the draft: {size} and {} bytes",
                 blob.digest, blob.size
             ))),
             Some(_) => Ok(()),
@@ -223,13 +226,18 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }
 
-/// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all images without being
-/// told a name. Readers of both go by the layout.
+/// Returns `manifest.json`, in which `docker load`, `podman load` and readers of Docker archives
+/// find all images without a name. Readers of both formats use the layout.
 ///
-/// It lists every container image of the bundle, or there is none: a reader that goes by it must not miss one. So there is
-/// none where an image or a name is there for several platforms, since nothing would say which of them a reader gets, or
-/// where a delta leaves layers out. Artifacts are no images to such readers. It has no effect on the catalog: each of its names is
-/// one of `index.json`.
+/// The document lists every container image of the bundle, because its readers must not miss an
+/// image. The document is left out in two cases:
+///
+/// - An image or a name has several platforms, since the document cannot say which one a reader
+///   gets.
+/// - A delta leaves out layers.
+///
+/// Such readers do not count artifacts as images. The document does not change the catalog, because
+/// `index.json` has each of its names too.
 fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Option<Vec<u8>> {
     let mut elements: Vec<Element<'_>> = Vec::new();
     let mut known: HashMap<&WholeImage, usize> = HashMap::new();
@@ -275,14 +283,14 @@ fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Opti
     (!elements.is_empty() && fits).then_some(document)
 }
 
-/// Whether a name is one by tag, as all of a Docker archive are.
+/// Returns true for a name with a tag. All names of a Docker archive have one.
 fn has_tag(name: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or_default();
     !name.contains('@') && last.contains(':')
 }
 
-/// One entry of `index.json`. Both annotations have the full name: a tag alone would be the same for many images of a
-/// bundle, and whoever asks for one of them by it would get any.
+/// Returns an entry of `index.json`. Both annotations have the full name. Many images of a bundle
+/// may have the same tag, so a tag alone would select any of them.
 fn entry_of<'a>(name: Option<&'a str>, image: &'a DraftImage) -> Entry<'a> {
     let target: &Descriptor = &image.target;
     let kept = target.annotations().iter().flatten();

@@ -1,4 +1,4 @@
-//! A file that is there whole or not at all.
+//! An output file that is either complete or absent.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::WriteError;
 
-/// A file on its way: written beside its place under a temporary name, which begins with a dot so that nobody takes
-/// it for a bundle, and put there by [`Output::commit`]. Dropped without that, nothing is left of it.
+/// A file in progress. It is written beside its destination under a temporary name, and
+/// [`Output::commit`] renames it. The temporary name begins with a dot, so that the daemon does not
+/// take the file for a bundle. If the value is dropped before, the file is removed.
 #[derive(Debug)]
 pub struct Output {
     file: tempfile::NamedTempFile,
@@ -16,11 +17,12 @@ pub struct Output {
 }
 
 impl Output {
-    /// Begins a file that will be at `path`. Blocking.
+    /// Starts a file that will be at `path`. The call blocks.
     ///
     /// # Errors
     ///
-    /// [`WriteError::Target`] when `path` has no file name or is a folder, or nothing can be written beside it.
+    /// Returns [`WriteError::Target`] if `path` has no file name or is a folder. Also if no file
+    /// can be created beside it.
     pub fn create(path: &Path) -> Result<Self, WriteError> {
         let failed = |action, source| WriteError::Target { action, source };
         let Some(name) = path.file_name() else {
@@ -32,7 +34,7 @@ impl Output {
         }
         let folder = folder_of(path);
         let mut prefix = std::ffi::OsString::from(".");
-        // Names have 255 bytes at most, and the random part needs some of them.
+        // Names have at most 255 bytes, and the random part needs some of them.
         let name = &name.to_string_lossy();
         prefix.push(name.chars().take(60).collect::<String>());
         prefix.push(".");
@@ -48,11 +50,13 @@ impl Output {
         })
     }
 
-    /// Puts the file in its place, over what is there, when its bytes are on the disk. Blocking.
+    /// Syncs the file and moves it to its path, where it replaces an existing file. The call
+    /// blocks.
     ///
     /// # Errors
     ///
-    /// [`WriteError::Target`] when it cannot be synced or renamed; nothing is left of it then.
+    /// Returns [`WriteError::Target`] if the file cannot be synced or renamed. The file is removed
+    /// then.
     pub fn commit(self) -> Result<(), WriteError> {
         let failed = |action, source| WriteError::Target { action, source };
         self.file
@@ -67,7 +71,7 @@ impl Output {
             .map_err(|source| failed("sync the folder of the output", source))
     }
 
-    /// Where the file is until then: for those who end without dropping it.
+    /// Returns the temporary path, for programs that exit without dropping the value.
     pub fn temporary(&self) -> &Path {
         self.file.path()
     }

@@ -1,6 +1,7 @@
-//! From the archive's bytes to the file's: not compressed, or compressed so that it can be gone into.
+//! Writes the archive's bytes to the file: plain, or compressed with random access.
 //!
-//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), and the seekable format of zstd's contrib folder, version 0.1.0.
+//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), and the seekable format of zstd's contrib folder,
+//! version 0.1.0.
 
 use std::io::{self, Write};
 
@@ -14,23 +15,24 @@ use crate::{Compression, Limits};
 /// Bytes of a blob that are compressed at a time.
 pub(super) const PIECE: usize = 128 << 10;
 
-/// Bytes of a layer in one frame: so much is decompressed in vain at most to get at a byte of it, and both sizes of a
-/// frame fit the 32 bits of the table.
+/// Bytes of a layer in one frame. A reader decompresses at most this many bytes in vain to reach a
+/// byte. Both sizes of a frame fit the 32 bits of the table.
 const FRAME: u64 = 32 << 20;
 
-/// Headers and small blobs share a frame up to this size.
+/// Bytes of headers and small blobs that may share a frame.
 const SHARED_FRAME: usize = 256 << 10;
 
-/// Blobs below this size have no frame of their own.
+/// Bytes of the smallest blob that has its own frame.
 const SMALL_BLOB: u64 = 64 << 10;
 
-/// What zstd itself takes unless it is asked.
+/// zstd's default level.
 const ZSTD_LEVEL: i32 = 3;
 
-/// "Unknown", so that the file does not tell where it was made (RFC 1952, 2.3.1).
+/// "Unknown", so that the file does not show where it was made (RFC 1952, 2.3.1).
 const NO_OPERATING_SYSTEM: u8 = 255;
 
-/// Takes the archive's bytes in order. A blob is announced and ended; everything else is small.
+/// Accepts the archive's bytes in order. Each blob has a call at its start and at its end. All
+/// other bytes are small.
 pub(super) struct Packer<W: Write> {
     codec: Codec<Counted<W>>,
     archive: u64,
@@ -68,7 +70,7 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    /// A blob of this size begins.
+    /// Starts a blob of `size` bytes.
     pub(super) fn begin(&mut self, size: u64) -> io::Result<()> {
         match &mut self.codec {
             Codec::Plain(_) | Codec::Gzip(_) => Ok(()),
@@ -127,12 +129,12 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Writes frames, and notes them for the table.
+/// Writes frames, and records them for the table.
 struct Frames<W: Write> {
     state: State<W>,
-    /// What goes into the next shared frame.
+    /// Bytes for the next shared frame.
     shared: Vec<u8>,
-    /// Bytes that are left of a blob with frames of its own.
+    /// Bytes that are left of a blob with its own frames.
     blob_left: Option<u64>,
     table: SeekTable,
 }
@@ -146,7 +148,7 @@ enum State<W: Write> {
         /// Bytes of the file before the frame.
         start: u64,
     },
-    /// Something failed.
+    /// A call has failed.
     Broken,
 }
 
@@ -205,11 +207,11 @@ impl<W: Write> Frames<Counted<W>> {
 
     fn begin_frame(&mut self, size: u64) -> io::Result<()> {
         let State::Between(target) = std::mem::replace(&mut self.state, State::Broken) else {
-            return Err(io::Error::other("a frame begins inside another"));
+            return Err(io::Error::other("a frame starts inside another"));
         };
         let start = target.count;
         let mut encoder = zstd::Encoder::new(target, ZSTD_LEVEL)?;
-        // The size stands in the frame itself, where a reader can hold it against the table.
+        // The frame itself has its size, so that a reader can compare it with the table.
         encoder.set_pledged_src_size(Some(size))?;
         encoder.include_contentsize(true)?;
         encoder.include_checksum(true)?;
@@ -222,10 +224,11 @@ impl<W: Write> Frames<Counted<W>> {
         Ok(())
     }
 
-    /// Writes what fits into the frame, and ends it when it is full; tells how much it was.
+    /// Writes the bytes that fit into the frame, and ends the frame when it is full. Returns their
+    /// number.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let State::Inside { encoder, left, .. } = &mut self.state else {
-            return Err(io::Error::other("no frame was begun"));
+            return Err(io::Error::other("no frame was started"));
         };
         let n = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
         encoder.write_all(&bytes[..n])?;
@@ -241,7 +244,7 @@ impl<W: Write> Frames<Counted<W>> {
             encoder, size, start, ..
         } = std::mem::replace(&mut self.state, State::Broken)
         else {
-            return Err(io::Error::other("no frame was begun"));
+            return Err(io::Error::other("no frame was started"));
         };
         let target = encoder.finish()?;
         self.table.push(target.count - start, size)?;
@@ -256,9 +259,10 @@ impl<W: Write> Frames<Counted<W>> {
         };
         let missing = Limits::default().least_file(archive).saturating_sub(target.count);
         if missing > 0 {
-            // Zeros compress thirty thousandfold, which readers are right to take for an attack.
-            let bytes =
-                u32::try_from(missing).map_err(|_| io::Error::other("layers of zeros beyond any measure"))?;
+            // Zeros compress thirty thousandfold, which readers rightly take for an attack.
+            let bytes = u32::try_from(missing).map_err(|_| {
+                io::Error::other("the layers of zeros are too large for the padding of their frames")
+            })?;
             let ballast = ballast(bytes);
             target.write_all(&ballast)?;
             self.table.push(ballast.len() as u64, 0)?;

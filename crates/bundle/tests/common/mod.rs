@@ -1,4 +1,4 @@
-//! What the tests of the reader share.
+//! Helpers that the tests of the reader share.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::{Read as _, Write as _};
@@ -36,7 +36,7 @@ pub(crate) fn good(archive: &Archive) -> Bundle {
     open(&archive.to_bytes()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Opens an archive that must not be one.
+/// Opens an archive that must be refused.
 pub(crate) fn refused(archive: &Archive) -> Fault {
     match open(&archive.to_bytes()) {
         Err(error) => error.fault,
@@ -44,7 +44,8 @@ pub(crate) fn refused(archive: &Archive) -> Fault {
     }
 }
 
-/// Returns true for the faults of a file that is still being written: waiting may help.
+/// Returns true for the faults of a file that is still being written. The rest of the file may cure
+/// them.
 pub(crate) fn looks_unfinished(error: &Error) -> bool {
     matches!(
         error.fault,
@@ -60,7 +61,7 @@ pub(crate) fn only_image(bundle: &Bundle) -> &Image {
     }
 }
 
-/// The manifest of a node that is one.
+/// The manifest of a node. Panics for any other node.
 pub(crate) fn manifest(node: &Node) -> &Manifest {
     match &node.content {
         Content::Manifest(manifest) => manifest,
@@ -68,7 +69,7 @@ pub(crate) fn manifest(node: &Node) -> &Manifest {
     }
 }
 
-/// The children of a node that is an index.
+/// The children of an index. Panics for any other node.
 pub(crate) fn children(node: &Node) -> &[Node] {
     match &node.content {
         Content::Index(children) => children,
@@ -80,11 +81,11 @@ pub(crate) fn children(node: &Node) -> &[Node] {
 pub(crate) fn broken(node: &Node) -> &str {
     match &node.content {
         Content::Broken(reason) => reason,
-        content => panic!("something broken was expected: {content:?}"),
+        content => panic!("a broken node was expected: {content:?}"),
     }
 }
 
-/// Whether everything below a node is there and nothing keeps it from running.
+/// Returns true if everything below a node is present and able to run.
 pub(crate) fn is_whole(node: &Node) -> bool {
     match &node.content {
         Content::Index(children) => children.iter().all(is_whole),
@@ -107,7 +108,7 @@ pub(crate) fn blob(bundle: &Bundle, digest: &Digest) -> Vec<u8> {
     bytes
 }
 
-/// Asserts that all blobs of a whole node are handed out with the right bytes.
+/// Asserts that a bundle returns all blobs of a whole node with the right bytes.
 pub(crate) fn assert_blobs_are_right(bundle: &Bundle, node: &Node) {
     assert_eq!(
         digest_of(&blob(bundle, node.descriptor.digest())),

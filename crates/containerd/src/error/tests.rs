@@ -11,14 +11,14 @@ fn an_answer_is_told_in_words_and_not_in_codes() {
         (
             Code::FailedPrecondition,
             "namespace is required: failed precondition",
-            "cannot write blob a: containerd refused: something has to be different before (namespace is required)",
+            "cannot write blob a: containerd refused: a precondition is not met (namespace is required)",
         ),
         (
             Code::ResourceExhausted,
             "trying to send message larger than max (45 vs. 16): resource exhausted",
-            "cannot write blob a: that is larger than containerd's messages may be on /x.sock (max_send_message_size in \
-             containerd's configuration allows more): one of its own limits is reached (trying to send message larger than \
-             max (45 vs. 16))",
+            "cannot write blob a: the message exceeds the size limit of containerd on /x.sock (raise max_send_message_size \
+             in containerd's configuration): it reached one of its own limits (trying to send message larger than max (45 vs. \
+             16))",
         ),
         (
             Code::Unavailable,
@@ -48,7 +48,7 @@ fn an_answer_is_told_in_words_and_not_in_codes() {
         (
             Code::NotFound,
             "content sha256:a: not found",
-            "cannot write blob a: containerd failed: it does not have that (content sha256:a)",
+            "cannot write blob a: containerd failed: it does not have this (content sha256:a)",
         ),
     ];
     for (code, text, expected) in rows {
@@ -68,11 +68,11 @@ fn bytes_that_containerd_does_not_take_are_told_with_both_digests() {
     );
     assert_eq!(
         told("unexpected commit size 90, expected 10: failed precondition".to_owned()),
-        format!("{wanted} has 90 bytes in containerd, and should have others")
+        format!("{wanted} has 90 bytes in containerd, which is not the expected size")
     );
     assert_eq!(
         told("odd: failed precondition".to_owned()),
-        format!("containerd does not take the bytes of {wanted}: odd")
+        format!("containerd does not accept the bytes of {wanted}: odd")
     );
 }
 

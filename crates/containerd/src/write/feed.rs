@@ -1,4 +1,4 @@
-//! The blocking half of writing a blob: reads its source, piece by piece, into messages.
+//! The blocking half of writing a blob: it reads the source piece by piece into messages.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -15,37 +15,38 @@ use super::BlobSource;
 use crate::error::Error;
 use crate::wire::size_to_wire;
 
-/// Bytes per message. Larger ones cost memory and gain no speed.
+/// Bytes per message. Larger messages cost memory and gain no speed.
 const CHUNK: usize = 512 << 10;
 
-/// One transfer's thread: from the source into the queue of messages.
+/// The thread of one transfer, which fills the queue of messages from the source.
 pub(super) struct Feed {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) source: Arc<dyn BlobSource>,
     pub(super) requests: mpsc::Sender<WriteContentRequest>,
-    /// The offset reached by queued messages.
+    /// The offset that queued messages have reached.
     pub(super) queued: Arc<AtomicU64>,
     pub(super) stop: CancellationToken,
-    /// The last message, for when all bytes were as declared.
+    /// The last message, sent if all bytes were as declared.
     pub(super) commit: WriteContentRequest,
 }
 
-/// How a thread ended.
+/// Result of a thread.
 pub(super) enum Fed {
-    /// Everything was queued, COMMIT too.
+    /// The thread queued every message, COMMIT included.
     Whole,
     /// The queue is closed: its writer has given up.
     HungUp,
-    /// The source is not what was declared. Nothing was committed.
+    /// The source does not match its declaration. Nothing was committed.
     Unfit(Error),
 }
 
 impl Feed {
-    /// Feeds from `offset` on. Blocks.
+    /// Feeds the bytes from `offset` on. Blocks.
     pub(super) fn run(self, offset: u64) -> Fed {
         match self.send_data(offset) {
-            // A blob whose writer has given up is left to be resumed, even if it is only the commit that lacks.
+            // If the writer has given up, the blob is left for another pass, even if only the
+            // commit is missing.
             Ok(true) if !self.stop.is_cancelled() && self.requests.blocking_send(self.commit).is_ok() => {
                 Fed::Whole
             }
@@ -54,7 +55,8 @@ impl Feed {
         }
     }
 
-    /// Queues the bytes from `offset` on; says whether all were. Errs unless they were exactly as many as declared.
+    /// Queues the bytes from `offset` on. Returns true if all are queued. Fails unless the source
+    /// has exactly the declared length.
     fn send_data(&self, mut offset: u64) -> Result<bool, Error> {
         let Feed { digest, size, .. } = self;
         let failed = |error| Error::source(digest, error);
@@ -96,7 +98,7 @@ pub(super) fn read_whole(source: &dyn BlobSource, digest: &Digest, size: u64) ->
     ends(&mut *reader, digest, size).map(|()| data)
 }
 
-/// Errs unless a reader has come to its end.
+/// Fails unless a reader is at its end.
 fn ends(reader: &mut dyn Read, digest: &Digest, size: u64) -> Result<(), Error> {
     match read_chunk(reader, 1)
         .map_err(|error| Error::source(digest, error))?
@@ -121,7 +123,8 @@ fn too_short(digest: &Digest, size: u64, length: u64) -> Error {
     )
 }
 
-/// Hashes the first `length` bytes of a source, fewer if it has no more or its writer has given up. Blocks.
+/// Hashes the first `length` bytes of a source. Hashes fewer if the source ends before or its
+/// writer has given up. Blocks.
 pub(super) fn hash_beginning(
     source: &dyn BlobSource,
     length: u64,
@@ -138,7 +141,7 @@ pub(super) fn hash_beginning(
     }
 }
 
-/// Reads a chunk, less only at the end of the source or of what `remains`.
+/// Reads a chunk. It is shorter only at the end of the source or of `remains`.
 fn read_chunk(reader: &mut dyn Read, remains: u64) -> io::Result<Vec<u8>> {
     let length = usize::try_from(remains).map_or(CHUNK, |remains| remains.min(CHUNK));
     let mut chunk = Vec::with_capacity(length);

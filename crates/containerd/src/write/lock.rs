@@ -1,4 +1,5 @@
-//! The wait for an ingest that another writer has locked: how long it may stand still, and how often it is looked at. Pure.
+//! The wait for an ingest that another writer has locked: the longest time without progress, and
+//! the pauses between two looks. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,12 @@ const PAUSES: Backoff = Backoff {
     longest: Duration::from_secs(2),
 };
 
-/// A locked ingest, as it is watched.
+/// The observed state of a locked ingest.
 pub(super) struct Lock {
-    /// For a writer that does not get on.
+    /// Longest time without progress.
     limit: Duration,
-    /// How far the ingest was at the last look (`None`: there was none), and since when.
+    /// Number of bytes at the last look, and the time since when. The number is `None` if there was
+    /// no ingest.
     seen: Option<(Option<u64>, Instant)>,
     pauses: u32,
 }
@@ -28,7 +30,8 @@ impl Lock {
         }
     }
 
-    /// Looks at the ingest, which has so many bytes now. Returns how long it has stood still once that is the limit.
+    /// Takes the ingest's number of bytes at this look. Once the time without progress has reached
+    /// the limit, returns that time.
     pub(super) fn stands_still(&mut self, reached: Option<u64>, now: Instant) -> Option<Duration> {
         match self.seen {
             Some((before, since)) if before == reached => {
@@ -42,7 +45,7 @@ impl Lock {
         }
     }
 
-    /// The pause before the next look.
+    /// Returns the pause before the next look.
     pub(super) fn pause(&mut self, chance: u64) -> Duration {
         let pause = PAUSES.wait(self.pauses, chance);
         self.pauses = self.pauses.saturating_add(1);
@@ -54,7 +57,7 @@ impl Lock {
 mod tests {
     use super::*;
 
-    /// Looks once a second; gives after how many seconds the wait is over.
+    /// Looks once a second. Returns the number of seconds after which the wait is over.
     fn waited(reached_at: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let (mut lock, start) = (Lock::new(Duration::from_secs(60)), Instant::now());
         (0..1000).find(|second| {

@@ -1,9 +1,10 @@
-//! Other importers at the same blob: who they are, and how long it is worth waiting for them. Pure.
+//! Other importers that write the same blob: how to recognise them, and how long to wait. Pure.
 //!
-//! containerd does not say which blob an ingest is to become, only what its writer called it. Those that matter put the
-//! digest into the name: containerd's Go import (k0s, k3s, `ctr`) calls it after the path in the archive, for image
-//! layouts `tar-blobs/sha256/<hex>`; pulls (CRI, `ctr`) call it `layer-sha256:<hex>` and the like. An ingest whose
-//! writer is gone looks like one that is written to, until it has not moved for a while.
+//! containerd does not say which blob an ingest will become. It gives only the name that the writer
+//! chose. The importers that matter put the digest into the name. containerd's Go import (k0s, k3s,
+//! `ctr`) names an ingest after the path in the archive, for image layouts
+//! `tar-blobs/sha256/<hex>`. Pulls (CRI, `ctr`) use names like `layer-sha256:<hex>`. An ingest
+//! whose writer died looks like an active one until it has made no progress for a while.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use crate::content::{Ingest, ingest_ref};
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether an ingest of another importer is about to become this blob, as far as its name and size tell.
+/// Returns true if an ingest of another importer is about to become this blob, judged by its name
+/// and size.
 fn is_of_blob(ingest: &Ingest, digest: &Digest, size: u64) -> bool {
     ingest.reference != ingest_ref(digest)
         && ingest.reference.contains(digest.digest())
@@ -24,15 +26,15 @@ fn is_of_blob(ingest: &Ingest, digest: &Digest, size: u64) -> bool {
         && ingest.offset <= size
 }
 
-/// What is known of those who write one blob.
+/// Observed progress of the other importers of one blob.
 pub(super) struct Others<'a> {
     digest: &'a Digest,
     size: u64,
-    /// For one that still has bytes to write, since it last did.
+    /// Limit without progress for an importer that still has bytes to write.
     patience: Duration,
-    /// For one that has them all, and waits for its commit to reach the disk.
+    /// Limit for an importer that has sent all bytes and waits for its commit to reach the disk.
     commit_patience: Duration,
-    /// How far they were all in all, and since when.
+    /// Furthest offset among them, and the time since when.
     seen: Option<(u64, Instant)>,
 }
 
@@ -47,8 +49,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Looks at the ingests as they are at this moment. Returns the pause before the next look; `None` when no importer
-    /// is at the blob, or none gets on with it.
+    /// Takes the ingests of this moment. Returns the pause before the next look. Returns `None` if
+    /// no importer is writing the blob, or if none makes progress.
     pub(super) fn look(&mut self, ingests: &[Ingest], now: Instant, clock: Timestamp) -> Option<Duration> {
         let theirs = ingests
             .iter()
@@ -71,7 +73,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Whether it was last written to so long ago that its writer must be gone. Where that is not known it is watched.
+    /// Returns true if the last write is so long ago that the ingest's writer must be gone. Without
+    /// a time of the last write, returns false, and the ingest is watched.
     fn is_stale(&self, ingest: &Ingest, clock: Timestamp) -> bool {
         let idle = ingest.updated_at.map(|at| clock.duration_since(at));
         idle.is_some_and(|idle| {
@@ -108,7 +111,8 @@ mod tests {
             (format!("tar-./blobs/sha256/{hex}"), 7, SIZE, true),
             (format!("layer-sha256:{hex}"), 0, 0, true),
             (format!("tar-{hex}.tar"), SIZE, SIZE, true),
-            // Another file of that name, ours, another blob, one without a digest.
+            // Another file of that name, an ingest of this client, another blob, a name without a
+            // digest.
             (format!("tar-blobs/sha256/{hex}"), 7, SIZE + 1, false),
             (format!("compress-blob-sha256-{hex}"), SIZE + 1, 0, false),
             (format!("airgapd-sha256:{hex}"), 7, SIZE, false),
@@ -121,7 +125,7 @@ mod tests {
         }
     }
 
-    /// Looks once a second; gives after how many seconds it is waited no longer.
+    /// Looks once a second. Returns the number of seconds after which the wait ends.
     fn waited(offset_at: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let (digest, start) = (digest(), Instant::now());
         let mut others = Others::of(&digest, SIZE, &Options::default());

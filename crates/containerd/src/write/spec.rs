@@ -1,4 +1,4 @@
-//! The blob that is to be written, the source of its bytes, and the ways in which a write ends well.
+//! The blob to write, the source of its bytes, and the ways in which a write succeeds.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -8,32 +8,32 @@ use oci_spec::image::Digest;
 
 use crate::wire::Labels;
 
-/// Where the bytes of a blob come from.
+/// The source of a blob's bytes.
 ///
-/// Reading may block: it happens on a thread of its own, in pieces. A source is opened again for another pass.
+/// Reading may block: it happens on its own thread, in pieces. Another pass opens the source again.
 pub trait BlobSource: Send + Sync {
     /// Opens the bytes from `offset` on.
     ///
     /// # Errors
-    /// Those of the medium. They end up in [`crate::Error::Source`].
+    /// Returns the errors of the medium. The client wraps them in [`crate::Error::Source`].
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>>;
 }
 
-/// A blob to be written.
+/// A blob to write.
 #[derive(Clone, Debug)]
 pub struct BlobSpec {
-    /// The digest that containerd shall check.
+    /// The digest that containerd checks.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Labels of the committed blob. One that turns out to be there keeps its own.
+    /// Labels of the committed blob. If the blob exists already, it keeps its own labels.
     pub labels: Labels,
-    /// Grows by the bytes that containerd acknowledges, as it does. Several blobs may share one.
+    /// Counter of the bytes that containerd acknowledges. Several blobs may share a counter.
     pub progress: Option<Arc<AtomicU64>>,
 }
 
 impl BlobSpec {
-    /// A blob without labels, its progress not followed.
+    /// Returns a blob without labels and without a counter.
     pub fn new(digest: Digest, size: u64) -> BlobSpec {
         BlobSpec {
             digest,
@@ -43,12 +43,12 @@ impl BlobSpec {
         }
     }
 
-    /// The same blob with these labels.
+    /// Returns the same blob with these labels.
     pub fn with_labels(self, labels: Labels) -> BlobSpec {
         BlobSpec { labels, ..self }
     }
 
-    /// The same blob with its progress counted in `acknowledged`.
+    /// Returns the same blob. `acknowledged` counts its progress.
     pub fn with_progress(self, acknowledged: Arc<AtomicU64>) -> BlobSpec {
         BlobSpec {
             progress: Some(acknowledged),
@@ -64,26 +64,27 @@ impl BlobSpec {
     }
 }
 
-/// How a blob came to be in the namespace and on the lease.
+/// The way in which a blob came into the namespace and under the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Bytes were sent, and committed.
+    /// The client sent bytes, and containerd committed them.
     Committed {
-        /// How many; less than the blob's size when an interrupted write was resumed.
+        /// Number of bytes sent. It is less than the blob's size if the client resumed an
+        /// interrupted write.
         sent_bytes: u64,
     },
-    /// The namespace had it already, with labels of its own; now it is on the lease.
+    /// The namespace already had the blob, with its own labels. Now the blob is under the lease.
     Present,
-    /// containerd had all bytes already, from another namespace or a write that lacked only its commit; none
-    /// was sent.
+    /// containerd already had all bytes, from another namespace or from a write that lacked only
+    /// its commit. The client sent none.
     Adopted,
 }
 
-/// Whether a blob, or a snapshot, is there to be held.
+/// Result of putting a blob or a snapshot under a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// It is, and the lease now protects it.
+    /// The blob or snapshot exists, and the lease now protects it.
     Held,
-    /// The namespace has nothing of the kind.
+    /// The namespace has no such blob or snapshot.
     Absent,
 }

@@ -1,4 +1,4 @@
-//! The messages of `Content.Write`: the stream that opens an ingest, and containerd's answers to it.
+//! The messages of `Content.Write`: the stream that opens an ingest, and containerd's answers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,12 +17,13 @@ use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
 use crate::wire::{labels_to_wire, size_from_wire, size_to_wire};
 
-/// Messages read ahead of the connection. More gain no speed and cost memory: half a MiB each, for each blob under way.
+/// Number of messages read ahead of the connection. More messages gain no speed and cost memory:
+/// half a MiB each, for each blob under way.
 const READ_AHEAD: usize = 1;
-/// For containerd to finish a stream that has nothing left to do.
+/// Time for containerd to finish a stream that has nothing left to do.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// The message that opens an ingest, or finds its blob committed already.
+/// Returns the message that opens an ingest, or finds its blob committed already.
 pub(super) fn stat(digest: &Digest, size: u64) -> Result<WriteContentRequest, Error> {
     Ok(WriteContentRequest {
         action: WriteAction::Stat.into(),
@@ -33,7 +34,7 @@ pub(super) fn stat(digest: &Digest, size: u64) -> Result<WriteContentRequest, Er
     })
 }
 
-/// The message that commits the ingest of a blob.
+/// Returns the message that commits the ingest of a blob.
 pub(super) fn commit(spec: &BlobSpec) -> Result<WriteContentRequest, Error> {
     let BlobSpec {
         digest, size, labels, ..
@@ -49,31 +50,32 @@ pub(super) fn commit(spec: &BlobSpec) -> Result<WriteContentRequest, Error> {
     })
 }
 
-/// The message that opens, fills and commits the ingest of a small blob at once.
+/// Returns the message that opens, fills and commits the ingest of a small blob at once.
 pub(super) fn whole(spec: &BlobSpec, data: Vec<u8>) -> Result<WriteContentRequest, Error> {
     Ok(WriteContentRequest {
         r#ref: ingest_ref(&spec.digest),
         offset: 0,
-        // The digest says it all. For a total, containerd makes a file of its own, and all other calls wait for its database.
+        // The digest is enough. For a total, containerd writes a separate file, and all other calls
+        // wait for its database.
         total: 0,
         data,
         ..commit(spec)?
     })
 }
 
-/// An open ingest. Dropping it drops the lock on it and keeps its bytes.
+/// An open ingest. Dropping it releases the ingest's lock and keeps its bytes.
 pub(super) struct WriteStream {
     pub(super) requests: mpsc::Sender<WriteContentRequest>,
     pub(super) answers: Answers,
-    /// The first answer: how far the ingest is.
+    /// The first answer, with the length of the ingest.
     pub(super) standing: WriteContentResponse,
 }
 
 impl WriteStream {
-    /// Opens a stream. The outer error is ours, the inner one containerd's answer.
+    /// Opens a stream. The outer error comes from this client, the inner error from containerd.
     ///
-    /// The first message has to be queued before the call is awaited: containerd sends no headers before it has
-    /// answered a message.
+    /// The first message must be queued before the call is awaited. containerd sends no headers
+    /// before it has answered a message.
     pub(super) async fn open(
         client: &Client,
         channel: Channel,
@@ -86,7 +88,7 @@ impl WriteStream {
             .expect("an empty queue has room");
         let request = client.leased_request(lease, ReceiverStream::new(queue))?;
         let mut content = content_client(channel);
-        // Opening a large partial ingest takes as long as hashing it does.
+        // containerd hashes a partial ingest when it opens it, which takes long for a large ingest.
         let answered = async {
             let mut responses = content.write(request).await?.into_inner();
             let standing = responses.message().await?;
@@ -103,7 +105,7 @@ impl WriteStream {
         })
     }
 
-    /// Hangs up in order, so that the lock is free when this returns.
+    /// Closes the stream in order, so that the lock is free when this returns.
     pub(super) async fn finish(self) {
         drop(self.requests);
         self.answers.finish().await;
@@ -114,7 +116,7 @@ impl WriteStream {
 pub(super) struct Answers(Streaming<WriteContentResponse>);
 
 impl Answers {
-    /// Waits for the server to end the stream. Some repeat their last answer first.
+    /// Waits for the server to end the stream. Some servers repeat their last answer first.
     pub(super) async fn finish(mut self) {
         let _ = timeout(GOODBYE, async {
             while let Ok(Some(_)) = self.0.message().await {}
@@ -122,12 +124,13 @@ impl Answers {
         .await;
     }
 
-    /// Reads acknowledgements until COMMIT is answered, and counts them. They begin at `offset`; `queued` is the offset that
-    /// messages have reached.
+    /// Reads and counts acknowledgements until containerd answers COMMIT. They start at `offset`.
+    /// `queued` is the offset that messages have reached.
     ///
-    /// As long as bytes are under way, acknowledgements have to keep coming. While none are (the source is slow,
-    /// or containerd syncs its disk for COMMIT, which may take minutes), containerd only has to answer other calls.
-    /// Bytes that were queued a moment before the time is up have had no time to be acknowledged: they get their own.
+    /// While bytes are under way, acknowledgements must keep coming. While none are, containerd
+    /// only has to answer other calls: the source may be slow, or containerd syncs its disk for
+    /// COMMIT, which may take minutes. Bytes may be queued a moment before the limit. containerd
+    /// had no time to acknowledge them, so the wait starts again.
     pub(super) async fn until_commit(
         &mut self,
         client: &Client,

@@ -1,4 +1,5 @@
-//! The meaning of containerd's answers during a write: what an ingest has of its blob, and what a failure calls for. Pure.
+//! The meaning of containerd's answers during a write: the state of an ingest, and the reaction to
+//! a failure. Pure.
 
 use containerd_client::services::v1::WriteContentResponse;
 
@@ -10,11 +11,11 @@ use crate::wire::size_from_wire;
 pub(super) enum Standing {
     /// Nothing.
     Empty,
-    /// As many bytes as the blob has; whether the right ones, COMMIT will tell.
+    /// As many bytes as the blob has. COMMIT shows whether they are the right bytes.
     Whole,
-    /// A beginning, which is not compared with our source yet.
+    /// A beginning, not yet compared with the source.
     Beginning { offset: u64, digest: String },
-    /// More than the blob has.
+    /// More bytes than the blob has.
     TooMuch { offset: u64 },
 }
 
@@ -33,31 +34,31 @@ impl Standing {
     }
 }
 
-/// Whose bytes an ingest had when its commit failed.
+/// The origin of an ingest's bytes at a failed commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
-    /// All were read from our source in this pass, sent or compared.
+    /// This pass read all bytes from the source, and sent or compared them.
     Ours,
-    /// Not all of them, or that is not known.
+    /// Some bytes have another origin, or the origin is unknown.
     Foreign,
 }
 
 /// The next step after a transfer or commit that failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The blob is there.
+    /// The blob exists.
     Present,
-    /// The ingest goes, and another pass follows for this reason.
+    /// Abort the ingest and start another pass, for this reason.
     CleanAndRetry(&'static str),
-    /// The ingest goes; the source has the wrong bytes.
+    /// Abort the ingest. The source has the wrong bytes.
     BadContent,
-    /// The ingest goes.
+    /// Abort the ingest and fail.
     CleanAndFail,
-    /// The ingest stays, to be resumed.
+    /// Keep the ingest for a later write, and fail.
     KeepAndFail,
 }
 
-/// Judges a transfer or commit that failed. The `last` pass asks for no other.
+/// Judges a failed transfer or commit. The `last` pass asks for no other.
 pub(super) fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
     if failure.is_already_exists() {
         return Verdict::Present;
@@ -66,8 +67,9 @@ pub(super) fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
         return Verdict::CleanAndFail;
     }
     if failure.is_failed_precondition() {
-        // All bytes were ours, and they are the wrong ones: sending them again changes nothing. A wrong size
-        // with bytes of ours is the tail of an earlier ingest that was declared with another size.
+        // If all bytes came from the source and are wrong, sending them again changes nothing. A
+        // wrong size is different: the source's bytes may have the tail of an earlier ingest behind
+        // them, which was declared with another size.
         let hopeless = last || (proof == Proof::Ours && failure.is_digest_mismatch());
         return if hopeless {
             Verdict::BadContent

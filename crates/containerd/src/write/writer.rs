@@ -1,4 +1,5 @@
-//! One write of a blob: passes over its ingest, each of which ends in a blob, an error or another pass.
+//! One write of a blob, as passes over its ingest. Each pass ends in a blob, an error or another
+//! pass.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,9 +25,10 @@ use crate::Client;
 use crate::content::ingest_ref;
 use crate::error::{Error, Failure};
 
-/// Passes of one `write_blob`; two would do, the third is for a race with another client.
+/// Passes of one `write_blob`. Two would do. The third is for a race with another client.
 const PASSES: usize = 3;
-/// Up to so many bytes a blob is sent sooner than it is found out whether another importer is just sending it.
+/// Largest blob, in bytes, that is sent without a look for another importer of the same blob.
+/// Sending so few bytes takes less time than the look.
 const WORTH_A_LOOK: u64 = 64 << 10;
 
 /// One call of `write_blob`.
@@ -38,7 +40,8 @@ pub(super) struct Writer<'a> {
     source: Arc<dyn BlobSource>,
     /// Bytes sent so far, over all passes.
     sent: u64,
-    /// Whether others that were at the same blob have been waited for. Once is enough: they may come again and again.
+    /// True after one wait for other importers of the same blob. Others may come again and again,
+    /// so the client waits for them only once.
     has_outwaited: bool,
 }
 
@@ -82,9 +85,11 @@ impl<'a> Writer<'a> {
         Err(self.fail(Failure::Contended))
     }
 
-    /// Sends a small blob in one message, which opens its ingest, fills and commits it: asking first whether another
-    /// namespace has it would take longer. `None` where that does not do: the blob is not small, another writer has the
-    /// ingest, or it holds what a pass has to clear away.
+    /// Sends a small blob in one message that opens, fills and commits its ingest. Asking first
+    /// whether another namespace has the blob would take longer.
+    ///
+    /// Returns `None` if a pass must write the blob: the blob is large, another writer has the
+    /// ingest, or the ingest has bytes that a pass must clear.
     async fn at_once(&mut self) -> Result<Option<Written>, Error> {
         let BlobSpec { digest, size, .. } = self.spec;
         if *size > WORTH_A_LOOK {
@@ -106,7 +111,8 @@ impl<'a> Writer<'a> {
             Err(failure) if failure.is_locked() => return Ok(None),
             Err(failure) => failure,
         };
-        // Either our bytes are the wrong ones, or what an interrupted write left was in the way of them.
+        // Either the source has the wrong bytes, or the leftovers of an interrupted write were in
+        // the way.
         let proof = match digest::fits(&message.data, digest) {
             true => Proof::Foreign,
             false => Proof::Ours,
@@ -143,7 +149,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Opens the ingest like [`Writer::open`], but not while another importer sends the same blob under another name.
+    /// Opens the ingest like [`Writer::open`], but waits while another importer sends the same blob
+    /// under another name.
     async fn open_alone(&mut self) -> Result<Option<WriteStream>, Error> {
         let Some(stream) = self.open().await? else {
             return Ok(None);
@@ -159,7 +166,8 @@ impl<'a> Writer<'a> {
         if next.is_none() {
             return Ok(Some(stream));
         }
-        // Another of us may wait for our ingest meanwhile, or it would be left behind when the blob is there at last.
+        // Release the ingest: another airgapd may wait for it meanwhile. Abort an empty ingest,
+        // which would be left behind once the blob is committed.
         stream.finish().await;
         if standing == Standing::Empty {
             self.client.clean_up(digest).await;
@@ -172,8 +180,8 @@ impl<'a> Writer<'a> {
         self.open().await
     }
 
-    /// Looks at the ingests that may become the blob. Returns the pause before the next look, `None` when there is nothing
-    /// to wait for.
+    /// Looks at the ingests that may become the blob. Returns the pause before the next look, or
+    /// `None` if there is nothing to wait for.
     async fn look_at(&self, others: &mut Others<'_>) -> Result<Option<Duration>, Error> {
         let ingests = self.client.ingests_of(&self.spec.digest).await?;
         Ok(others.look(&ingests, Instant::now(), Timestamp::now()))
@@ -183,8 +191,8 @@ impl<'a> Writer<'a> {
         WriteStream::open(self.client, self.channel.clone(), self.lease, opening).await
     }
 
-    /// Opens the ingest. While another writer has it and gets on with it, this waits. `None` means that the blob is there,
-    /// and on the lease.
+    /// Opens the ingest, and waits while another writer has it and makes progress. Returns `None`
+    /// if the blob exists. It is then under the lease.
     async fn open(&self) -> Result<Option<WriteStream>, Error> {
         let opening = stream::stat(&self.spec.digest, self.spec.size)?;
         let mut lock = Lock::new(self.client.options().lock_wait);
@@ -203,7 +211,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// How many bytes the ingest has by now, from any writer; `None` when it has just ended.
+    /// Returns the number of bytes in the ingest by now, from any writer, or `None` if the ingest
+    /// has ended.
     async fn progress_of_others(&self) -> Result<Option<u64>, Error> {
         let reference = ingest_ref(&self.spec.digest);
         let ingests = self.client.ingests_beginning(&reference).await?;
@@ -211,7 +220,8 @@ impl<'a> Writer<'a> {
         Ok(ours.map(|ingest| ingest.offset))
     }
 
-    /// The blob was there, and opening its ingest has put it on the lease. It keeps the labels that it had.
+    /// Takes a blob that existed before this write. Opening its ingest has put it under the lease.
+    /// The blob keeps its labels.
     async fn take_present(&self) -> Result<Pass, Error> {
         let BlobSpec { digest, size, .. } = self.spec;
         match self.client.blob(digest).await? {
@@ -223,7 +233,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Whether the source begins with the bytes of the ingest.
+    /// Returns true if the source begins with the bytes of the ingest.
     async fn begins_with(&self, length: u64, found: String) -> Result<bool, Error> {
         let Ok(found) = digest::parse(&found) else {
             return Ok(false);
@@ -270,7 +280,7 @@ impl<'a> Writer<'a> {
                     sent_bytes: self.sent,
                 }))
             }
-            // Our side hung up without COMMIT, and knows why.
+            // The feed closed the stream without COMMIT and knows the reason.
             Err(Failure::Ended) => match join(feeding).await {
                 Fed::Whole | Fed::HungUp => Err(self.fail(Failure::Ended)),
                 Fed::Unfit(error) => {
@@ -290,8 +300,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Waits for another write of the same ingest to come to its end. containerd opens an ingest of a blob that another
-    /// namespace has for any client that asks, and notices with the first byte only that it is taken.
+    /// Waits for another write of the same ingest to end. If another namespace has the blob,
+    /// containerd opens its ingest for any client that asks. It notices only at the first byte that
+    /// another client has the ingest.
     async fn outwait(&self, failure: Failure) -> Result<Pass, Error> {
         let mut lock = Lock::new(self.client.options().lock_wait);
         loop {
@@ -306,14 +317,15 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Commits an ingest that has all bytes without our having sent one in this pass.
+    /// Commits an ingest that has all bytes, none of them sent in this pass.
     async fn commit(&mut self, stream: WriteStream, last: bool) -> Result<Pass, Error> {
         let WriteStream {
             requests,
             mut answers,
             ..
         } = stream;
-        // A full or closed queue is impossible with an answered STAT in it, or told by the answer.
+        // The queue cannot be full after an answered STAT. If it is closed, the answer gives the
+        // reason.
         let _ = requests.send(stream::commit(self.spec)?).await;
         drop(requests);
         let size = self.spec.size;
@@ -339,7 +351,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Does what [`verdict`] says about a transfer or commit that failed.
+    /// Carries out the [`verdict`] on a failed transfer or commit.
     async fn settle(&self, failure: Failure, proof: Proof, last: bool) -> Result<Pass, Error> {
         let digest = &self.spec.digest;
         match verdict(&failure, proof, last) {
@@ -360,7 +372,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The blob appeared while we wrote it; COMMIT said so without putting it on the lease.
+    /// Puts a blob under the lease that appeared during the write. COMMIT reported the blob and did
+    /// not do that.
     async fn hold_present(&self) -> Result<Pass, Error> {
         match self
             .client
@@ -372,14 +385,15 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Throws the ingest away for another pass. Truncating it in place is what containerd 1.6 gets wrong.
+    /// Aborts the ingest for another pass. Truncating it in place goes wrong on containerd 1.6.
     async fn restart(&self, stream: WriteStream, reason: &'static str) -> Result<Pass, Error> {
         stream.finish().await;
         self.client.clean_up(&self.spec.digest).await;
         Ok(Pass::Again(reason))
     }
 
-    /// When a lease ends, its ingests are swept away under their writers, who fail in ways of their own.
+    /// Makes the error for a failure, which may come from the end of the lease. When a lease ends,
+    /// containerd removes its ingests, and their writers fail in various ways.
     async fn fail_for_lease(&self, failure: Failure) -> Error {
         let attempt = format!("write blob {}", self.spec.digest);
         if failure.is_answer() && matches!(self.client.has_lease(self.lease).await, Ok(false)) {
@@ -401,7 +415,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Waits for a thread; its panic becomes ours.
+/// Waits for a thread and passes its panic on.
 async fn join<T>(thread: JoinHandle<T>) -> T {
     match thread.await {
         Ok(value) => value,

@@ -217,7 +217,7 @@ async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: &Stage) {
     let blob = Blob::sized(8 * CHUNK);
     interrupted(&client, &lease, &blob, 3 * CHUNK).await;
     assert_eq!(client.blob(&blob.digest).await.expect("an answer"), None);
-    // Asking whether it is there must not harm what there is of it.
+    // A look-up must not harm the partial ingest.
     let held = client
         .hold_blob(&lease, &blob.digest, blob.size())
         .await
@@ -532,7 +532,7 @@ async fn a_blob_of_another_namespace_is_adopted(stage: &Stage) {
         .create_lease(&lease, tomorrow(), &Labels::new())
         .await
         .expect("a lease");
-    // What is small is sent sooner than it is asked for.
+    // The client sends a small blob without asking whether another namespace has it.
     let sent = |size| Written::Committed { sent_bytes: size };
     for (size, wanted, opened) in [(100, sent(100), 1), (3 * CHUNK, Written::Adopted, 0)] {
         let blob = Blob::sized(size);
@@ -558,8 +558,8 @@ async fn a_blob_of_another_namespace_is_adopted(stage: &Stage) {
     }
 }
 
-/// Two bundles with the same small layer that another namespace has: containerd may tell one of them in mid write that
-/// the other one holds the ingest.
+/// Two bundles have the same small layer, which another namespace has too. In the middle of a
+/// write, containerd may tell one client that the other holds the ingest.
 async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(stage: &Stage) {
     let elsewhere = stage.elsewhere().client().await;
     let (client, lease) = leased(stage).await;
@@ -654,7 +654,7 @@ pub(crate) async fn assert_nothing_of(client: &Client, blob: &Blob) {
     assert_eq!(client.ingests().await.expect("an answer"), []);
 }
 
-/// Begins to write a blob, and drops the write when `sent` bytes have arrived.
+/// Starts to write a blob, and drops the write when `sent` bytes have arrived.
 pub(crate) async fn interrupted(client: &Client, lease: &str, blob: &Blob, sent: usize) {
     let source = Paused::new(blob, sent);
     let writing = tokio::spawn({
@@ -665,7 +665,7 @@ pub(crate) async fn interrupted(client: &Client, lease: &str, blob: &Blob, sent:
     arrived(client, blob, sent).await;
     writing.abort();
     assert!(writing.await.expect_err("it was dropped").is_cancelled());
-    // The thread is inside the source; it ends as soon as it comes back from there.
+    // The thread is inside the source and ends when the source returns.
     source.release();
     eventually("the reader is dropped", async || source.readers() == 0).await;
 }

@@ -1,4 +1,4 @@
-//! A containerd that is absent, dies, hangs, or has no space: each scenario has one of its own.
+//! A containerd that is absent, dies, hangs, or has no space. Each scenario has its own containerd.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -217,7 +217,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A blob that was deleted and not collected yet, and an older ingest of it: containerd 1.6 loses count of that.
+/// A blob that was deleted and not collected yet, with an older ingest. containerd 1.6 loses count
+/// of such an ingest.
 async fn an_ingest_of_a_deleted_blob_is_no_obstacle(own: &mut Own) {
     let (client, lease) = leased(&own.stage).await;
     let blob = Blob::sized(4 * CHUNK);
@@ -259,7 +260,7 @@ async fn a_socket_without_a_listener_is_unreachable_and_named() {
     ] {
         let error = Client::connect(&socket, "k8s.io")
             .await
-            .expect_err("nobody listens");
+            .expect_err("no server listens");
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         assert!(
             error.to_string().contains(socket.to_str().expect("utf-8")),
@@ -291,7 +292,7 @@ async fn a_socket_that_never_answers_is_a_stall() {
     };
     let error = Client::connect_with(&socket, "k8s.io", options)
         .await
-        .expect_err("nobody answers");
+        .expect_err("no server answers");
     assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
 }
 

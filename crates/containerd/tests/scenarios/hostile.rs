@@ -1,5 +1,5 @@
-//! Something that is no containerd, or one that answers with garbage: no panic, no endless loop, no memory without bound, and
-//! an error that names the socket or what was asked.
+//! Servers that are no containerd, and containerds that answer with garbage. The client does not
+//! panic, loop for ever or use memory without bound. Its error names the socket or the request.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,23 +20,23 @@ use tokio::net::{UnixListener, UnixStream};
 use tonic::codegen::http::{HeaderMap, Response};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// No call of a client that gives up after a second takes longer than this, on a machine that does other things too.
+/// Longest time for a call of a client that gives up after a second. The machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a call is answered with, whatever it asks.
+/// The answer to every call.
 #[derive(Clone)]
 enum Reply {
     /// These bytes as the only message.
     Message(Vec<u8>),
-    /// This message again and again, until the client has enough.
+    /// This message again and again, until the client gives up.
     Endless(Vec<u8>),
-    /// This message, and then nothing more; the stream stays open.
+    /// This message, and then silence on an open stream.
     Silent(Vec<u8>),
     /// This message, and then the stream breaks.
     Half(Vec<u8>),
-    /// The beginning of a message that is to have so many bytes.
+    /// The beginning of a message that announces so many bytes.
     Announced(u32),
-    /// A page for people.
+    /// A web page.
     Page,
 }
 
@@ -44,7 +44,7 @@ fn message(message: &impl Message) -> Reply {
     Reply::Message(message.encode_to_vec())
 }
 
-/// A socket in a folder of its own.
+/// A socket in its own folder.
 struct Place {
     socket: PathBuf,
     calls: Arc<AtomicUsize>,
@@ -64,7 +64,8 @@ impl Place {
         (place, listener)
     }
 
-    /// Listens and answers calls of this path so; before, it says its version as containerd does.
+    /// Listens and answers calls of this path with the reply. Calls for the version get a
+    /// containerd's answer.
     fn answering(path: &'static str, reply: Reply) -> Place {
         let (place, listener) = Place::new();
         let calls = Arc::clone(&place.calls);
@@ -163,13 +164,13 @@ async fn answer(mut respond: h2::server::SendResponse<Bytes>, reply: Reply) {
     }
 }
 
-/// A message as gRPC sends it: not compressed, its length, its bytes.
+/// Returns a message as gRPC sends it: not compressed, its length, its bytes.
 fn framed(bytes: &[u8]) -> Bytes {
     let length = u32::try_from(bytes.len()).expect("it is short");
     [&[0][..], &length.to_be_bytes(), bytes].concat().into()
 }
 
-/// The error with its causes, as people read it.
+/// Returns the error with its causes, as people read it.
 fn told(error: &Error) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);
@@ -205,7 +206,7 @@ async fn what_does_not_speak_http_2_is_no_containerd_and_named() {
         let speaking = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 while stream.write_all(&bytes).await.is_ok() && is_endless {}
-                // What the client has to say is read, so that it is not told by a broken pipe alone.
+                // Read the client's bytes, so that the client sees more than a broken pipe.
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             }
         });
@@ -234,7 +235,7 @@ async fn what_speaks_http_2_and_is_no_containerd_is_named() {
         let place = Place::answering("/containerd.services.version.v1.Version/Version", reply);
         let error = match place.client().await {
             Err(error) => error,
-            // A version that is not said is none, and no mistake: builds from a working tree have none.
+            // An empty version is accepted: builds from a working tree have none.
             Ok(_) if claim == "no message" => continue,
             Ok(_) => panic!("{claim}: connected"),
         };
@@ -389,7 +390,6 @@ async fn a_list_of_records_of_which_no_part_fits_or_can_be_read_ends() {
     for (claim, reply) in lists {
         let place = Place::answering(LIST, reply);
         let client = place.client().await.expect("it says its version");
-        // A list of one message that stands still has come.
         let listing = tokio::time::timeout(PATIENCE, client.images());
         let error = listing.await.expect("it ends").expect_err(claim);
         let calls = place.calls();
@@ -414,7 +414,7 @@ async fn a_blob_without_an_end_is_read_no_further_than_to_its_limit() {
     let error = client.read_blob(&digest, 1 << 20).await.expect_err("too much");
     assert!(told(&error).contains("is larger than"), "{error:?}");
     assert!(began.elapsed() < PATIENCE);
-    // An endless row of empty pieces is no blob either.
+    // An endless stream of empty pieces is no blob either.
     let place = Place::answering(
         READ,
         Reply::Endless(ReadContentResponse::default().encode_to_vec()),

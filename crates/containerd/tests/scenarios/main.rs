@@ -29,7 +29,7 @@ fn play(place: impl Into<Place>, scenario: impl AsyncFnOnce(&Stage)) {
     harness::play(place, FakeConfig::default(), scenario);
 }
 
-/// A client and a lease to write under.
+/// Returns a client and a lease to write under.
 async fn leased(stage: &Stage) -> (Client, String) {
     let client = stage.client().await;
     let lease = format!("lease-{}", unique());

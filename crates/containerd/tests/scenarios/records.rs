@@ -22,7 +22,7 @@ everywhere! {
     identity_version_and_platform_are_told
 }
 
-/// Records that point nowhere are what the stand-in minds and what is wanted here.
+/// The stand-in objects to records without an existing target. These operations make such records.
 mod regardless_of_sense {
     use super::a_thousand_random_operations_leave_containerd_alive;
 
@@ -82,7 +82,7 @@ async fn lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole(stage: &St
     assert_eq!(client.blobs().await.expect("an answer").len(), 131);
 }
 
-/// 66 records of 320 KiB are 21 MiB; containerd sends 16.
+/// 66 records of 320 KiB are 21 MiB. containerd sends at most 16 MiB in one message.
 async fn lists_beyond_what_containerd_sends_in_one_message_arrive_whole(stage: &Stage) {
     let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
@@ -235,7 +235,7 @@ async fn a_record_is_created_once(stage: &Stage) {
     assert!(!client.delete_image("once:1", true).await.expect("gone"));
 }
 
-/// The error text has the name in it, and travels in a header.
+/// The error text contains the name and travels in a header.
 async fn names_beyond_sixteen_kibibytes_are_no_broken_connection(stage: &Stage) {
     let client = stage.client().await;
     let name = "n".repeat(20_000);
@@ -356,7 +356,7 @@ async fn identity_version_and_platform_are_told(stage: &Stage) {
     assert_eq!(platform.os, "linux");
 }
 
-/// The descriptor of a blob that is there, for records to name.
+/// Returns the descriptor of an existing blob, as a target for records.
 async fn an_image(client: &Client, lease: &str) -> Descriptor {
     let blob = Blob::sized(64);
     client

@@ -1,4 +1,4 @@
-//! Unpacking ahead: layers become snapshots, or nothing is left of them.
+//! Unpacking in advance: a layer becomes a snapshot, or leaves nothing behind.
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -35,7 +35,8 @@ everywhere! {
 const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// Layers in containerd, from the lowest to the uppermost, to be unpacked with a snapshotter that works there.
+/// Layers in containerd, from the lowest to the uppermost, and a working snapshotter to unpack them
+/// with.
 pub(crate) struct Chain {
     client: Client,
     lease: String,
@@ -44,7 +45,7 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// No layer yet.
+    /// Returns a chain without layers.
     pub(crate) async fn none(stage: &Stage) -> Chain {
         let (client, lease) = leased(stage).await;
         let snapshotter = client.snapshotter(false).await.expect("an answer").expect("one");
@@ -95,7 +96,7 @@ impl Chain {
             .await
     }
 
-    /// Unpacks the whole chain; says how many layers were unpacked.
+    /// Unpacks the whole chain. Returns the number of unpacked layers.
     pub(crate) async fn unpack(&self) -> Result<usize, Error> {
         let mut unpacked = 0;
         for layer in 0..self.layers.len() {
@@ -107,7 +108,7 @@ impl Chain {
         Ok(unpacked)
     }
 
-    /// The same layers for another client, under a lease of its own.
+    /// Returns the same layers for another client, under another lease.
     async fn again(&self, stage: &Stage) -> Chain {
         let (client, lease) = leased(stage).await;
         Chain {
@@ -135,7 +136,7 @@ impl Chain {
         names
     }
 
-    /// The snapshots on the lease, by key, committed or not.
+    /// Returns the keys of all snapshots on the lease, committed or not.
     pub(crate) async fn on_lease(&self) -> Vec<String> {
         let resources = self.client.lease_resources(&self.lease).await.expect("an answer");
         let key = |resource| match resource {
@@ -147,7 +148,7 @@ impl Chain {
         keys
     }
 
-    /// Deletes the lease, and has garbage collected.
+    /// Deletes the lease and waits for the garbage collection.
     pub(crate) async fn give_back(&self) {
         assert!(
             self.client
@@ -158,7 +159,7 @@ impl Chain {
     }
 }
 
-/// A layer that nobody else has, with a file of that name.
+/// Returns a layer that is unique to this test, with a file of that name.
 pub(crate) fn layer(file: &str) -> Layer {
     Layer::files([LayerFile::new(file, unique())])
 }
@@ -208,7 +209,7 @@ async fn unpacked_layers_live_as_long_as_the_record_of_their_image(stage: &Stage
     assert_eq!(chain.committed().await, [""; 0]);
 }
 
-/// Looks at the files of the uppermost snapshot, where there are files.
+/// Checks the files of the uppermost snapshot, if the containerd has files.
 async fn assert_files(stage: &Stage, chain: &Chain, expected: &[&str]) {
     if stage.place() == Place::Fake {
         return;
@@ -260,7 +261,7 @@ async fn unpacked_layers_go_with_their_lease(stage: &Stage) {
     assert_eq!(listed(stage, &chain).await, [""; 0]);
 }
 
-/// All snapshots of the namespace, committed or not.
+/// Lists all snapshots of the namespace, committed or not.
 pub(crate) async fn listed(stage: &Stage, chain: &Chain) -> Vec<String> {
     let list = ListSnapshotsRequest {
         snapshotter: chain.snapshotter.clone(),
@@ -447,7 +448,7 @@ async fn an_unpacking_that_is_dropped_at_any_await_leaves_nothing_behind_its_lea
     }
 }
 
-/// Polls a future so often, and drops it if it has not ended by then.
+/// Polls a future a number of times, and drops it if it has not ended by then.
 async fn polled<F: Future>(future: F, mut polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|context| {

@@ -1,4 +1,4 @@
-//! Faults that a real containerd cannot be made to have at will.
+//! Faults that no test can provoke in a real containerd.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ async fn stand_in() -> (Fake, Client) {
     stand_in_for(Options::default()).await
 }
 
-/// With a client that gives up soon.
+/// Starts a stand-in with a client that gives up soon.
 async fn hasty() -> (Fake, Client) {
     let second = Duration::from_secs(1);
     stand_in_for(Options {
@@ -262,11 +262,11 @@ async fn recovery_follows_from_the_code_and_the_text() {
         for error in errors {
             assert_eq!(error.recovery(), recovery, "{code:?} {message}: {error:?}");
             let cause = std::error::Error::source(&error).expect("containerd's words");
-            // A text that only repeats its code is told in words of ours.
+            // The client has its own words for a text that only repeats its code.
             let told = match message {
-                "permission denied" => "it does not allow that",
+                "permission denied" => "it does not allow this",
                 "context deadline exceeded" => "it took too long",
-                "aborted" => "something else got in between",
+                "aborted" => "another request interfered",
                 message => message,
             };
             assert!(cause.to_string().contains(told), "{cause}");
@@ -285,7 +285,7 @@ async fn an_error_text_beyond_sixteen_kibibytes_arrives_whole() {
     });
     let error = client.images().await.expect_err("injected");
     let cause = std::error::Error::source(&error).expect("containerd's words");
-    assert_eq!(cause.to_string(), format!("it does not take that ({message})"));
+    assert_eq!(cause.to_string(), format!("it does not accept this ({message})"));
 }
 
 #[tokio::test]
@@ -319,7 +319,7 @@ async fn cri_is_found_only_where_it_is() {
     }
 }
 
-/// A client and one layer to unpack, on a stand-in that gives up soon.
+/// Returns a stand-in, a client that gives up soon, and one layer to unpack.
 async fn with_a_layer() -> (Fake, Client, LayerSpec) {
     let (fake, client) = hasty().await;
     let bytes = crate::snapshots::layer("file").to_bytes();
@@ -531,7 +531,7 @@ async fn the_snapshotter_is_cris_and_says_where_it_is() {
     }
 }
 
-/// The daemon took it for a lost connection and connected again for ever.
+/// The daemon took such an answer for a lost connection and reconnected for ever.
 #[tokio::test]
 async fn a_message_that_is_too_large_is_an_error_of_its_own_and_no_lost_connection() {
     let (fake, client) = stand_in().await;
@@ -545,7 +545,7 @@ async fn a_message_that_is_too_large_is_an_error_of_its_own_and_no_lost_connecti
     }
     for error in [
         client.leases().await.expect_err("injected"),
-        // Every part of the list is too long as well, and that comes to an end.
+        // Every part of the list is too long as well, and the client stops asking.
         client.images().await.expect_err("injected"),
     ] {
         assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");

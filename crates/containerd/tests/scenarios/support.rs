@@ -1,5 +1,5 @@
-//! What scenarios need: a containerd, a namespace of their own in it, blobs with bytes of their own, sources that
-//! can be stopped half-way, and a raw client that plays another tool.
+//! Help for scenarios: unique blobs, sources that can be stopped half-way, and a raw client that
+//! plays another tool.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteCon
 use harness::{PATIENCE, Stage, unique};
 use oci_spec::image::Digest;
 
-/// The piece in which the client sends blobs.
+/// Size in bytes of the pieces in which the client sends blobs.
 pub(crate) const CHUNK: usize = 512 << 10;
 
-/// A lease's expiry that no test outlives.
+/// Returns an expiry of a lease that no test outlives.
 pub(crate) fn tomorrow() -> jiff::Timestamp {
     jiff::Timestamp::now() + jiff::Span::new().hours(24)
 }
@@ -36,7 +36,7 @@ impl Blob {
         }
     }
 
-    /// Bytes nobody else has.
+    /// Returns a blob with bytes that are unique to this test.
     pub(crate) fn sized(size: usize) -> Blob {
         let mut seed = digest::sha256(unique().as_bytes());
         let mut bytes = Vec::with_capacity(size + seed.digest().len());
@@ -48,7 +48,7 @@ impl Blob {
         Blob::of(bytes)
     }
 
-    /// The same bytes under their other digest.
+    /// Returns the same bytes under their sha512 digest.
     pub(crate) fn named_by_sha512(&self) -> Blob {
         Blob {
             bytes: Arc::clone(&self.bytes),
@@ -56,7 +56,7 @@ impl Blob {
         }
     }
 
-    /// The same bytes but for the first, still under the digest of the right ones.
+    /// Returns the same bytes with a wrong first byte, still under the digest of the right bytes.
     pub(crate) fn corrupted(&self) -> Blob {
         let mut bytes = self.bytes.to_vec();
         bytes[0] ^= 1;
@@ -83,7 +83,7 @@ impl Blob {
     }
 }
 
-/// A source that counts what is read of it.
+/// A source that counts its reads.
 pub(crate) struct Counted {
     bytes: Arc<Vec<u8>>,
     read: Arc<AtomicU64>,
@@ -226,7 +226,7 @@ impl Read for Gated {
     }
 }
 
-/// A source that fails instead of giving the byte at `fail_at`.
+/// A source that fails at the byte at `fail_at`.
 pub(crate) struct Failing {
     good: Vec<u8>,
 }
@@ -252,13 +252,13 @@ impl BlobSource for Failing {
     }
 }
 
-/// A connection for another tool.
+/// Makes a connection for another tool.
 pub(crate) fn channel(stage: &Stage) -> tonic::transport::Channel {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", stage.socket().display()));
     endpoint.expect("a socket path").connect_lazy()
 }
 
-/// A message of another tool to the stage's namespace.
+/// Returns a message of another tool to the stage's namespace.
 pub(crate) fn request<T>(stage: &Stage, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let namespace = stage.namespace().parse().expect("ascii");
@@ -266,7 +266,7 @@ pub(crate) fn request<T>(stage: &Stage, message: T) -> tonic::Request<T> {
     request
 }
 
-/// A message like [`request`], its effects to be protected by a lease.
+/// Returns a message like [`request`] that puts its effects under a lease.
 pub(crate) fn leased_request<T>(stage: &Stage, lease: &str, message: T) -> tonic::Request<T> {
     let mut request = request(stage, message);
     let lease = lease.parse().expect("ascii");
@@ -274,8 +274,8 @@ pub(crate) fn leased_request<T>(stage: &Stage, lease: &str, message: T) -> tonic
     request
 }
 
-/// Writes a blob in one message under a ref of our choice, as another tool would. Without `commit` the bytes stay an
-/// ingest declared with `total` bytes.
+/// Writes a blob in one message under the given ref, as another tool would. Without `commit` the
+/// bytes stay an ingest declared with `total` bytes.
 pub(crate) async fn raw_write(
     stage: &Stage,
     lease: &str,

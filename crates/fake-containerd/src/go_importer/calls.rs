@@ -1,4 +1,4 @@
-//! The importer's calls: requests that say whose they are, and the few answers that are not errors to it.
+//! The importer's calls: requests with its header, and the few answers that are not errors for it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::service::FOREIGN_HEADER;
 use crate::wire;
 
-/// Pauses between tries to open a locked ingest.
+/// Pauses between attempts to open a locked ingest.
 const LOCK_PAUSES: Backoff = Backoff {
     first: Duration::from_millis(16),
     longest: Duration::from_secs(2),
@@ -30,7 +30,7 @@ pub(super) struct Calls {
     namespace: String,
 }
 
-/// A stream of writes: where messages go, where answers come from, and the offset at which the ingest is.
+/// A write stream: the sender of messages, the receiver of answers, and the offset of the ingest.
 pub(super) struct Opened {
     pub(super) requests: mpsc::Sender<wire::WriteContentRequest>,
     pub(super) answers: Streaming<wire::WriteContentResponse>,
@@ -41,12 +41,12 @@ impl Calls {
     /// Connects.
     ///
     /// # Panics
-    /// When nothing listens on the socket.
+    /// Panics if no process listens on the socket.
     pub(super) async fn connect(socket: &Path, namespace: &str) -> Calls {
         Calls {
             channel: containerd_client::connect(socket)
                 .await
-                .expect("containerd is there"),
+                .expect("containerd listens"),
             namespace: namespace.to_owned(),
         }
     }
@@ -77,13 +77,13 @@ impl Calls {
         ImagesClient::new(self.channel.clone())
     }
 
-    /// All records.
+    /// Returns all records.
     pub(super) async fn images(&self) -> Result<Vec<wire::Image>, Status> {
         let request = self.request(wire::ListImagesRequest::default(), None);
         Ok(self.records().list(request).await?.into_inner().images)
     }
 
-    /// Updates a record; without paths there is no mask, and everything is replaced.
+    /// Updates a record. Without paths there is no mask, and everything is replaced.
     pub(super) async fn update(&self, image: wire::Image, paths: &[String]) -> Result<wire::Image, Status> {
         let paths = paths.to_vec();
         let request = wire::UpdateImageRequest {
@@ -95,7 +95,7 @@ impl Calls {
         Ok(answer.into_inner().image.unwrap_or_default())
     }
 
-    /// Makes a record; `None` where there is one.
+    /// Creates a record. Returns `None` if it exists.
     pub(super) async fn create(&self, image: wire::Image) -> Result<Option<wire::Image>, Status> {
         let request = wire::CreateImageRequest {
             image: Some(image),
@@ -125,18 +125,18 @@ impl Calls {
         };
         self.leases().delete(self.request(request, None)).await.map(drop)
     }
-    /// Makes a lease.
+    /// Creates a lease.
     pub(super) async fn lease(&self, request: wire::CreateRequest) -> Result<(), Status> {
         self.leases().create(self.request(request, None)).await.map(drop)
     }
 
-    /// All leases.
+    /// Returns all leases.
     pub(super) async fn all_leases(&self) -> Result<Vec<wire::Lease>, Status> {
         let request = self.request(wire::ListRequest::default(), None);
         Ok(self.leases().list(request).await?.into_inner().leases)
     }
 
-    /// Sets labels of a blob, and no others.
+    /// Sets these labels of a blob. Its other labels stay.
     pub(super) async fn label(&self, info: wire::Info) -> Result<(), Status> {
         let paths = info.labels.keys().map(|key| label_path(key)).collect();
         let request = wire::UpdateRequest {
@@ -146,7 +146,7 @@ impl Calls {
         self.content().update(self.request(request, None)).await.map(drop)
     }
 
-    /// Opens an ingest under a lease, and waits for one that is locked.
+    /// Opens an ingest under a lease. Waits if the ingest is locked.
     pub(super) async fn open(
         &self,
         lease: &str,
@@ -181,7 +181,7 @@ impl Calls {
     }
 }
 
-/// The path of a label in the mask of an update.
+/// Returns the path of a label in the mask of an update.
 pub(super) fn label_path(key: &str) -> String {
     format!("labels.{key}")
 }

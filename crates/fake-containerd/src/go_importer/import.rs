@@ -1,4 +1,5 @@
-//! The import that k0s, k3s and `ctr` share: an archive's files into the store, its index into labels and records.
+//! The import that k0s, k3s and `ctr` share: an archive's files become blobs, and its index becomes
+//! labels and records.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -15,10 +16,11 @@ use super::{ImportFailed, LEASE, Step, pass, refused};
 use crate::digest::sha256;
 use crate::wire;
 
-/// Bytes sent between two steps. The original sends more at once; small pieces let tests stop in the middle of small blobs.
+/// Bytes sent between two steps. The original sends more at once. With small pieces, tests can stop
+/// in the middle of small blobs.
 const PIECE: usize = 32 << 10;
 
-/// Imports a bundle under a lease of its own, and gives the records that were written.
+/// Imports a bundle under its own lease. Returns the records that it wrote.
 pub(super) async fn import(
     calls: &Calls,
     bundle: &Path,
@@ -68,7 +70,7 @@ impl Import<'_> {
             if bytes.len() as u64 != size {
                 return Err(refused(format!("failed to ingest {path:?}: unexpected EOF")));
             }
-            // These two it parses and does not store.
+            // The original parses these two files and does not store them.
             if path != "oci-layout" && path != "manifest.json" {
                 self.store(&path, &bytes, gate).await?;
             }
@@ -99,7 +101,8 @@ impl Import<'_> {
         Ok(images)
     }
 
-    /// Writes one file of the archive. It continues an ingest that was left under the same ref, without proof.
+    /// Writes one file of the archive. It continues an existing ingest under the same ref without
+    /// checking its bytes.
     async fn store(
         &self,
         path: &str,
@@ -154,7 +157,8 @@ impl Import<'_> {
         }
     }
 
-    /// Labels a document for its children of this node's platform, and those in turn. It passes over missing ones.
+    /// Labels a document with its children of this node's platform, and the children likewise.
+    /// Missing documents are skipped.
     async fn label_children(
         &self,
         digest: &str,
@@ -187,7 +191,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Moves a record's target, or makes a record without labels.
+    /// Moves a record's target, or creates a record without labels.
     async fn record(&self, name: &str, manifest: &Value) -> Result<wire::Image, ImportFailed> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let annotations = manifest["annotations"].as_object().into_iter().flatten();
@@ -219,7 +223,7 @@ fn members<'v>(document: &'v Value, key: &str) -> impl Iterator<Item = &'v Value
     document[key].as_array().into_iter().flatten()
 }
 
-/// The children that are labelled: the kind of the label, its number, the descriptor.
+/// Returns the children that get a label: the kind of the label, its number, the descriptor.
 fn children(document: &Value) -> Vec<(&'static str, usize, &Value)> {
     let manifests = members(document, "manifests").filter(|child| runs_here(child));
     let config = document.get("config").map(|config| ("config", 0, config));
@@ -242,7 +246,7 @@ fn gc_label(kind: &str, at: usize) -> String {
     }
 }
 
-/// The original's rule is looser: on arm64 it takes arm too, on amd64 386.
+/// The original's rule is looser: on arm64 it also accepts arm, and on amd64 it accepts 386.
 fn runs_here(descriptor: &Value) -> bool {
     let here = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,5 @@
-//! What CRI makes of image records, on every containerd with CRI on its socket. All of this happens in namespace `k8s.io`.
+//! CRI's handling of image records, on every containerd with CRI on its socket. All of this happens
+//! in namespace `k8s.io`.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::raw::*;
 const MANAGED: &str = "io.cri-containerd.image";
 const PINNED: &str = "io.cri-containerd.pinned";
 
-/// A tiny whole image in the store, under a lease of the same name.
+/// A tiny complete image in the store, under a lease of the same name.
 struct Stored {
     manifest: String,
     size: i64,
@@ -58,7 +59,7 @@ pub(crate) async fn cri_finds_a_digest_only_under_its_own_record(raw: Raw) {
 pub(crate) async fn cri_does_not_find_names_that_are_not_normalised(raw: Raw) {
     let stored = store(&raw, "plain").await;
     create(&raw, "plain:1", &stored, &[]).await;
-    // The id is known a moment before the name.
+    // CRI knows the id a moment before the name.
     let named = async || {
         raw.image_status(&stored.config)
             .await
@@ -192,7 +193,7 @@ async fn store(raw: &Raw, what: &str) -> Stored {
         "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest, "size": layer.len()}],
     })
     .to_string();
-    // The layer is the same for all images here, so it may be there already.
+    // All images here have the same layer, so it may be present already.
     let _ = raw.open(what, whole(&layer)).await;
     raw.put(what, config.as_bytes(), &[]).await;
     let labels = [
@@ -226,7 +227,7 @@ async fn known(raw: &Raw, reference: &str) -> k8s_cri::v1::Image {
     until(reference, async || raw.image_status(reference).await).await
 }
 
-/// Waits, at most ten seconds, for something that CRI does in the background.
+/// Waits at most ten seconds for an action of CRI in the background.
 async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

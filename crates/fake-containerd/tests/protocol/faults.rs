@@ -1,4 +1,4 @@
-//! Faults strike where they are told to, and leave what the real thing would leave.
+//! Faults strike where the test says, and leave what a real failure leaves.
 
 use std::time::Duration;
 

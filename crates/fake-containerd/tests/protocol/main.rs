@@ -1,5 +1,5 @@
-//! The stand-in over its socket, with raw clients: the rules it shares with containerd, which the real ones are held to as
-//! well, and the rules of its own.
+//! The stand-in over its socket, with raw clients. Some rules it shares with real containerds,
+//! which run the same scenarios. Others are its own.
 
 mod cri;
 mod faults;
@@ -11,10 +11,11 @@ mod strictness;
 use fake_containerd::{Fake, FakeConfig};
 use raw::Raw;
 
-/// The versions that are emulated, and that Debian has.
+/// The emulated versions, including those of Debian.
 const VERSIONS: [&str; 5] = ["1.6.20~ds1", "1.7.24~ds1", "2.1.9", "2.3.7", "2.4.2"];
 
-/// Declares a test on the stand-in for each scenario, and a function that runs all of them on a real one.
+/// Declares a test on the stand-in for each scenario. Also declares a function that runs all
+/// scenarios on a real containerd.
 macro_rules! shared {
     ($($module:ident::$scenario:ident)*) => {
         mod on_the_stand_in {
@@ -28,7 +29,8 @@ macro_rules! shared {
             })*
         }
 
-        /// Runs every scenario on one containerd, each in a namespace of its own, and names those that fail.
+        /// Runs every scenario on one containerd, each in its own namespace. Names the scenarios
+        /// that fail.
         async fn run_all(socket: &std::path::Path) {
             let tasks = tokio::task::LocalSet::new();
             let mut failed = Vec::new();
@@ -44,7 +46,7 @@ macro_rules! shared {
     };
 }
 
-/// CRI looks at one namespace only.
+/// CRI reads only one namespace.
 fn namespace<'a>(module: &str, own: &'a str) -> &'a str {
     if module == "cri" { "k8s.io" } else { own }
 }

@@ -1,5 +1,5 @@
-//! A thin hand on the raw protocol: containerd-client's own clients, plus headers. Nothing is retried, tolerated or hidden, so
-//! that a scenario shows what a containerd really answers.
+//! A thin layer over the raw protocol: containerd-client's own clients, plus headers. It retries,
+//! tolerates and hides nothing, so that a scenario shows the real answers of a containerd.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,23 +25,23 @@ use tonic::{Code, Request, Status, Streaming};
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A connection, bound to a namespace of its own.
+/// A connection with its own namespace.
 #[derive(Clone)]
 pub(crate) struct Raw {
     channel: Channel,
     pub(crate) namespace: String,
-    /// Major and minor version of the other side.
+    /// Major and minor version of the server.
     pub(crate) version: (u64, u64),
 }
 
-/// A write stream that is open.
+/// An open write stream.
 pub(crate) struct Write {
     requests: Option<mpsc::Sender<WriteContentRequest>>,
     answers: Streaming<WriteContentResponse>,
 }
 
 impl Raw {
-    /// Connects, waiting up to ten seconds for the socket.
+    /// Connects. Waits up to ten seconds for the socket.
     pub(crate) async fn connect(socket: &Path, namespace: &str) -> Raw {
         let deadline = Instant::now() + Duration::from_secs(10);
         let channel = loop {
@@ -69,7 +69,7 @@ impl Raw {
         }
     }
 
-    /// The same connection in another namespace.
+    /// Returns the same connection in another namespace.
     pub(crate) fn in_namespace(&self, namespace: &str) -> Raw {
         Raw {
             namespace: namespace.to_owned(),
@@ -77,7 +77,8 @@ impl Raw {
         }
     }
 
-    /// Bytes that no other scenario uses: containerd shares content between namespaces.
+    /// Returns bytes that no other scenario uses, because containerd shares content between
+    /// namespaces.
     pub(crate) fn bytes(&self, what: &str) -> Vec<u8> {
         static RUN: AtomicU64 = AtomicU64::new(0);
         format!(
@@ -132,8 +133,9 @@ impl Raw {
         EventsClient::new(self.channel.clone())
     }
 
-    /// Subscribes to the events of our namespace, of which a filter may ask for more. No answer tells when a subscription is
-    /// in place, so something is made to happen, each time with another number, until it is seen.
+    /// Subscribes to the events of this namespace. A filter may restrict them. No answer shows when
+    /// a subscription is active. So `happen` is called with increasing numbers until its event
+    /// arrives.
     pub(crate) async fn subscribe(&self, filter: &str, happen: impl AsyncFn(usize)) -> Streaming<Envelope> {
         let request = SubscribeRequest {
             filters: vec![format!("namespace=={}{filter}", self.namespace)],
@@ -183,13 +185,13 @@ impl Raw {
         self.leases().delete(self.request(request)).await.unwrap();
     }
 
-    /// Makes containerd collect garbage now: it does when a lease is deleted with `sync`.
+    /// Makes containerd collect garbage now, by deleting a lease with `sync`.
     pub(crate) async fn collect_garbage(&self) {
         self.lease("dummy").await;
         self.delete_lease("dummy").await;
     }
 
-    /// Puts a resource of that kind under a lease.
+    /// Adds a resource of this kind to a lease.
     pub(crate) async fn hold(&self, lease: &str, kind: &str, id: &str) -> Result<(), Status> {
         let resource = Resource {
             id: id.to_owned(),
@@ -202,7 +204,7 @@ impl Raw {
         self.leases().add_resource(self.request(request)).await.map(drop)
     }
 
-    /// The resources of a lease, as `type/id`, sorted.
+    /// Returns the resources of a lease, as `type/id`, sorted.
     pub(crate) async fn resources(&self, lease: &str) -> Vec<String> {
         let request = ListResourcesRequest { id: lease.to_owned() };
         let answer = self
@@ -222,7 +224,7 @@ impl Raw {
 
     // Content.
 
-    /// Opens a write stream with its first message; the answer to that comes along.
+    /// Opens a write stream with its first message, and returns the answer to it too.
     pub(crate) async fn open(
         &self,
         lease: &str,
@@ -398,18 +400,18 @@ impl Raw {
 }
 
 impl Write {
-    /// Sends a message and takes the next answer; `None` at the end of the stream.
+    /// Sends a message and returns the next answer, or `None` at the end of the stream.
     pub(crate) async fn send(
         &mut self,
         message: WriteContentRequest,
     ) -> Result<Option<WriteContentResponse>, Status> {
         let requests = self.requests.as_ref().expect("the stream was not finished yet");
-        // A stream that ended already says why when its answers are read.
+        // If the stream has ended, its answers give the reason.
         let _ = requests.send(message).await;
         self.answers.message().await
     }
 
-    /// Half-closes and takes the answers that are left.
+    /// Half-closes and returns the remaining answers.
     pub(crate) async fn finish(&mut self) -> Result<Vec<WriteContentResponse>, Status> {
         self.requests = None;
         let mut answers = Vec::new();
@@ -420,12 +422,12 @@ impl Write {
     }
 }
 
-/// The ref an importer should use.
+/// Returns the ref that an importer should use.
 pub(crate) fn ref_of(digest: &str) -> String {
     format!("test-{digest}")
 }
 
-/// A STAT that opens the ref of these bytes.
+/// Returns a STAT that opens the ref of these bytes.
 pub(crate) fn stat(bytes: &[u8]) -> WriteContentRequest {
     let digest = sha256(bytes);
     WriteContentRequest {
@@ -437,7 +439,7 @@ pub(crate) fn stat(bytes: &[u8]) -> WriteContentRequest {
     }
 }
 
-/// A whole blob in one message.
+/// Returns a message with a whole blob.
 pub(crate) fn whole(bytes: &[u8]) -> WriteContentRequest {
     WriteContentRequest {
         action: WriteAction::Commit as i32,
@@ -446,7 +448,7 @@ pub(crate) fn whole(bytes: &[u8]) -> WriteContentRequest {
     }
 }
 
-/// A WRITE at an offset.
+/// Returns a WRITE at an offset.
 pub(crate) fn write(offset: usize, data: &[u8]) -> WriteContentRequest {
     let offset = i64::try_from(offset).unwrap();
     WriteContentRequest {
@@ -457,7 +459,7 @@ pub(crate) fn write(offset: usize, data: &[u8]) -> WriteContentRequest {
     }
 }
 
-/// The COMMIT of these bytes at an offset.
+/// Returns the COMMIT of these bytes at an offset.
 pub(crate) fn commit(offset: usize, bytes: &[u8]) -> WriteContentRequest {
     WriteContentRequest {
         action: WriteAction::Commit as i32,
@@ -500,7 +502,7 @@ pub(crate) fn labels_of(labels: &[(&str, &str)]) -> std::collections::HashMap<St
         .collect()
 }
 
-/// Asserts code and a part of the text of a refusal.
+/// Asserts the code of a refusal, and a part of its text.
 #[track_caller]
 pub(crate) fn assert_refused<T>(answer: Result<T, Status>, code: Code, text: &str) {
     let status = answer.err().expect("a refusal");

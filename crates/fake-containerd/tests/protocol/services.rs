@@ -1,5 +1,5 @@
-//! Scenarios that every containerd must pass, the stand-in and the real ones alike: what an importer relies on, told in raw
-//! calls. Each runs in a namespace of its own.
+//! Scenarios in raw calls that every containerd must pass, the stand-in and real ones alike.
+//! Importers rely on them. Each runs in its own namespace.
 
 use std::time::Duration;
 
@@ -262,7 +262,7 @@ pub(crate) async fn a_blob_that_came_meanwhile_is_leased_only_if_the_commit_expe
             r#ref: format!("other-{digest}"),
             ..whole(&bytes)
         };
-        // Present in the first round, absent in none: either way it is there when this is over.
+        // The blob may be present already. After this call it is present in any case.
         let _ = raw.open("other", whole).await;
         let expected = if expects { digest.clone() } else { String::new() };
         let labels = labels_of(&[("not", "applied")]);
@@ -400,7 +400,7 @@ pub(crate) async fn a_label_has_4096_bytes_at_most(raw: Raw) {
 }
 
 pub(crate) async fn a_record_is_created_once_and_needs_no_content(raw: Raw) {
-    let digest = sha256(b"nobody has this");
+    let digest = sha256(b"a missing blob");
     let created = raw.create_image("x", &digest, &[("a", "b")]).await.unwrap();
     assert_eq!(created.target.unwrap().digest, digest);
     assert_refused(
@@ -429,7 +429,7 @@ pub(crate) async fn a_record_must_be_valid(raw: Raw) {
     sizeless.target.as_mut().unwrap().size = 0;
     let mut typeless = image("x", &digest, &[]);
     typeless.target.as_mut().unwrap().media_type.clear();
-    // The words begin with a small letter since 2.3.
+    // These texts begin with a lower-case letter since 2.3.
     for (image, text) in [
         (image("", &digest, &[]), "Image.Name required"),
         (image("x", "sha256:0", &[]), "invalid"),
@@ -684,7 +684,7 @@ pub(crate) async fn resources_are_added_before_they_exist_if_their_type_is_known
         };
         raw.leases().add_resource(raw.request(request)).await.map(drop)
     };
-    let digest = sha256(b"nobody has this");
+    let digest = sha256(b"a missing blob");
     add("content", &digest).await.unwrap();
     add("snapshots/overlayfs", "chain").await.unwrap();
     assert_refused(add("bogus", "x").await, Code::Unimplemented, "");
@@ -826,13 +826,13 @@ pub(crate) async fn sha512_is_taken_from_2_3_on_and_a_mismatch_before(raw: Raw) 
     assert!(!raw.has(&sha256(&bytes)).await);
 }
 
-/// A blob may say of itself that it lives as long as a record, whether the record knows of it or not.
+/// A blob's own label may tie its life to a record. The record need not refer to the blob.
 pub(crate) async fn references_back_to_a_record_hold_from_2_2_on(raw: Raw) {
     raw.lease("lease").await;
     let target = raw.put("lease", &raw.bytes("target"), &[]).await;
     let back = [("containerd.io/gc.bref.image.any", "x")];
     let attached = raw.put("lease", &raw.bytes("attached"), &back).await;
-    // Neither this nor a condition is a reference to a blob.
+    // Neither this label nor a condition is a reference to a blob.
     let conditions = [("containerd.io/gc.cond.snapshot.native", "usedat<1h|x")];
     let loose = raw.put("lease", &raw.bytes("loose"), &conditions).await;
     raw.create_image("x", &target, &[]).await.unwrap();
@@ -857,7 +857,7 @@ pub(crate) async fn a_blob_holds_an_expired_record(raw: Raw) {
     assert!(raw.has(&target).await);
     raw.delete_image("holder").await.unwrap();
     raw.collect_garbage().await;
-    // Before 2.0 records do not expire.
+    // Before 2.0, records do not expire.
     assert_eq!(raw.image("expired").await.is_ok(), raw.version < (2, 0));
     assert_eq!(raw.has(&target).await, raw.version < (2, 0));
 }
@@ -876,7 +876,7 @@ pub(crate) async fn the_first_write_makes_the_namespace(raw: Raw) {
             .any(|namespace| namespace.name == raw.namespace)
     };
     assert!(!listed().await);
-    // Asking for a namespace by name is no way to learn whether it exists.
+    // Reading a namespace by name does not show whether it exists.
     raw.namespaces().get(request).await.unwrap();
     assert_eq!(raw.image_names(&[]).await.unwrap(), [""; 0]);
     assert_eq!(raw.ingests().await, [""; 0]);
@@ -1029,7 +1029,7 @@ fn image_with(image: &Image, key: &str, value: &str) -> Image {
     image
 }
 
-/// Opens the ref of these bytes again; the lock of a stream that was dropped may linger for some milliseconds.
+/// Opens the ref of these bytes again. The lock of a dropped stream may last for some milliseconds.
 async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
     for _ in 0..500 {
         match raw.open("lease", stat(bytes)).await {

@@ -1,4 +1,5 @@
-//! Unpacking, told in raw calls: prepared, applied, committed, and what is refused on the way. The real ones unpack for good.
+//! Unpacking in raw calls: prepare, apply and commit, and the refusals on the way. Real containerds
+//! unpack to disk.
 
 use std::io::Write as _;
 
@@ -21,12 +22,12 @@ const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 impl Raw {
-    /// A layer that no other scenario uses, uncompressed.
+    /// Returns a layer that no other scenario uses, uncompressed.
     fn layer(&self, what: &str) -> Vec<u8> {
         Layer::files([LayerFile::new("file", self.bytes(what))]).to_bytes()
     }
 
-    /// Prepares a snapshot; `lease`, `parent` and `target` may be empty.
+    /// Prepares a snapshot. `lease`, `parent` and `target` may be empty.
     pub(crate) async fn prepare(
         &self,
         lease: &str,
@@ -50,7 +51,7 @@ impl Raw {
         Ok(answer.into_inner().mounts)
     }
 
-    /// Applies a layer of these bytes; gives the digest of what it was uncompressed to.
+    /// Applies a layer of these bytes. Returns the digest of the uncompressed layer.
     pub(crate) async fn apply(
         &self,
         media_type: &str,
@@ -88,7 +89,7 @@ impl Raw {
             .map(drop)
     }
 
-    /// Unpacks a layer from beginning to end; gives its name.
+    /// Unpacks a layer from beginning to end. Returns its name.
     async fn unpack(&self, lease: &str, bytes: &[u8], parent: &str) -> String {
         let diff_id = self.put(lease, bytes, &[]).await;
         let name = match parent {
@@ -119,7 +120,7 @@ impl Raw {
         answer.map(|answer| answer.into_inner().info.unwrap())
     }
 
-    /// The names (or keys) of all snapshots.
+    /// Returns the names (or keys) of all snapshots.
     async fn listed(&self, snapshotter: &str) -> Result<Vec<String>, Status> {
         let request = ListSnapshotsRequest {
             snapshotter: snapshotter.to_owned(),
@@ -135,7 +136,7 @@ impl Raw {
     }
 }
 
-/// `snapshots/native/<key>`, as resources of leases are listed.
+/// Returns `snapshots/native/<key>`, as resources of leases are listed.
 fn resource(key: &str) -> String {
     format!("snapshots/{SNAPSHOTTER}/{key}")
 }
@@ -338,7 +339,7 @@ pub(crate) async fn what_becomes_of_snapshots_is_told(raw: Raw) {
     let told = |kind: &str, key: &str| (format!("containerd.events.Snapshot{kind}"), key.to_owned());
     let collected = told("Remove", "collected");
     let mut seen = Vec::new();
-    // 1.6 collects in silence.
+    // 1.6 publishes no event for a collection.
     let is_over = |seen: &[(String, String)]| {
         seen.contains(&told("Prepare", "last")) && (raw.version < (1, 7) || seen.contains(&collected))
     };
@@ -408,7 +409,7 @@ pub(crate) async fn layers_are_uncompressed_as_their_type_says(raw: Raw) {
     } else {
         assert_refused(of_docker, Code::Unknown, "no processor for media-type");
     }
-    // No bytes at all are a tar without files, and what comes after a tar is part of its digest.
+    // An empty file is a tar without files. The bytes after a tar are part of its digest.
     assert_eq!(applied(&raw, OCI, b"").await.unwrap(), sha256(b""));
     let tail = [plain.as_slice(), b"tail"].concat();
     assert_eq!(applied(&raw, OCI, &tail).await.unwrap(), sha256(&tail));
@@ -486,7 +487,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
-/// Bytes that no compression makes smaller, and that are no tar.
+/// Returns bytes that do not compress and are not a tar.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let next = || {

@@ -1,4 +1,5 @@
-//! Where the stand-in is stricter than containerd: each finding is a sentence, and a clean import has none.
+//! The checks in which the stand-in is stricter than containerd. Each violation is a sentence, and
+//! a clean import has none.
 
 use containerd_client::services::v1::*;
 use fake_containerd::{Fake, FakeConfig, SnapshotKind, sha256};
@@ -20,7 +21,7 @@ async fn started() -> (Fake, Raw) {
     (fake, raw)
 }
 
-/// A manifest of one config and one layer.
+/// Returns a manifest of one config and one layer.
 fn manifest(config: &str, layer: &str) -> String {
     json!({"schemaVersion": 2, "config": {"digest": config, "size": 2}, "layers": [{"digest": layer, "size": 2}]})
         .to_string()
@@ -30,7 +31,7 @@ fn index(manifest: &str) -> String {
     json!({"schemaVersion": 2, "manifests": [{"digest": manifest, "size": 2}]}).to_string()
 }
 
-/// Exactly one violation, and what it says.
+/// Asserts exactly one violation, with these parts in its text.
 #[track_caller]
 fn assert_violation(fake: &Fake, parts: &[&str]) {
     let violations = fake.violations();
@@ -199,7 +200,7 @@ async fn sending_what_could_be_adopted_is_found() {
     assert_eq!(opened.offset, 5);
     stream.send(write(0, b"layer")).await.unwrap();
     stream.send(commit(5, b"layer")).await.unwrap();
-    assert_violation(&fake, &[&sha256(b"layer"), "to be adopted"]);
+    assert_violation(&fake, &[&sha256(b"layer"), "could be adopted"]);
 }
 
 #[tokio::test]
@@ -328,7 +329,7 @@ async fn meddling_with_what_cri_manages_is_found() {
     raw.create_image("x", &first, &[(MANAGED, "managed")])
         .await
         .unwrap();
-    assert_violation(&fake, &["record x", MANAGED, "CRI's to set"]);
+    assert_violation(&fake, &["record x", MANAGED, "only CRI may set"]);
     fake.reset_log();
     raw.update_image(image("x", &second, &[]), &["target"])
         .await

@@ -1,11 +1,13 @@
-//! Before a record is written: that the names of its blobs last, and that the lease has held them all the time.
+//! The checks before a record is written: the names of its blobs are durable, and the lease has
+//! held the blobs all the time.
 //!
-//! containerd makes the bytes of a blob last and then renames the file into place; before 2.2 it does not make the
-//! rename last. Its database, though, lasts from the moment the record is written, so a power cut in the seconds after
-//! that leaves a record whose blob has no file, which containerd lists all the same. And a lease that somebody has
-//! deleted protects nothing: what it held may have been collected.
+//! containerd syncs the bytes of a blob and then renames the file into place. Before 2.2, it does
+//! not sync the rename. The record in its database, however, is durable at once. So a power cut in
+//! the next seconds leaves a record whose blob has no file. containerd still lists such a blob.
 //!
-//! One round serves every image that waits for it when it begins.
+//! A deleted lease protects nothing: its blobs may have been collected.
+//!
+//! One round serves every image that waits when the round starts.
 
 use std::fs::File;
 use std::io;
@@ -17,23 +19,24 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::lease::Lease;
 
-/// What one lease is known to hold, on a disk that is known to keep it.
+/// The state of the checks for one lease.
 #[derive(Debug, Default)]
 pub(super) struct Assurance {
-    /// Where the content store is, as containerd says.
+    /// Folder of the content store, as containerd gives it.
     store: OnceCell<Option<PathBuf>>,
     rounds: Rounds,
 }
 
 impl Assurance {
-    /// Makes sure of everything that was put under the lease before; says whether the lease still holds it. Safe to cancel.
+    /// Secures everything that was put under the lease before. Returns true if the lease still
+    /// exists. Safe to cancel.
     ///
-    /// Where names cannot be made to last (containerd runs on what we cannot see), the image is recorded all the same,
-    /// as every other importer does.
+    /// If containerd's files are not visible, their names cannot be synced. The image is recorded
+    /// all the same, as every other importer does.
     ///
     /// # Errors
     ///
-    /// When containerd does not say which leases there are.
+    /// Returns an error if containerd does not list its leases.
     pub(super) async fn make_sure(&self, client: &Client, lease: &Lease) -> Result<bool, containerd::Error> {
         let round = async || {
             self.make_names_last(client).await;
@@ -43,30 +46,31 @@ impl Assurance {
     }
 
     async fn make_names_last(&self, client: &Client) {
-        // Who cannot be asked is asked again in the next round.
+        // After an error, the next round asks again.
         let store = self.store.get_or_try_init(|| client.content_root()).await;
         let Ok(Some(store)) = store else { return };
         let blobs = store.join("blobs");
         match tokio::task::spawn_blocking(move || sync_below(&blobs)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the names of blobs are not known to last"),
-            Err(error) => tracing::debug!(%error, "nobody made the names of blobs last"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot sync the names of blobs"),
+            Err(error) => tracing::debug!(%error, "cannot sync the names of blobs"),
         }
     }
 }
 
-/// Rounds of a check, each for all who asked before it began.
+/// Rounds of a check. Each round serves all callers that asked before it started.
 #[derive(Debug, Default)]
 struct Rounds {
-    /// How often a round was asked for.
+    /// Number of calls so far.
     asked: AtomicU64,
-    /// How many of these had an answer of yes. Held during a round.
+    /// Number of calls that a round has answered with yes. Locked during a round.
     answered: Mutex<u64>,
 }
 
 impl Rounds {
-    /// Waits for a round that begins after this call and says yes; who does not find one goes the round for all that wait.
-    /// A no, like an error, is only for who went it: the others go for themselves. Safe to cancel.
+    /// Waits for a round that starts after this call and succeeds. The first caller in the queue
+    /// runs the round for all that wait. If its round fails or says no, the other callers run their
+    /// own. Safe to cancel.
     async fn join<E>(&self, round: impl AsyncFnOnce() -> Result<bool, E>) -> Result<bool, E> {
         let turn = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut answered = self.answered.lock().await;
@@ -82,7 +86,7 @@ impl Rounds {
     }
 }
 
-/// Makes the entries of the folders last (fsync(2)), one of which there is for each kind of digest.
+/// Syncs the folders' entries (fsync(2)). There is one folder for each digest algorithm.
 fn sync_below(blobs: &Path) -> io::Result<()> {
     for kind in blobs.read_dir()? {
         File::open(kind?.path())?.sync_all()?;
@@ -98,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// A round that gives this answer as soon as it may, and is counted.
+    /// Joins a round that gives this answer once it may end, and counts the round.
     async fn round(rounds: &Rounds, count: &AtomicU64, may_end: &Notify, answer: bool) -> bool {
         let round = async || {
             count.fetch_add(1, Ordering::Relaxed);
@@ -121,7 +125,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        // The first one goes a round at once, and the others ask while it is under way.
+        // The first call starts a round at once. The others ask while that round is under way.
         let (first, second, third, ()) = tokio::join!(biased; ask(), ask(), ask(), in_order);
         assert_eq!([first, second, third], [true; 3]);
         assert_eq!(count.load(Ordering::Relaxed), 2);

@@ -1,4 +1,4 @@
-//! One blob on its way: held where it is there, sent where it is not, and labelled as its children want it.
+//! One blob on its way: held if it exists, sent if it does not, and labelled for its children.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::pace::{Pace, paced};
 use crate::plan::{BlobAction, BlobStep, missing_labels};
 
-/// What became of one blob: the bytes sent, `None` when none were.
+/// The result of one blob. `Ok` has the number of bytes sent, or `None` if no byte was sent.
 pub(super) struct Moved {
     pub(super) digest: Digest,
     pub(super) result: Result<Option<u64>, containerd::Error>,
@@ -32,7 +32,8 @@ pub(super) struct BlobTask {
     turns: Arc<Turns>,
 }
 
-/// One task at a time for each blob: images share blobs, and an ingest has one name whoever writes it.
+/// One task at a time for each blob: images share blobs, and every writer of a blob uses the same
+/// ingest.
 #[derive(Debug, Default)]
 pub(super) struct Turns(std::sync::Mutex<HashMap<Digest, Arc<Mutex<()>>>>);
 
@@ -44,7 +45,7 @@ impl Turns {
 }
 
 impl BlobTask {
-    /// Takes its bytes from the bundle of the job, if it has them.
+    /// Makes a task that takes the blob's bytes from the job's bundle, if the bundle has them.
     pub(super) fn new(job: &Job<'_>, lease: &Lease, step: &BlobStep, turns: &Arc<Turns>) -> BlobTask {
         let blob = job.bundle.as_ref().and_then(|bundle| bundle.blob(&step.digest));
         BlobTask {
@@ -58,7 +59,7 @@ impl BlobTask {
         }
     }
 
-    /// The same with bytes from elsewhere.
+    /// Returns the same task with another source of bytes.
     pub(super) fn from(self, source: Arc<dyn BlobSource>) -> Self {
         Self {
             source: Some(source),
@@ -83,7 +84,8 @@ impl BlobTask {
         Ok(match self.send().await? {
             Written::Committed { sent_bytes } => Some(sent_bytes),
             Written::Adopted => None,
-            // Somebody else has sent it since the plan was made, perhaps with labels for other children.
+            // Another importer has sent the blob since the plan was made, perhaps with labels for
+            // other children.
             Written::Present => self.label().await.map(|()| None)?,
         })
     }
@@ -96,7 +98,7 @@ impl BlobTask {
 
     async fn send(&self) -> Result<Written, containerd::Error> {
         let step = &self.step;
-        // All of them: the plan's are those that the blob lacked when it was there.
+        // All labels: the plan has only those that the blob lacked.
         let labels = missing_labels(&step.children, &step.sources, &Labels::new());
         let spec = BlobSpec {
             digest: step.digest.clone(),
@@ -112,7 +114,8 @@ impl BlobTask {
         self.client.write_blob(&self.lease, &spec, source).await
     }
 
-    /// Gives a blob that was there the labels it lacks, by what it has now: others send and label it, too.
+    /// Adds missing labels to an existing blob. The call looks at the blob's current labels,
+    /// because other importers label blobs, too.
     async fn label(&self) -> Result<(), containerd::Error> {
         let BlobStep {
             digest,
@@ -141,7 +144,8 @@ impl BlobSource for FromBundle {
     }
 }
 
-/// A blob that was in containerd when the plan was made, is not any more, and is not in the bundle either.
+/// The source of a blob that was in containerd when the plan was made and has vanished since. The
+/// bundle does not have it either.
 struct Gone;
 
 impl BlobSource for Gone {

@@ -1,8 +1,9 @@
-//! What comes after the leaves of an image were sent: those that were there are held, then come its manifests and indexes,
-//! and then its records.
+//! The work on an image after its leaves were sent: existing leaves are held, then come manifests
+//! and indexes, and then records.
 //!
-//! Nothing here changes the run it belongs to, so that several images can be closed at a time: each step waits for
-//! containerd's database, which takes one writer after the other and should never have to wait for us.
+//! This module does not change the run, so that several images can be closed at a time. Each step
+//! waits for containerd's database, which takes one write after the other and should never wait for
+//! the import.
 
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ use crate::plan::{BlobStep, ImagePlan, RecordAction, RecordStep, plan_record};
 use crate::select::NamedTarget;
 use crate::unpack::Unpacked;
 
-/// An image of which nothing big is to be sent any more.
+/// An image whose leaves are sent.
 pub(super) struct Closing<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) image: &'a ImagePlan,
-    /// Its blobs that nobody has made sure of yet, children before parents.
+    /// The image's blobs that are not secured yet, children before parents.
     pub(super) blobs: Vec<&'a BlobStep>,
-    /// What has held everything from the beginning.
+    /// The lease that has held everything from the beginning.
     pub(super) lease: Lease,
     pub(super) assurance: Arc<Assurance>,
     pub(super) turns: Arc<Turns>,
@@ -34,19 +35,19 @@ pub(super) struct Closing<'a> {
     pub(super) unpacking: Arc<Mutex<()>>,
 }
 
-/// An image that is through.
+/// A finished image.
 pub(super) struct Closed<'a> {
     pub(super) image: &'a ImagePlan,
-    /// What became of the blobs that were tried: the last one may have failed.
+    /// The results of the blobs that were tried. The last one may have failed.
     pub(super) blobs: Vec<Moved>,
-    /// What was unpacked of it before its records.
+    /// The result of unpacking the image before its records.
     pub(super) unpacked: Option<Unpacked>,
-    /// What became of its records, or why there are none.
+    /// The results of the image's records, or the reason why there are none.
     pub(super) records: Result<Vec<(RecordStep, RecordOutcome)>, Fault>,
 }
 
 impl<'a> Closing<'a> {
-    /// Does what is left to be done. Safe to cancel: a record is written whole or not at all.
+    /// Does the remaining work. Safe to cancel: a record is written whole or not at all.
     pub(super) async fn close(self) -> Closed<'a> {
         let mut blobs: Vec<Moved> = Vec::new();
         for step in &self.blobs {
@@ -61,7 +62,7 @@ impl<'a> Closing<'a> {
         }
         let mut unpacked = None;
         let records = match blobs.last().is_some_and(|moved| moved.result.is_err()) {
-            // Why is with the blob.
+            // The blob's result has the reason.
             true => Ok(Vec::new()),
             false => self.records(&mut unpacked).await,
         };
@@ -83,7 +84,7 @@ impl<'a> Closing<'a> {
             *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease).await?);
         }
         if !self.assurance.make_sure(self.job.client, &self.lease).await? {
-            // What the lease held may have been collected.
+            // Blobs of the lease may have been collected.
             return Err(Fault::LeaseLost);
         }
         let mut outcomes = Vec::new();
@@ -93,10 +94,10 @@ impl<'a> Closing<'a> {
         Ok(outcomes)
     }
 
-    /// Brings one record about.
+    /// Writes one record.
     ///
-    /// The plan may be an hour old by now. What it says about a record that was there is looked up again, so that what
-    /// somebody else did to it meanwhile is not overlooked.
+    /// The plan may be an hour old by now. So the call looks up existing records again, and does
+    /// not overlook a later change by another program.
     async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
         let mut step = match &step.action {
             RecordAction::Create(_) => step.clone(),
@@ -112,7 +113,7 @@ impl<'a> Closing<'a> {
                 },
             }
         }
-        let reason = "somebody else changes the record all the time".to_owned();
+        let reason = "another program keeps changing the record".to_owned();
         Ok((step, RecordOutcome::Rejected(reason)))
     }
 
@@ -125,7 +126,7 @@ impl<'a> Closing<'a> {
         Ok(plan_record(&wanted, there.as_ref(), self.job.intent))
     }
 
-    /// Writes a record as planned; `None` when it is not as the plan thought.
+    /// Writes a record as planned. Returns `None` if the record differs from the plan's assumption.
     async fn write_record(&self, step: &RecordStep) -> Result<Option<RecordOutcome>, containerd::Error> {
         match &step.action {
             RecordAction::Create(labels) => {
@@ -153,7 +154,7 @@ impl<'a> Closing<'a> {
         }
     }
 
-    /// Changes a record; says whether it is there and points where it should.
+    /// Changes a record. Returns true if the record exists and points to the planned target.
     async fn update_record(
         &self,
         step: &RecordStep,

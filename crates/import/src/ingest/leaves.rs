@@ -1,9 +1,10 @@
-//! Sending the leaves of all images, several at a time, and finishing each image as soon as its leaves are there.
+//! Sends the leaves of all images, several at a time, and finishes each image once its leaves are
+//! there.
 //!
-//! Nobody waits for anybody here: while one image gets its manifests and records, layers of the next ones are on their
-//! way. A bundle that can be read anywhere is taken image by image; one that is best read in order, in one [`Pass`]. What
-//! this leaves undone (a blob that had to be started over, or that vanished from containerd meanwhile) is done
-//! afterwards, image by image.
+//! Images do not wait for each other. While one image gets its manifests and records, layers of the
+//! next images are under way. A bundle that can be read at any place is sent image by image. A
+//! sequential bundle is sent in one [`Pass`]. Blobs that had to be started over, or that vanished
+//! from containerd meanwhile, are sent afterwards, image by image.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan, RecordStep};
 
 impl<'a> Run<'a> {
-    /// Sends leaves, and finishes every image whose leaves are there by then.
+    /// Sends leaves, and finishes every image whose leaves are there.
     pub(super) async fn all_leaves(&mut self) -> Result<(), Fault> {
         let Some(bundle) = self.job.bundle.as_ref() else {
             return Ok(());
@@ -40,7 +41,7 @@ impl<'a> Run<'a> {
         let ended = self.take_all(&mut coming, &mut lacking, &mut tasks).await;
         if let Err(Fault::LeaseLost) = &ended {
             drop(coming);
-            // They fail as well, or are done, and then they count.
+            // The remaining tasks fail as well, or they finish and then count.
             while let Some(Ok(moved)) = tasks.join_next().await {
                 let _ = self.moved(moved);
             }
@@ -102,7 +103,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Notes what became of a leaf, and which images waited for it only.
+    /// Notes the result of a leaf, and finds the images that waited only for this leaf.
     fn passed(
         &mut self,
         moved: Moved,
@@ -116,7 +117,7 @@ impl<'a> Run<'a> {
         }
         let is_there = match self.moved(moved) {
             Ok(()) => true,
-            // Its images will say so.
+            // The images with this blob report the fault.
             Err(Fault::Image(_)) => false,
             Err(fault) => return Err(fault),
         };
@@ -124,7 +125,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What is left to do of an image that lacks nothing, or nothing that could still come; `None` where that is nothing.
+    /// Returns the remaining work on an image that waits for no more leaves. Returns `None` if
+    /// there is none.
     async fn begin_to_close(&mut self, image: &'a ImagePlan) -> Result<Option<Closing<'a>>, Fault> {
         if self.finished.contains(&image.index) {
             return Ok(None);
@@ -160,7 +162,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The bundle cannot be read on.
+    /// Makes the fault for a bundle whose rest cannot be read.
     fn unreadable(&self, error: bundle::Error) -> Fault {
         match check_bundle(self.job) {
             Err(fault) => fault,
@@ -169,8 +171,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether the disk is full: then nothing further is begun, and what is under way comes to its end first. Small images
-/// that need little more are in place then.
+/// Set when the disk is full. Then no new blob is started, and the blobs under way end first. Small
+/// images that need little more get into place that way.
 #[derive(Default)]
 struct Full(Option<Error>);
 
@@ -179,7 +181,7 @@ impl Full {
         self.0.is_some()
     }
 
-    /// Keeps a full disk in mind, and passes on whatever else went wrong.
+    /// Remembers a full disk, and passes every other fault on.
     fn note(&mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
         match ended {
             Err(Fault::Stop(error)) if error.is_space() => {
@@ -195,16 +197,17 @@ impl Full {
     }
 }
 
-/// Where the next leaf comes from.
+/// The source of the next leaf.
 enum Coming {
-    /// From whatever passes by.
+    /// The leaves of a pass over the bundle.
     Passing(Pass),
-    /// From anywhere in the bundle.
+    /// Leaves from any place in the bundle.
     Anywhere(Order),
 }
 
 impl Coming {
-    /// The next leaf, with its bytes where they are just passing; none at the end. Safe to cancel.
+    /// Returns the next leaf, with its bytes if a pass reads them now. Returns `None` at the end.
+    /// Safe to cancel.
     async fn next(
         &mut self,
         is_last_place: bool,
@@ -219,7 +222,7 @@ impl Coming {
         }
     }
 
-    /// A leaf is not under way any more.
+    /// Notes that a leaf is no longer under way.
     fn ended(&mut self, digest: &Digest) {
         if let Coming::Anywhere(order) = self {
             order.long.take_if(|long| long == digest);
@@ -227,20 +230,20 @@ impl Coming {
     }
 }
 
-/// The order in which leaves are sent: image by image, while in the last place of those that are sent at a time the
-/// largest of all is. Sent in its turn, it would be the last one standing, with nothing beside it.
+/// The order in which leaves are sent: image by image. One of the parallel places is kept for the
+/// largest leaf of all. In its turn, that leaf would finish last and alone.
 #[derive(Default)]
 struct Order {
     in_turn: VecDeque<Digest>,
-    /// Those that take long, the largest last.
+    /// The leaves that take long, the largest last.
     largest: Vec<Digest>,
     begun: HashSet<Digest>,
-    /// The one of them that is under way.
+    /// The long leaf that is under way.
     long: Option<Digest>,
 }
 
 impl Order {
-    /// Leaves below so many bytes are not worth being sent before their turn.
+    /// Smallest leaf, in bytes, that is sent before its turn.
     const LONG: u64 = 16 << 20;
 
     fn of(lacking: &mut Lacking<'_>) -> Order {
@@ -272,15 +275,16 @@ impl Order {
     }
 }
 
-/// The leaves that are to come, and the images that wait for them.
+/// The leaves to come, and the images that wait for them.
 #[derive(Default)]
 struct Lacking<'a> {
     blobs: HashMap<Digest, Awaited<'a>>,
-    /// Image by image; within an image the largest first, so that it is not the last one standing.
+    /// Image by image. Within an image, the largest leaf comes first, so that it does not finish
+    /// alone at the end.
     order: Vec<Digest>,
-    /// How many leaves an image waits for, by its index.
+    /// Number of leaves that an image waits for, by its index.
     counts: HashMap<usize, usize>,
-    /// Images that wait no longer: for want of leaves, or in vain.
+    /// Images that wait no longer: their leaves are there, or one of them failed.
     ready: VecDeque<&'a ImagePlan>,
 }
 
@@ -290,7 +294,7 @@ struct Awaited<'a> {
 }
 
 impl<'a> Lacking<'a> {
-    /// Adds what an image lacks; says whether there is anything.
+    /// Adds the leaves that an image lacks. Returns true if there are any.
     fn add(&mut self, image: &'a ImagePlan, run: &Run<'_>) -> bool {
         let is_known_bad = image.blobs.iter().any(|step| run.bad.contains_key(&step.digest));
         let is_lacking =
@@ -311,7 +315,7 @@ impl<'a> Lacking<'a> {
         !steps.is_empty()
     }
 
-    /// Whether any image still wants a blob: those that failed by another one do not.
+    /// Returns true if an image still needs a blob. An image that another blob has failed does not.
     fn is_awaited(&self, digest: &Digest, run: &Run<'_>) -> bool {
         let images = self
             .blobs
@@ -323,7 +327,7 @@ impl<'a> Lacking<'a> {
             .any(|image| !run.finished.contains(&image.index))
     }
 
-    /// Takes a blob off the list of what is to come.
+    /// Takes a blob off the list.
     fn take(&mut self, digest: &Digest, is_there: bool) {
         for image in self
             .blobs
@@ -361,7 +365,7 @@ mod tests {
         };
         let firsts = [order.next(false), order.next(false), order.next(true)];
         assert_eq!(firsts, ['a', 'b', 'f'].map(|fill| Some(digest(fill))));
-        // As long as it is under way, the others take all places.
+        // While the largest leaf is under way, the others take all places.
         assert_eq!(order.next(true), Some(digest('c')));
         let mut coming = Coming::Anywhere(order);
         coming.ended(&digest('c'));

@@ -1,8 +1,9 @@
 //! One pass over a bundle that is read from its beginning to its end.
 //!
-//! A thread reads the blobs that are wanted in the order of the archive and hands each over in pieces; whoever sends
-//! them takes them as they come. Nothing is read again: a blob that turns out to be in containerd, or that fails, is
-//! passed over, and one that would have to be started over is left to be read by itself afterwards.
+//! A thread reads the wanted blobs in the order of the archive and hands each over in pieces. The
+//! sender takes the pieces as they come. Nothing is read twice. The pass skips the rest of a blob
+//! that is already in containerd, or that fails. A blob that must be started over is read on its
+//! own afterwards.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -15,36 +16,36 @@ use oci_spec::image::Digest;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-/// Bytes of a piece.
+/// Size of a piece in bytes.
 const PIECE: usize = 256 << 10;
-/// Pieces read ahead of whoever sends them.
+/// Number of pieces read ahead of the sender.
 const READ_AHEAD: usize = 4;
 
-/// A pass that is under way. Dropping it ends it at the next blob.
+/// A pass under way. Dropping it ends the pass at the next blob.
 pub(super) struct Pass(mpsc::Receiver<Result<Passing, bundle::Error>>);
 
-/// A blob that passes by now.
+/// The blob that the pass is reading.
 pub(super) struct Passing {
     pub(super) digest: Digest,
     pub(super) source: Arc<OnceSource>,
 }
 
 impl Pass {
-    /// Begins a pass over these blobs.
+    /// Starts a pass over these blobs.
     pub(super) fn begin(bundle: &Arc<Bundle>, wanted: HashSet<Digest>) -> Pass {
         let bundle = Arc::clone(bundle);
-        // The next blob is announced when the one before is through, not earlier.
+        // The next blob is announced only when the blob before it is finished.
         let (blobs, passing) = mpsc::channel(1);
         spawn_blocking(move || {
             if let Err(error) = read_through(&bundle, &wanted, &blobs) {
-                // Nobody listens any more where this fails.
+                // If the send fails, there is no receiver any more.
                 let _ = blobs.blocking_send(Err(error));
             }
         });
         Pass(passing)
     }
 
-    /// The next blob; none at the end. Safe to cancel.
+    /// Returns the next blob, or `None` at the end. Safe to cancel.
     pub(super) async fn next(&mut self) -> Option<Result<Passing, bundle::Error>> {
         self.0.recv().await
     }
@@ -70,14 +71,14 @@ fn read_through(
     Ok(())
 }
 
-/// Part of a blob, or its end: that a channel is closed says nothing about the blob.
+/// A part of a blob, or its end. A closed channel alone does not mean the end of a blob.
 enum Piece {
     Bytes(Vec<u8>),
     End,
     Failed(io::Error),
 }
 
-/// Hands a blob over, as far as somebody wants it.
+/// Hands a blob over until the receiver stops.
 fn hand_over(mut blob: StreamedBlob<'_>, pieces: &mpsc::Sender<Piece>) {
     loop {
         let mut bytes = Vec::with_capacity(PIECE);
@@ -93,7 +94,8 @@ fn hand_over(mut blob: StreamedBlob<'_>, pieces: &mpsc::Sender<Piece>) {
     }
 }
 
-/// A blob that can be read once. It may be opened again where the reader before has stopped, or further on.
+/// A blob that can be read once. It may be opened again at the place where the last reader stopped,
+/// or further on.
 pub(super) struct OnceSource {
     passing: Arc<Mutex<Bytes>>,
     missed: AtomicBool,
@@ -101,7 +103,7 @@ pub(super) struct OnceSource {
 
 struct Bytes {
     pieces: mpsc::Receiver<Piece>,
-    /// What is left of the last piece.
+    /// The rest of the last piece.
     rest: io::Cursor<Vec<u8>>,
     position: u64,
     is_at_end: bool,
@@ -121,7 +123,8 @@ impl OnceSource {
         }
     }
 
-    /// Whether bytes were asked for that had gone by: the blob itself may be as good as any.
+    /// Returns true if a reader asked for bytes that the pass had already read. The blob itself may
+    /// be fine.
     pub(super) fn was_missed(&self) -> bool {
         self.missed.load(Ordering::Relaxed)
     }
@@ -134,7 +137,7 @@ impl BlobSource for OnceSource {
             self.missed.store(true, Ordering::Relaxed);
             return Err(io::Error::new(
                 io::ErrorKind::NotSeekable,
-                "the bytes of a compressed bundle have gone by",
+                "the pass over the compressed bundle is already past these bytes",
             ));
         }
         while bytes.position < offset {

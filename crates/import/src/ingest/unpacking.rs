@@ -1,4 +1,5 @@
-//! The part of an import that unpacks: before the records of an image, or after all of them.
+//! The part of an import that unpacks images: each before its records, or all after the last
+//! record.
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ impl From<UnpackError> for Fault {
     }
 }
 
-/// What unpacks an image before its records, if that is wanted.
+/// Returns the unpacker if images are unpacked before their records.
 pub(super) fn unpacks_before_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> {
     match &job.intent.unpack {
         Some((unpacker, UnpackWhen::BeforeRecord)) => Some(unpacker),
@@ -30,7 +31,7 @@ pub(super) fn unpacks_before_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> 
     }
 }
 
-/// Unpacks an image whose blobs are there, under the import's lease.
+/// Unpacks an image whose blobs are in place, under the import's lease.
 pub(super) async fn unpack(
     unpacker: &Unpacker,
     job: &Job<'_>,
@@ -41,11 +42,11 @@ pub(super) async fn unpack(
     let targets = image.records.iter().map(|record| &record.target);
     let Some(target) = targets.clone().find(|target| Some(target.digest()) == root) else {
         return Err(UnpackError::Unfit(
-            "none of its names is for all of it".to_owned(),
+            "none of its records names the whole image".to_owned(),
         ));
     };
     let blobs = image.blobs.iter().map(|step| (step.digest.clone(), step.size));
-    // Whoever wants an import to stop drops it.
+    // A caller stops an import by dropping it.
     let stop = CancellationToken::new();
     unpacker
         .unpack(job.client, lease.id(), target, blobs, &stop)
@@ -53,8 +54,8 @@ pub(super) async fn unpack(
 }
 
 impl<'a> Run<'a> {
-    /// Unpacks the images that have records and are not unpacked yet. What is wrong with one of them is told and takes
-    /// nothing back.
+    /// Unpacks the images that have records and are not unpacked yet. A failure is reported and
+    /// does not remove records.
     pub(super) async fn unpack_recorded(&mut self) -> Result<(), Error> {
         let Some((unpacker, _)) = &self.job.intent.unpack else {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Normalised image references, read by the distribution reference grammar as containerd and CRI apply it.
+//! Normalised image references, read by the distribution reference grammar as containerd and CRI
+//! apply it.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,7 +8,8 @@ use std::str::FromStr;
 use basics::foreign::quoted;
 use oci_spec::image::Digest;
 
-/// The most characters a repository (host and path) may have: the limit of the distribution reference grammar.
+/// Largest number of characters in a repository (host and path): the limit of the distribution
+/// reference grammar.
 const REPOSITORY_LENGTH: usize = 255;
 
 /// A normalised image reference: host and path, with a tag, a digest, or both.
@@ -21,7 +23,7 @@ pub struct Reference {
     digest: Option<String>,
 }
 
-/// Why a text is no image reference.
+/// The error for a text that is no image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} is not an image reference: {reason}", quoted(.text))]
 pub struct InvalidReference {
@@ -30,25 +32,25 @@ pub struct InvalidReference {
 }
 
 impl Reference {
-    /// Host and path, such as `docker.io/library/busybox`.
+    /// Returns host and path, such as `docker.io/library/busybox`.
     #[must_use]
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag, absent when the reference is by digest alone.
+    /// Returns the tag. `None` if the reference has a digest alone.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest as text, when there is one.
+    /// Returns the digest as text, if there is one.
     #[must_use]
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
 
-    /// The same repository, by digest alone.
+    /// Returns a reference to the same repository, by digest alone.
     #[must_use]
     pub fn by_digest(&self, digest: &Digest) -> Reference {
         Reference {
@@ -97,8 +99,9 @@ impl FromStr for Reference {
     }
 }
 
-/// Reads a reference by hand. The library's way compiles its grammar first, which takes each process 40 ms and 12 MiB:
-/// longer than an import with nothing to do. That both read the same is a test.
+/// Reads a reference without the library. The library first compiles its grammar, which takes each
+/// process 40 ms and 12 MiB: longer than an import with nothing to do. A test checks that both give
+/// the same results.
 fn parse(text: &str) -> Result<Reference, &'static str> {
     if !text.is_ascii() {
         return Err("only ASCII characters are allowed");
@@ -138,16 +141,18 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     })
 }
 
-/// Where names without a host belong.
+/// Host of names without a host.
 const DOCKER_HUB: &str = "docker.io";
 
-/// The host, and what follows it. A first component is a host where it could not be part of a path, or is `localhost`.
+/// Splits off the host. A first component is a host if it cannot be part of a path, or if it is
+/// `localhost`.
 fn split_host(text: &str) -> Result<(&str, &str), &'static str> {
     match text.split_once('/') {
         Some((first, rest)) if first == "localhost" || first.contains(is_for_hosts) => {
-            // An underscore makes no host, and yet the grammar takes such a name, and containerd goes by its first part.
+            // A name with an underscore is no host. But the grammar accepts it, and containerd uses
+            // its first part as the host.
             match (is_host(first) || is_path_component(first), first) {
-                (false, _) => Err("not a host at its beginning"),
+                (false, _) => Err("it does not begin with a host"),
                 (true, "index.docker.io") => Ok((DOCKER_HUB, rest)),
                 (true, host) => Ok((host, rest)),
             }
@@ -160,7 +165,7 @@ fn is_for_hosts(character: char) -> bool {
     matches!(character, '.' | ':') || character.is_ascii_uppercase()
 }
 
-/// A name or an address (IPv6 in brackets), with or without a port.
+/// Returns true for a name or an address (IPv6 in brackets), with or without a port.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((address, after))) => {
@@ -185,7 +190,8 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Lower-case letters and digits, with a dot, one or two underscores or any number of hyphens between them.
+/// Returns true for lower-case letters and digits, separated by a dot, one or two underscores or
+/// any number of hyphens.
 fn is_path_component(text: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let ends_are_words = |text: &[u8]| {
@@ -275,8 +281,9 @@ mod tests {
         }
     }
 
-    /// What the library takes and what we take is the same, but for hosts that it does not know (IPv6 addresses, a first
-    /// component with capitals) and tags of other scripts, which are no tags.
+    /// The library and this module accept the same texts, with two exceptions. The library does not
+    /// know some hosts (IPv6 addresses, a first component with capitals). It also accepts tags of
+    /// other scripts, which are no tags.
     mod like_the_library {
         use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The labels that tell containerd's garbage collector what a blob refers to.
+//! The labels that tell containerd's garbage collector which blobs a blob refers to.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,10 +7,12 @@ use crate::select::{Child, ChildKind};
 
 const GC_REF: &str = "containerd.io/gc.ref.content";
 
-/// The labels that tell containerd's garbage collector of `children`, as far as `there` does not say it yet.
+/// Returns the labels that tell containerd's garbage collector of `children`, without those that
+/// `there` has already.
 ///
-/// Keys are numbered per kind as containerd numbers them. A key that is taken for another blob is left alone and the
-/// next free number is used: somebody else may rely on it, for another platform of the same index.
+/// Keys are numbered per kind as containerd numbers them. A key that is used for another blob stays
+/// as it is, and the next free number is used. Another importer may rely on that key, for another
+/// platform of the same index.
 #[must_use]
 pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
     let mut missing = Labels::new();
@@ -34,7 +36,7 @@ pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
     missing
 }
 
-/// What labels keep alive.
+/// Returns the digests that labels keep alive.
 fn referred_to(labels: &Labels) -> impl Iterator<Item = &str> {
     let keeps = |(key, _): &(&String, &String)| key.strip_prefix(GC_REF).is_some_and(is_gc_suffix);
     labels.iter().filter(keeps).map(|(_, value)| value.as_str())

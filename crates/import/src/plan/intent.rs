@@ -1,4 +1,4 @@
-//! Under whose name and by which rules images are recorded.
+//! The source in whose name images are recorded, and the rules for recording them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,56 +9,57 @@ use crate::pattern::Pattern;
 use crate::space::Space;
 use crate::unpack::Unpacker;
 
-/// What to do about a record that has our name and another target, and is not ours.
+/// The rule for a record of the same name that has another target and that airgapd did not write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnConflict {
-    /// The record moves to our target.
+    /// The record moves to the bundle's target.
     #[default]
     Replace,
-    /// The record stays as it is, and that is said.
+    /// The record stays unchanged, and the report says so.
     Keep,
-    /// The record stays as it is, and the image counts as failed.
+    /// The record stays unchanged, and the image counts as failed.
     Refuse,
 }
 
-/// Under whose name and by which rules images are recorded.
+/// The source in whose name images are recorded, and the rules for recording them.
 #[derive(Clone, Debug)]
 pub struct Intent {
-    /// Who vouches for the images.
+    /// The source that vouches for the images.
     pub source: Source,
-    /// What to do about names that are taken.
+    /// The rule for names that are already taken.
     pub on_conflict: OnConflict,
-    /// Names that are left as they are whatever the bundle says, each with the reason.
+    /// Names that the import leaves alone, each with the reason.
     pub leave: BTreeMap<String, String>,
-    /// Where the blobs go, and what stays free there.
+    /// The disk for the blobs, and the space that stays free there.
     pub space: Space,
-    /// Which images come first, by their names: those of the first pattern, then those of the second, then the others.
+    /// Patterns of the images that come first: those of the first pattern, then those of the
+    /// second, and then all others.
     pub priority: Vec<Pattern>,
-    /// How fast blobs are sent.
+    /// The speed limit for blobs.
     pub pace: Arc<Pace>,
-    /// What the images are unpacked with, if they are, and when.
+    /// The unpacker and the time of unpacking, if images are unpacked.
     pub unpack: Option<(Unpacker, UnpackWhen)>,
-    /// How many records the namespace may have, those of others counted, once a bundle has added its own. Default
-    /// [`MOST_RECORDS`].
+    /// Largest number of records in the namespace after a bundle has added its own. Records of
+    /// other programs count. Default [`MOST_RECORDS`].
     pub most_records: usize,
 }
 
-/// A record with a short name and few labels takes some 300 bytes in containerd's answer to a list, and this is about as
-/// many as there is room for in one message of 16 MiB.
+/// Default limit of records. A record with a short name and few labels takes some 300 bytes in
+/// containerd's answer to a list. About this many fit into one message of 16 MiB.
 pub const MOST_RECORDS: usize = 50_000;
 
-/// When an import unpacks images.
+/// The time at which an import unpacks images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnpackWhen {
-    /// Each image before its records: one that cannot be unpacked gets none.
+    /// Before each image's records. An image that cannot be unpacked gets no records.
     BeforeRecord,
-    /// After all records. What cannot be unpacked is told and keeps its records.
+    /// After all records. An image that cannot be unpacked is reported and keeps its records.
     AfterRecords,
 }
 
 impl Intent {
-    /// To record every image of a source, and to move names of others by a rule.
+    /// Makes an intent to record every image of a source, with a rule for names that are taken.
     #[must_use]
     pub fn new(source: Source, on_conflict: OnConflict) -> Intent {
         Intent {

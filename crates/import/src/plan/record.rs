@@ -9,7 +9,7 @@ use super::{Intent, OnConflict, RecordAction, RecordStep};
 use crate::labels::{self, CRI_MANAGED, Labels, Source};
 use crate::select::NamedTarget;
 
-/// Decides what happens to one record, given the record of that name.
+/// Decides the step for one record, given the existing record of that name.
 #[must_use]
 pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &Intent) -> RecordStep {
     let left = intent.leave.get(&wanted.name);
@@ -60,8 +60,8 @@ fn move_or_leave(record: &ImageRecord, intent: &Intent) -> RecordAction {
         };
     }
     let mut labels = labels::vouch(&record.labels, &intent.source);
-    // With its mark on it CRI takes the record for known and never learns of the new image's ID. CRI may be setting
-    // the mark at this moment, so it is taken away whether we saw it or not.
+    // If the mark stays, CRI takes the record for known and never learns the new image's ID. CRI
+    // may set the mark at this moment, so the mark is always removed.
     labels.insert(CRI_MANAGED.to_owned(), None);
     RecordAction::Retarget {
         from: record.target.digest().clone(),

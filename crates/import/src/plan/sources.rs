@@ -1,4 +1,4 @@
-//! The labels that say where blobs are from.
+//! The labels that give the origin of blobs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use crate::labels::{self, Labels};
 use crate::names::Reference;
 use crate::select::Taken;
 
-/// Where blobs are from, as labels. Made once for all blobs that are in the same images: an image may have thousands of
-/// layers and hundreds of names, and a layer may be in thousands of images.
+/// The origins of blobs, as labels. Blobs of the same images share them: an image may have
+/// thousands of layers and hundreds of names, and a layer may be in thousands of images.
 pub(super) struct Sources<'a>(HashMap<&'a Digest, Arc<Labels>>);
 
-/// Repositories that a blob's labels name at most. containerd writes each label of each blob to its disk.
+/// Largest number of repositories in a blob's labels. containerd writes each label of each blob to
+/// its disk.
 pub(super) const MOST_SOURCES: usize = 16;
 
 impl<'a> Sources<'a> {
@@ -50,7 +51,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// The first few repositories that an image is named by, in order.
+/// Returns the first few repositories in an image's names, in order.
 fn repositories(image: &Taken) -> Vec<String> {
     let references = image
         .records

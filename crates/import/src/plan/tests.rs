@@ -33,7 +33,7 @@ fn child(kind: ChildKind, fill: char) -> Child {
     }
 }
 
-/// A manifest `m` over config `c` and layer `1`.
+/// Returns an image with a manifest `m` over config `c` and layer `1`.
 fn image(name: &str) -> Taken {
     let children = vec![child(ChildKind::Layer, '1'), child(ChildKind::Config, 'c')];
     let manifest = Member {
@@ -58,7 +58,7 @@ fn intent() -> Intent {
     Intent::new(Source::Bundle("b.tar".into()), OnConflict::Replace)
 }
 
-/// A blob that says that it is from the repository `r.test/a`.
+/// Returns a blob with a label that names the repository `r.test/a`.
 fn blob(fill: char, labels: &[(&str, char)]) -> BlobInfo {
     let source = (SOURCE.to_owned(), "a".to_owned());
     let labels = labels
@@ -105,7 +105,7 @@ const SOURCE: &str = "containerd.io/distribution.source.r.test";
 const L0: &str = "containerd.io/gc.ref.content.l.0";
 const CONFIG: &str = "containerd.io/gc.ref.content.config";
 
-/// The keys of the labels that a blob lacks.
+/// Returns the keys of the labels that a blob lacks.
 fn lacking(step: &BlobStep, there: Option<&BlobInfo>) -> Vec<String> {
     let there = there.map(|blob| blob.labels.clone()).unwrap_or_default();
     let missing = missing_labels(&step.children, &step.sources, &there);
@@ -207,7 +207,8 @@ fn any_gc_label_that_refers_to_the_child_is_enough() {
         digest('a').to_string(),
     )]);
     assert!(missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there).is_empty());
-    // Words that only begin so, and what containerd 2.2 and 2.3 added: none of these keeps the child.
+    // Keys that only start like a gc label, and keys that containerd 2.2 and 2.3 added. None of
+    // them keeps the child.
     for key in [
         "containerd.io/gc.ref.contents",
         "containerd.io/gc.ref.image.0",
@@ -239,7 +240,7 @@ fn blobs_of_an_image_share_the_labels_that_say_where_they_are_from() {
     assert!(steps.iter().all(is_shared));
 }
 
-/// Held against each other one by one, they take a minute.
+/// If every pair is compared, this takes a minute.
 #[test]
 fn the_labels_of_many_children_are_found_in_time_that_grows_with_their_number_only() {
     let children: Vec<Child> = (0..50_000)
@@ -438,7 +439,7 @@ fn a_plan_has_a_line_for_each_kind_of_step() {
     ));
     lines.push(format!("  move    r.test/move:1 from {b} -> {a}"));
     lines.push(format!(
-        "  leave   r.test/theirs:1: it belongs to somebody else, {b}"
+        "  leave   r.test/theirs:1: it belongs to another program, {b}"
     ));
     lines.push("  leave   r.test/left:1: another bundle has it".to_owned());
     lines.push("(no record) (linux/amd64)".to_owned());
@@ -582,7 +583,7 @@ fn an_image_is_unpacked_if_that_is_wanted_and_was_not_done_by_the_same_snapshott
             true,
         ),
         ("another one did it", unpacked_by("native", true), &wanted, true),
-        ("nobody wants it", Survey::default(), &intent(), false),
+        ("unpacking is off", Survey::default(), &intent(), false),
         ("its names are left to others", Survey::default(), &left, false),
     ];
     for (case, there, intent, unpacks) in table {

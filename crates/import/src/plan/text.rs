@@ -1,4 +1,4 @@
-//! A plan for people: the lines of a dry run.
+//! A plan as text: the lines of a dry run.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -68,7 +68,7 @@ impl fmt::Display for RecordStep {
             RecordAction::Relabel(changes) => write!(f, "label   {name}: {}", changed_keys(changes)),
             RecordAction::Unchanged => write!(f, "keep    {name} -> {digest}"),
             RecordAction::Conflict { with, .. } => {
-                write!(f, "leave   {name}: it belongs to somebody else, {with}")
+                write!(f, "leave   {name}: it belongs to another program, {with}")
             }
             RecordAction::Leave(why) => write!(f, "leave   {name}: {why}"),
         }

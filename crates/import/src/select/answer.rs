@@ -1,4 +1,5 @@
-//! The manifest that containerd uses of an index, on a node of a platform and by the rules of its version.
+//! The manifest of an index that containerd uses, by the node's platform and the rules of
+//! containerd's version.
 
 use std::collections::HashSet;
 
@@ -10,22 +11,22 @@ use super::node::{is_runnable, leaves, platform_text, stated_platform};
 use super::problem::{Problem, node_problems};
 use super::{BUNDLE, Rank};
 
-/// What containerd does with an index on a node.
+/// containerd's choice from an index on a node.
 enum Answer<'n> {
-    /// It makes containers of this one, if it is whole.
+    /// containerd makes containers from this image, if it is whole.
     Image(&'n Node),
-    /// It uses one that is of no use, while another was meant for this node.
+    /// containerd uses a useless manifest, although the index has an image for this node.
     Hidden {
         used: &'n Node,
         why: String,
         meant: &'n Node,
     },
-    /// There is nothing for the node.
+    /// The index has nothing for the node.
     Nothing,
 }
 
 impl<'n> Answer<'n> {
-    /// Asks as the containerd would that `matcher` is of.
+    /// Returns the answer of the containerd whose rules `matcher` has.
     fn of(root: &'n Node, matcher: &Matcher) -> Answer<'n> {
         let (used, why) = match platforms::chosen(root, matcher) {
             Chosen::None => return Answer::Nothing,
@@ -35,7 +36,7 @@ impl<'n> Answer<'n> {
             },
             Chosen::Mismatch(node) => {
                 let config = platform_text(node);
-                (node, format!("which has no platform and a config for {config}"))
+                (node, format!("no platform, and a config for {config}"))
             }
         };
         match meant(root, matcher) {
@@ -58,7 +59,7 @@ impl<'n> Answer<'n> {
         let platform = platform_text(meant);
         let (used_digest, meant_digest) = (used.descriptor.digest(), meant.descriptor.digest());
         let problem = format!(
-            "{platform}: containerd uses {used_digest}, {why}; the image is {meant_digest}, which stands behind it"
+            "{platform}: containerd uses {used_digest} ({why}) instead of the image {meant_digest} after it in the index"
         );
         std::iter::once(Problem::of_image(problem))
             .chain(node_problems(used, place))
@@ -66,29 +67,25 @@ impl<'n> Answer<'n> {
     }
 }
 
-/// Why containerd can make no container of what it chose; none where an image is or should be there.
+/// Returns the reason why containerd cannot make a container from its choice. Returns `None` if the
+/// choice is an image, or should be.
 fn unusable(node: &Node) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => match &manifest.kind {
             Kind::Image => None,
-            Kind::Artifact { artifact_type } => {
-                Some(format!("which is not a container image but {artifact_type}"))
-            }
+            Kind::Artifact { artifact_type } => Some(format!("not a container image but {artifact_type}")),
         },
-        Content::Other => Some(format!(
-            "which is not a manifest but {}",
-            node.descriptor.media_type()
-        )),
-        // What is not there is taken for an image when it says for which platform.
+        Content::Other => Some(format!("not a manifest but {}", node.descriptor.media_type())),
+        // A missing manifest counts as an image if its descriptor names a platform.
         Content::Absent | Content::Broken(_) => node
             .platform
             .is_none()
-            .then(|| "which has no platform and cannot be read".to_owned()),
+            .then(|| "no platform, and not readable".to_owned()),
         Content::Index(_) => None,
     }
 }
 
-/// The image that an index has for a node, whatever stands before it.
+/// Returns the image of an index for a node, even if other manifests come before it.
 fn meant<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
     let Content::Index(children) = &root.content else {
         return None;
@@ -108,14 +105,14 @@ fn meant<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
         .min_by_key(|node| rank(node).unwrap_or(Rank::MAX))
 }
 
-/// What the containerds asked for use of an index, each manifest once.
+/// The manifests that the asked containerds use of an index, each once.
 #[derive(Default)]
 pub(super) struct Answers<'n> {
     pub(super) best: Vec<&'n Node>,
     pub(super) problems: Problems,
 }
 
-/// What keeps an image from running: each problem once, in the order in which it was found.
+/// The problems that keep an image from running, each once, in the order of discovery.
 #[derive(Default)]
 pub(super) struct Problems {
     pub(super) list: Vec<Problem>,
@@ -148,7 +145,7 @@ impl<'n> Answers<'n> {
         answers
     }
 
-    /// Adds what one platform gets, by each of the rules that were asked for.
+    /// Adds the answers for one platform, by each of the rules asked for.
     fn add(&mut self, given: &[(&Matcher, Answer<'n>)], place: &str, notes: &mut Vec<String>) {
         let digest = |answer: &Answer<'_>| answer.node().map(|node| node.descriptor.digest().clone());
         let differ = given
@@ -169,7 +166,7 @@ impl<'n> Answers<'n> {
                 Answer::Hidden { .. } => {}
                 Answer::Nothing if differ => {
                     let platform = matcher.asked().unwrap_or_default();
-                    let what = format!("{by_whom}there is nothing for {platform} in it");
+                    let what = format!("{by_whom}there is nothing for {platform} in the image");
                     self.problems.add(Problem::of_image(what));
                 }
                 Answer::Nothing => {}
@@ -184,7 +181,7 @@ impl<'n> Answers<'n> {
     }
 }
 
-/// Matchers for the same platform together: they differ in their rules only.
+/// Groups matchers by platform. Matchers of a group differ only in their rules.
 fn by_platform(matchers: &[Matcher]) -> Vec<Vec<&Matcher>> {
     let mut groups: Vec<Vec<&Matcher>> = Vec::new();
     for matcher in matchers {
@@ -197,17 +194,18 @@ fn by_platform(matchers: &[Matcher]) -> Vec<Vec<&Matcher>> {
     groups
 }
 
-/// The start of a sentence that holds for some containerds only.
+/// Returns the start of a sentence that holds for some containerds only.
 fn by_whom(matcher: &Matcher) -> String {
     let versions = matcher.rules().map(Rules::versions);
     versions.map_or_else(String::new, |versions| format!("on containerd {versions} "))
 }
 
-/// No image is for so many platforms. A hostile index may list thousands: each costs a look at all its entries, and
-/// each record's report names them.
+/// Largest number of platforms of an image. A hostile index may list thousands: each costs a look
+/// at all its entries, and each record's report names them.
 pub(super) const MOST_PLATFORMS: usize = 100;
 
-/// Where everything is taken: images that containerd would not get at on a node of their own platform.
+/// Returns the problems of images that containerd would not find on a node of their own platform.
+/// For a policy that takes all platforms.
 pub(super) fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problems {
     let images = leaves(children)
         .into_iter()
@@ -231,8 +229,9 @@ pub(super) fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problem
     problems
 }
 
-/// The image that an index has for one of these platforms although containerd uses another of its manifests, which is of no
-/// use there. None where that is not so, and where no platform is asked for.
+/// Returns an image of an index for one of these platforms that containerd does not use. containerd
+/// uses a manifest instead that is useless there. Returns `None` if there is no such image, or if
+/// no platform is wanted.
 #[must_use]
 pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
     let (Content::Index(_), Wanted::Platforms(matchers)) = (&root.content, wanted) else {
@@ -246,7 +245,8 @@ pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
         })
 }
 
-/// What containerd makes containers of on the node that `matcher` is of; none where it has nothing that it can use.
+/// Returns the manifest from which containerd makes containers on the node of `matcher`. Returns
+/// `None` if it finds no usable manifest.
 pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
     match &root.content {
         Content::Index(_) => match Answer::of(root, matcher) {

@@ -1,4 +1,5 @@
-//! The blobs of an image, children before parents, with the references that containerd's garbage collector must know.
+//! The blobs of an image, children before parents, with the references that containerd's garbage
+//! collector must know.
 
 use std::collections::HashSet;
 
@@ -9,28 +10,29 @@ use serde::{Deserialize, Serialize};
 use super::answer::MOST_PLATFORMS;
 use super::node::{is_runnable, platform_text};
 
-/// The blobs an image needs on this node, children before parents, each once.
+/// The blobs that an image needs on this node, children before parents, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closure {
     /// The blobs.
     pub blobs: Vec<Member>,
-    /// The platforms of the manifests among them, best first.
+    /// The platforms of the manifests among the blobs, best first.
     pub platforms: Vec<String>,
 }
 
 impl Closure {
-    /// The bytes of all its blobs.
+    /// Returns the size of all blobs in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.blobs.iter().map(|blob| blob.size).sum()
     }
 
-    /// What a blob is in its image, such as `layer 2 of 5`, `config` or `manifest`. A layer counts by its first place.
+    /// Returns the role of a blob in its image, such as `layer 2 of 5`, `config` or `manifest`. A
+    /// repeated layer counts by its first place.
     #[must_use]
     pub fn part(&self, digest: &Digest) -> String {
         let refers = |blob: &&Member| blob.children.iter().any(|child| child.digest == *digest);
         let Some(parent) = self.blobs.iter().find(refers) else {
-            // The root: an index refers to manifests.
+            // No blob refers to the root. An index refers to manifests.
             let own = self.blobs.iter().find(|blob| blob.digest == *digest);
             let mut children = own.iter().flat_map(|blob| &blob.children);
             let is_index = children.any(|child| child.kind == ChildKind::Manifest);
@@ -52,7 +54,7 @@ impl Closure {
         }
     }
 
-    /// A blob of it that is named by its sha512, which no containerd before 2.3 takes.
+    /// Returns a blob with a sha512 digest, which no containerd before 2.3 accepts.
     #[must_use]
     pub fn sha512(&self) -> Option<&Digest> {
         let mut digests = self.blobs.iter().map(|blob| &blob.digest);
@@ -63,11 +65,12 @@ impl Closure {
 /// One blob of a closure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its digest.
+    /// The blob's digest.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What it refers to and containerd's garbage collector must know of; empty for layers and configs.
+    /// The blobs that this blob refers to, for containerd's garbage collector. Empty for layers and
+    /// configs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<Child>,
 }
@@ -75,7 +78,7 @@ pub struct Member {
 /// A reference from a manifest or index to a blob that must live as long as it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Child {
-    /// The kind of child as containerd's label keys say it.
+    /// The kind of child, as in containerd's label keys.
     pub kind: ChildKind,
     /// The child.
     pub digest: Digest,
@@ -91,7 +94,7 @@ pub enum ChildKind {
     Layer,
     /// An image config: `containerd.io/gc.ref.content.config`.
     Config,
-    /// Anything else, nested indexes among them: `containerd.io/gc.ref.content.<n>`.
+    /// Any other child, including nested indexes: `containerd.io/gc.ref.content.<n>`.
     Other,
 }
 
@@ -114,7 +117,8 @@ impl Builder {
         self.closure
     }
 
-    /// The required platforms first, in order of preference, then the others that came along.
+    /// Returns the required platforms in order of preference, and then the other platforms of the
+    /// closure.
     pub(super) fn platforms(&mut self, best: &[&Node]) -> Vec<String> {
         let mut platforms: Vec<String> = best
             .iter()
@@ -201,7 +205,7 @@ impl Builder {
     }
 }
 
-/// Says which suitable part of an index was left behind because it is not whole.
+/// Notes a suitable part of an index that was left out because it is not whole.
 fn note_left_out(child: &Node, notes: &mut Vec<String>) {
     if let Content::Broken(reason) = &child.content {
         notes.push(format!("{} left out: {reason}", platform_text(child)));
@@ -215,7 +219,7 @@ fn child_kind(node: &Node) -> ChildKind {
     }
 }
 
-/// The media types containerd files under `l.<n>`.
+/// Returns true for the media types that containerd's labels file under `l.<n>`.
 pub(crate) fn is_layer(descriptor: &Descriptor) -> bool {
     let media_type = descriptor.media_type().to_string();
     media_type.starts_with("application/vnd.oci.image.layer.")
@@ -223,7 +227,7 @@ pub(crate) fn is_layer(descriptor: &Descriptor) -> bool {
         || media_type == "application/vnd.erofs.layer.v1"
 }
 
-/// The media types containerd files under `config`.
+/// Returns true for the media types that containerd's labels file under `config`.
 fn is_config(descriptor: &Descriptor) -> bool {
     matches!(
         descriptor.media_type().as_ref(),

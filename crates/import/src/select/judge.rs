@@ -1,4 +1,5 @@
-//! Whether an image is whole for the platforms that are wanted, and which of its manifests are taken.
+//! The judgement whether an image is whole for the wanted platforms, and the choice of its
+//! manifests.
 
 use std::collections::HashSet;
 
@@ -12,21 +13,21 @@ use super::closure::{Builder, Closure};
 use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
 use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
 
-/// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
+/// The judgement of an image in a store, where the image already has a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// Everything that is needed to run it is there.
+    /// The store has everything that the image needs to run.
     Whole(Closure),
-    /// Nothing in it runs here; the platforms it has.
+    /// Nothing in the image runs on this node. The list has its platforms.
     Foreign(Vec<String>),
-    /// It is not a container image; its type.
+    /// The image is not a container image. The text is its type.
     Artifact(String),
-    /// It cannot be run: each problem names the platform and the blob.
+    /// The image cannot run. Each problem names the platform and the blob.
     Broken(Vec<Problem>),
 }
 
-/// Judges an image in the store called `place` (as in "is not in containerd") as [`select`](super::select()) judges those of a
-/// bundle.
+/// Judges an image in a store as [`select`](super::select()) judges images of a bundle. `place` is
+/// the store's name, as in "is not in containerd".
 #[must_use]
 pub fn judge(root: &Node, wanted: &Wanted, place: &'static str) -> Judgement {
     let walk = Walk {
@@ -50,9 +51,10 @@ pub(super) enum Unfit {
 
 pub(super) struct Walk<'a> {
     pub(super) wanted: &'a Wanted,
-    /// A Docker archive has no descriptors: what stands for one was made from the config.
+    /// True for a Docker archive. It has no descriptors, so the catalog makes them from the
+    /// configs.
     pub(super) judge_by_config: bool,
-    /// What the place is called that the blobs are in.
+    /// Name of the place with the blobs.
     pub(super) place: &'static str,
 }
 
@@ -78,11 +80,12 @@ impl Walk<'_> {
                 return Err(Unfit::Artifact(artifact_type.clone()));
             }
             if !self.wanted.mounts_artifacts() {
-                let why = "which containerd mounts as a volume from 2.1 on";
-                return Err(Unfit::Artifact(format!("{artifact_type}, {why}")));
+                return Err(Unfit::Artifact(format!(
+                    "{artifact_type}, which containerd mounts as a volume from 2.1 on"
+                )));
             }
             notes.push(format!(
-                "no container image but {artifact_type}: for image volumes only"
+                "not a container image but {artifact_type}: for image volumes only"
             ));
         }
         let Some(rank) = self.rank(node) else {
@@ -90,7 +93,8 @@ impl Walk<'_> {
         };
         if stated_platform(node).is_none() {
             notes.push(
-                "neither its descriptor nor its config says a platform: taken to be for this node".to_owned(),
+                "neither its descriptor nor its config names a platform: taken to be for this node"
+                    .to_owned(),
             );
         }
         let problems = problems_in(self.place, node, manifest);
@@ -121,8 +125,8 @@ impl Walk<'_> {
         Ok((builder.finish(platforms), rank.unwrap_or(Rank::MAX)))
     }
 
-    /// The manifests that must be there: what containerd uses for each platform asked for, or everything. All of them
-    /// are whole.
+    /// Returns the required manifests: those that containerd uses for each wanted platform, or all
+    /// of them. All returned manifests are whole.
     fn required<'n>(
         &self,
         root: &'n Node,
@@ -155,7 +159,8 @@ impl Walk<'_> {
         Ok(answers.best)
     }
 
-    /// Whether a child of an index is taken: it is one of the required, or it suits and is whole.
+    /// Returns true if a child of an index is taken: it is required, or it suits the node and is
+    /// whole.
     fn keeps(&self, node: &Node, required: &HashSet<&Digest>) -> bool {
         if required.contains(node.descriptor.digest()) {
             return true;
@@ -176,7 +181,8 @@ impl Walk<'_> {
             }
     }
 
-    /// The place of a manifest among the acceptable platforms, `None` where it does not suit.
+    /// Returns the rank of a manifest among the acceptable platforms, or `None` if it does not
+    /// suit.
     fn rank(&self, node: &Node) -> Option<Rank> {
         let Wanted::Platforms(matchers) = self.wanted else {
             return Some(Rank::MAX);
@@ -188,7 +194,8 @@ impl Walk<'_> {
             return Some(Rank::MAX);
         };
         let exact = matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
-        // Configs lie about variants, and containerd does not check a single manifest when it runs it.
+        // Configs lie about variants, and containerd does not check a single manifest when it runs
+        // it.
         let loose = matchers
             .iter()
             .any(|matcher| matcher.accepts_loosely(&platform.os, &platform.architecture));

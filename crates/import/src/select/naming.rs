@@ -1,4 +1,4 @@
-//! The records of an image: its names, those of its digests, and what each record points at.
+//! The records of an image: its names, the names of its digests, and their targets.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -50,29 +50,26 @@ pub(super) fn named(
     let of_manifests = policy.naming.repositories(&all) * manifests.len();
     *asked += records.len() + of_manifests;
     if *asked > policy.most_records {
-        let (names, manifests) = (
-            counted(records.len(), "name"),
-            counted(manifests.len(), "manifest"),
-        );
         let most = policy.most_records;
         return Verdict::Broken(vec![Problem::of_image(format!(
-            "its {names} and the digests of its {manifests}, with those of the images before it, are {asked} \
-             image records: that is too many (`limits.records` is {most})"
+            "too many image records: with its {} and {}, the bundle asks for {asked}, but `limits.records` is {most}",
+            counted(records.len(), "name"),
+            counted(manifests.len(), "manifest")
         ))]);
     }
     records.extend(manifest_records(&manifests, &all, &policy.naming));
     Verdict::Take(Taken { records, closure })
 }
 
-/// Bytes of annotations that a record keeps, each with [`ANNOTATION`] on top. containerd answers each list of records
-/// with all of theirs, in one message of at most 16 MiB.
+/// Largest size of a record's annotations in bytes, with [`ANNOTATION`] added for each. containerd
+/// answers each list with the annotations of all records, in one message of at most 16 MiB.
 const MOST_ANNOTATIONS: usize = 1 << 10;
 
-/// What an annotation takes beside its text, in bytes.
+/// Overhead of an annotation in bytes.
 const ANNOTATION: usize = 64;
 
-/// A descriptor as records have it: with its annotations where they are few, and without `urls`, which nothing asks a
-/// record for.
+/// Returns a descriptor for a record: without `urls`, which no reader of records uses, and without
+/// annotations if they are large.
 fn recorded(descriptor: &Descriptor) -> Descriptor {
     let mut recorded = descriptor.clone();
     recorded.set_urls(None);
@@ -86,7 +83,7 @@ fn recorded(descriptor: &Descriptor) -> Descriptor {
     recorded
 }
 
-/// The images below an index that are taken, each once.
+/// Returns the images below an index that are taken, each once.
 fn taken_manifests<'n>(root: &'n Node, closure: &Closure) -> Vec<&'n Node> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
     let mut seen = HashSet::new();
@@ -98,7 +95,8 @@ fn taken_manifests<'n>(root: &'n Node, closure: &Closure) -> Vec<&'n Node> {
     manifests
 }
 
-/// The `name@digest` records of the manifests below an index, where the naming rules ask for them.
+/// Returns the `name@digest` records of the manifests below an index, if the naming rules ask for
+/// them.
 fn manifest_records(manifests: &[&Node], names: &[Reference], naming: &Naming) -> Vec<NamedTarget> {
     let mut records = Vec::new();
     for node in manifests {
@@ -114,7 +112,8 @@ fn manifest_records(manifests: &[&Node], names: &[Reference], naming: &Naming) -
     records
 }
 
-/// A name that several images claim goes to the one that suits the node best, and among equals to the last.
+/// Settles names that several images claim. The image that suits the node best gets the name, and
+/// among equals the last.
 pub(super) fn settle_names(choices: &mut [(Choice, Rank)]) {
     let mut winners: HashMap<String, (usize, Rank)> = HashMap::new();
     for (at, (choice, rank)) in choices.iter().enumerate() {
@@ -137,7 +136,8 @@ impl Choice {
         }
     }
 
-    /// Takes away the names that another image of the bundle won; without a tag left, the image is not taken.
+    /// Removes the names that another image of the bundle got. An image without a tag left is not
+    /// taken.
     fn give_up_names(&mut self, is_lost: impl Fn(&str) -> bool) {
         let Verdict::Take(taken) = &mut self.verdict else {
             return;

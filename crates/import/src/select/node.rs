@@ -1,4 +1,4 @@
-//! Questions to a node of an image's tree: its platform, and the manifests below it.
+//! Queries about a node of an image's tree: its platform, and the manifests below it.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ fn is_image_like(node: &Node) -> bool {
     match &node.content {
         Content::Manifest(manifest) => manifest.kind == Kind::Image,
         Content::Other => false,
-        // What is not there is taken for an image when it says for which platform.
+        // A missing manifest counts as an image if its descriptor names a platform.
         Content::Absent | Content::Broken(_) => node.platform.is_some(),
         Content::Index(_) => true,
     }
@@ -40,7 +40,7 @@ pub(super) fn leaves(children: &[Node]) -> Vec<&Node> {
         .collect()
 }
 
-/// The platforms below an index that the bundle has something for, without repetition.
+/// Returns the platforms below an index for which the bundle has an image, without repetition.
 pub(super) fn offered(children: &[Node]) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
     let mut seen: HashSet<String> = HashSet::new();
@@ -56,7 +56,7 @@ pub(super) fn offered(children: &[Node]) -> Vec<String> {
     texts
 }
 
-/// The platform a manifest says it is for: in its descriptor, else in its config.
+/// Returns the platform of a manifest, from its descriptor or else from its config.
 pub(super) fn stated_platform(node: &Node) -> Option<&Platform> {
     let config = match &node.content {
         Content::Manifest(manifest) => manifest.config_platform.as_ref(),
@@ -65,7 +65,8 @@ pub(super) fn stated_platform(node: &Node) -> Option<&Platform> {
     node.platform.as_ref().or(config)
 }
 
-/// `linux/arm64/v8`, or `unknown platform`; at most 200 characters, since each problem of each layer begins with it.
+/// Returns a platform such as `linux/arm64/v8`, or `unknown platform`. The text has at most 200
+/// characters, since each problem of each layer starts with it.
 #[must_use]
 pub fn platform_text(node: &Node) -> String {
     stated_platform(node).map_or_else(

@@ -1,4 +1,4 @@
-//! Images that are whole, and that not every node can make containers of.
+//! Whole images from which some nodes cannot make containers.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use oci_spec::image::Digest;
 use super::Closure;
 use super::node::{manifests_below, platform_text};
 
-/// The images among these blobs that not every pod can use as its container's image, each in a sentence: those that
-/// containerd unpacks with a plugin only, and an artifact.
+/// Describes the images among these blobs that not every pod can use as a container's image, one
+/// sentence each. They are artifacts, and images that containerd unpacks only with a plugin.
 ///
-/// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
-/// image is no broken one.
+/// A node may have a suitable snapshotter (nydus) or stream processor (encrypted layers), and
+/// airgapd cannot see that from outside. So such an image is not broken.
 #[must_use]
 pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
@@ -37,7 +37,7 @@ pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
             .flatten()
         {
             let platform = platform_text(node);
-            let note = format!("{platform}: {need}; on a node without it no container starts");
+            let note = format!("{platform}: {need}: no container starts on a node without it");
             if !found.contains(&note) {
                 found.push(note);
             }
@@ -56,22 +56,22 @@ fn unusual_layers(manifest: &Manifest) -> Option<String> {
     ))
 }
 
-/// From 2.3 on containerd asks the snapshotter whether it has what the config wants, whatever the index said
-/// (containerd's client/image.go, `checkSnapshotterSupport`).
+/// Describes the features that an image needs from the snapshotter. From 2.3 on, containerd checks
+/// the features in the config, even if the index has none. Source: containerd's client/image.go,
+/// `checkSnapshotterSupport`.
 fn features(manifest: &Manifest) -> Option<String> {
     let platform = manifest.config_platform.as_ref()?;
     let features = &platform.os_features;
     (!features.is_empty() && platform.os != "windows").then(|| {
         let features: Vec<_> = features.iter().map(|feature| foreign::shown(feature)).collect();
         format!(
-            "containerd 2.3 and later unpack an image whose config asks for os.features {} with a snapshotter only that has \
-             them",
+            "containerd 2.3 and later need a snapshotter with os.features {}, which the config asks for",
             features.join(", ")
         )
     })
 }
 
-/// The layer types that every containerd applies by itself.
+/// Returns true for the layer types that every containerd unpacks without a plugin.
 fn is_unpacked_by_all(media_type: &str) -> bool {
     let ends = ["", ".gzip", ".zstd", "+gzip", "+zstd"];
     let archives = [

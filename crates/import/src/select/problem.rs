@@ -1,4 +1,4 @@
-//! What keeps an image from running: its parts that are absent or damaged.
+//! The problems that keep an image from running: absent or damaged parts.
 
 use std::fmt;
 
@@ -8,28 +8,29 @@ use oci_spec::image::{Descriptor, Digest};
 use super::BUNDLE;
 use super::node::platform_text;
 
-/// What keeps an image from running.
+/// A problem that keeps an image from running.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// The blob that is absent or damaged, where it is one.
+    /// The absent or damaged blob, if the problem has one.
     pub blob: Option<Digest>,
     /// The problem in one line, which names the platform and the blob.
     pub what: String,
-    /// The same where the bytes of the blob are not those that its digest promises.
+    /// The damage, if the blob's bytes do not match its digest.
     pub damage: Option<Damage>,
 }
 
-/// A blob of an image whose bytes are not those that its digest promises.
+/// A blob of an image whose bytes do not match its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Damage {
-    /// What the blob is in its image, such as `layer 2 of 5`.
+    /// The blob's role in its image, such as `layer 2 of 5`.
     pub part: String,
-    /// What is wrong with its bytes.
+    /// The fault of the bytes.
     pub why: String,
 }
 
 impl Damage {
-    /// The sentence about it, with what to do. The file is called by its name, fit to print.
+    /// Returns a sentence about the damage, with the remedy. `file` is the bundle's name, fit to
+    /// print.
     #[must_use]
     pub fn told(&self, image: &str, file: &str) -> String {
         let Damage { part, why } = self;
@@ -38,7 +39,7 @@ impl Damage {
 }
 
 impl Problem {
-    /// A problem that is not one blob's.
+    /// Makes a problem that belongs to no single blob.
     #[must_use]
     pub fn of_image(what: String) -> Problem {
         Problem {
@@ -48,7 +49,7 @@ impl Problem {
         }
     }
 
-    /// A problem of a blob, which `what` does not name yet.
+    /// Makes a problem of a blob. `what` does not name the blob yet.
     fn of_blob(descriptor: &Descriptor, what: &str) -> Problem {
         let digest = descriptor.digest();
         Problem {
@@ -58,7 +59,8 @@ impl Problem {
         }
     }
 
-    /// A blob that is there and cannot be used, called by what it is in its image.
+    /// Makes a problem of a blob that exists and cannot be used. `part` is the blob's role in its
+    /// image.
     fn of_flaw(descriptor: &Descriptor, part: &str, flaw: &Flaw) -> Problem {
         if !flaw.is_damage() {
             return Problem::of_blob(descriptor, &format!(": {flaw}")).after(&format!("{part} "));
@@ -73,7 +75,7 @@ impl Problem {
         }
     }
 
-    /// The same with words before it.
+    /// Returns the same problem with words before it.
     pub(super) fn after(self, words: &str) -> Problem {
         Problem {
             what: format!("{words}{}", self.what),
@@ -88,20 +90,21 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All problems in one line.
+/// Returns all problems in one line.
 #[must_use]
 pub fn in_words(problems: &[Problem]) -> String {
     let texts: Vec<&str> = problems.iter().map(|problem| problem.what.as_str()).collect();
     texts.join("; ")
 }
 
-/// Everything that keeps a manifest of a bundle from running: absent or damaged parts, each named.
+/// Returns all problems that keep a manifest of a bundle from running: its absent or damaged parts,
+/// each named.
 #[must_use]
 pub fn problems(node: &Node, manifest: &Manifest) -> Vec<Problem> {
     problems_in(BUNDLE, node, manifest)
 }
 
-/// The same of a manifest in the store called `place` (as in "is not in containerd").
+/// Returns the same for a manifest in the store called `place`, as in "is not in containerd".
 #[must_use]
 pub fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<Problem> {
     let platform = platform_text(node);
@@ -119,7 +122,7 @@ pub fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<Problem
     config.into_iter().chain(layers).chain(others).collect()
 }
 
-/// The same of the content behind an entry of an index.
+/// Returns the same for the content of an entry of an index.
 pub(super) fn node_problems(node: &Node, place: &str) -> Vec<Problem> {
     let platform = platform_text(node);
     match &node.content {
@@ -138,7 +141,7 @@ fn part_problem(part: &Part, called: &str, place: &str) -> Option<Problem> {
     }
 }
 
-/// A document that is there and cannot be used, and why.
+/// Makes the problem of a document that exists and cannot be used.
 pub(super) fn broken(node: &Node, flaw: &Flaw) -> Problem {
     let is_index = bundle::is_index(node.descriptor.media_type());
     let called = if is_index { "index" } else { "manifest" };

@@ -24,7 +24,7 @@ everywhere! {
     a_lease_that_vanishes_during_a_pass_is_made_again
 }
 
-/// Two images that share a layer, larger than what is read at a time.
+/// Returns two images that share a layer, which is larger than one piece of a pass.
 fn archive() -> Archive {
     let shared = noise(700_000);
     let images = [
@@ -81,7 +81,7 @@ async fn only_what_is_missing_of_a_compressed_bundle_is_sent(stage: &Stage) {
     assert_converged(&client, &second).await;
 }
 
-/// Notes the order of what it is told.
+/// Notes the order of the events.
 #[derive(Default)]
 struct Story(Mutex<Vec<String>>);
 
@@ -114,7 +114,8 @@ async fn an_image_is_recorded_as_soon_as_its_blobs_have_gone_by(stage: &Stage) {
     let position = |what: &str| story.iter().position(|told| told == what).expect("it was told");
     let layers = &packed.archive.images[0].manifests[0].layers;
     let last = layers.iter().map(|layer| position(layer.as_ref())).max();
-    // A few blobs are on their way at a time, so the small image may be done some blobs late, not all.
+    // A few blobs are under way at a time. So the small image may be finished some blobs late, but
+    // not after all of them.
     assert!(Some(position("r.test/small:1")) < last, "{story:?}");
     assert_converged(&client, &packed).await;
 }
@@ -140,11 +141,11 @@ struct Gate(mpsc::Receiver<()>);
 impl Read for Gate {
     fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
         let _ = self.0.recv();
-        Err(io::Error::other("nobody goes on"))
+        Err(io::Error::other("the source is stuck"))
     }
 }
 
-/// Leaves the beginning of a blob behind as an interrupted import does, under a lease of its own.
+/// Leaves the beginning of a blob behind, as an interrupted import does, under a separate lease.
 async fn leave_half(client: &Client, digest: &Digest, size: u64, beginning: Vec<u8>) {
     let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     client
@@ -172,7 +173,7 @@ async fn leave_half(client: &Client, digest: &Digest, size: u64, beginning: Vec<
     drop(sender);
 }
 
-/// The layer of two million bytes, with its size and its bytes.
+/// Returns the layer of two million bytes, with its size and its bytes.
 fn long_layer(packed: &Stock) -> (Digest, u64, Vec<u8>) {
     let digest = packed.archive.images[1].manifests[0].layers[1].clone();
     let bytes = packed.archive.bytes_of(&packed.archive.name_of(&digest));

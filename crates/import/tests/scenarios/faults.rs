@@ -1,5 +1,5 @@
-//! Everything that can break, broken once at every place it can break at. Whatever happened, what is recorded is whole,
-//! and the next run finishes the job.
+//! Every call of an import fails once, in every way. After each failure, every recorded image is
+//! whole, and the next run finishes the job.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ everywhere! {
     a_write_stream_cut_anywhere_is_resumed_and_nothing_committed_is_sent_again
 }
 
-/// What a call answers, once.
+/// Returns the answers with which a call fails once.
 fn answers() -> [(Code, &'static str); 4] {
     [
         (Code::Unavailable, "error reading from server: EOF"),
@@ -38,7 +38,8 @@ fn answers() -> [(Code, &'static str); 4] {
     ]
 }
 
-/// After a run that was disturbed: what is there is whole. Then a run that is not: everything is there.
+/// Checks the content after a disturbed run: every recorded image is whole. Then imports again
+/// without a disturbance and checks that every image is in place.
 async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturbance: &str) -> Imported {
     whole_records(client, stock).await;
     let imported = try_import(client, stock).await;
@@ -49,7 +50,7 @@ async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturban
     imported
 }
 
-/// How often an import calls what.
+/// Returns the number of calls of an import, by method.
 async fn calls_of_an_import(stage: &Stage, client: &Client, stock: &Stock) -> BTreeMap<&'static str, u64> {
     wipe(stage).await;
     import_all(client, stock).await;
@@ -101,7 +102,7 @@ async fn disturbed_by(fault: Fault, stage: &Stage, client: &Client, stock: &Stoc
     let fake = stage.the_fake();
     let disturbance = format!("{fault:?}");
     fake.inject(fault);
-    // It may have failed or not: a retry inside the run is as good.
+    // The run may have failed or not: a retry inside the run is as good.
     let _ = try_import(client, stock).await;
     fake.clear_faults();
     assert_the_next_run_converges(client, stock, &disturbance).await;
@@ -110,7 +111,7 @@ async fn disturbed_by(fault: Fault, stage: &Stage, client: &Client, stock: &Stoc
 
 async fn a_connection_that_breaks_after_any_number_of_bytes_is_made_good_by_the_next_run(stage: &Stage) {
     let proxy = Proxy::before(stage.socket());
-    // The first round finds out how many bytes an import takes.
+    // The first round measures how many bytes an import takes.
     let mut bytes = u64::MAX;
     let rounds = if stage.as_fake().is_some() { 64 } else { 8 };
     for round in 0..=rounds {
@@ -162,7 +163,7 @@ async fn a_write_stream_cut_anywhere_is_resumed_and_nothing_committed_is_sent_ag
     }
 }
 
-/// Takes a scenario's content away again, so that the next round does not adopt it.
+/// Removes a scenario's content, so that the next round does not adopt it.
 async fn break_sharing(client: &Client, stock: &Stock) {
     for taken in stock.select().taken() {
         for record in &taken.records {

@@ -1,4 +1,4 @@
-//! A whole import and a second one: order, protection, what is sent and what is not.
+//! A whole import and a second one: the order, the protection, and the blobs that are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -87,7 +87,7 @@ async fn a_second_import_writes_nothing(stage: &Stage) {
     assert_eq!((again.result.blobs.sent, again.result.blobs.sent_bytes), (0, 0));
     assert_eq!(again.result.blobs.present, stock.needed().len() as u64);
     assert_converged(&client, &stock).await;
-    // Events come in order: if the first one is that of a later record, the import caused none.
+    // Events come in order. If the first event belongs to a later record, the import caused none.
     let marker = format!("r.test/marker:{}", unique());
     crate::support::put_record(&client, &marker, &stock.select(), BTreeMap::new()).await;
     assert_eq!(events.next().await.expect("an event").name, marker);
@@ -131,7 +131,7 @@ async fn large_blobs_of_another_namespace_are_adopted_without_sending(stage: &St
     let client = stage.client().await;
     let adopted = import_all(&client, &stock).await;
     assert_eq!(adopted.result.outcome, Outcome::Imported);
-    // What is small is sent sooner than it is asked for.
+    // The import sends a small blob without asking whether another namespace has it.
     let needed = stock.needed();
     let small: u64 = needed.values().filter(|size| **size <= 64 << 10).sum();
     assert!(small < needed.values().sum(), "something is large");
@@ -143,7 +143,7 @@ async fn large_blobs_of_another_namespace_are_adopted_without_sending(stage: &St
     assert_converged(&client, &stock).await;
 }
 
-/// What an import tells, in order: blobs by digest, images by their first record.
+/// Notes the events of an import in order: blobs by digest, images by their first record.
 #[derive(Default)]
 struct Story(Mutex<Vec<String>>);
 
@@ -157,8 +157,8 @@ impl Observer for Story {
     }
 }
 
-/// Each message takes a while here, and the layer of the large image has many of them: both images are on their way at the
-/// same time.
+/// Each message takes a while here, and the layer of the large image has many messages. So both
+/// images are under way at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done() {
     let stage = fake();
@@ -168,7 +168,7 @@ async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done()
     });
     let client = stage.client().await;
     let large = noise(64 << 20);
-    // The large one comes first in the bundle.
+    // The large image comes first in the bundle.
     let stock = Stock::images([
         amd64("r.test/large:1", &[&large]),
         amd64("r.test/pause:1", &[b"pause"]),
@@ -217,7 +217,8 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
         "{records:?}"
     );
     assert!(!has(&client, &layer).await);
-    // What was on its way for a failed image goes with the lease, when containerd next collects.
+    // Blobs that were under way for a failed image are removed with the lease, when containerd next
+    // collects.
     eventually("nothing is left behind", async || {
         client.leases().await.unwrap().is_empty() && client.ingests().await.unwrap().is_empty()
     })
@@ -232,7 +233,7 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
     }
 }
 
-/// A bundle with an image that has a layer named by its sha512, and a usual one.
+/// Returns a bundle with two images: a usual one, and one with a layer named by its sha512.
 fn with_sha512() -> (Stock, String) {
     let bytes = noise(100);
     let digest = basics::digest::sha512(&bytes);
@@ -328,7 +329,7 @@ async fn children_come_before_parents_and_records_last_each_whole_in_one_call() 
     assert_eq!(fake.check_done(), Vec::<String>::new());
 }
 
-/// Does something to the bundle as soon as the first blob of it has been sent.
+/// Changes the bundle once its first blob has been sent.
 struct Harm {
     path: PathBuf,
     harm: Harming,
@@ -340,7 +341,7 @@ impl Observer for Harm {
     }
 }
 
-/// The largest file: the bundle itself, or the largest blob of a layout folder.
+/// Returns the largest file: the bundle itself, or the largest blob of a layout folder.
 fn largest(path: &Path) -> PathBuf {
     let blobs = path.join("blobs/sha256");
     let Ok(blobs) = fs::read_dir(blobs) else {
@@ -354,7 +355,7 @@ fn largest(path: &Path) -> PathBuf {
 
 type Harming = fn(&Path);
 
-/// Everything that others do to a file while it is read.
+/// The changes that other programs may make to a file during an import.
 const HARMS: [(&str, Harming); 5] = [
     ("extended", |path| {
         let file = File::options().append(true).open(largest(path)).unwrap();
@@ -397,7 +398,7 @@ async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried
             };
             let path = stock.bundle.path().to_owned();
             let imported = match form {
-                // Which blob is sent first is not told, and each is a file of its own.
+                // The order of the blobs is not fixed, and each is a separate file.
                 "folder" => {
                     harm(&path);
                     try_import(&client, &stock).await.unwrap()
@@ -413,7 +414,7 @@ async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried
             );
             assert!(imported.result.retry, "{case}");
             assert_eq!(imported.result.cause, Some(airgapd_import::Cause::File), "{case}");
-            // In a folder, what needs no harmed blob may have its record.
+            // In a folder, an image without a changed blob may have its record.
             let names = client.images().await.unwrap().into_iter().map(|image| image.name);
             let wrong = names.filter(|name| form != "folder" || name.contains("large"));
             assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new(), "{case}");

@@ -1,7 +1,8 @@
-//! Imports into containerd: the same scenarios on the stand-in and, as far as they can be seen there, on the real
-//! generations.
+//! Imports into containerd: the same scenarios on the stand-in and, as far as they can be observed
+//! there, on the real generations.
 //!
-//! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.
+//! Statement numbers refer to this project's list of testable statements about containerd's
+//! behaviour.
 
 mod manifest_choice;
 mod proxy;

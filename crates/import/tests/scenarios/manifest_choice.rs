@@ -1,5 +1,5 @@
-//! Which manifest of an index containerd uses: random indexes, and CRI's own word for it. The id of an image in CRI is
-//! the digest of the config that containerd found.
+//! The manifest of an index that containerd uses: a comparison with CRI for random indexes. The id
+//! of an image in CRI is the digest of the config that containerd found.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
@@ -17,7 +17,8 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// How many indexes are drawn. A quarter of them has nothing for the node, another quarter nothing that it can use.
+/// Number of random indexes. A quarter of them has nothing for the node, and another quarter
+/// nothing that the node can use.
 const DRAWN: u64 = 150;
 
 macro_rules! on_each_real_one {
@@ -63,7 +64,8 @@ async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
         let root = bundle::resolve(&root, &mut shelf, &Limits::default()).expect("it is within the limits");
         drawn.push((name, root));
     }
-    // CRI takes one event after the other: when it knows the last image it has looked at all of them.
+    // CRI handles one event after the other. When it knows the last image, it has looked at all of
+    // them.
     let mut shelf = Shelf::default();
     let last = Draw::new(0, &node).image(&mut shelf, "last");
     shelf.send(&client, &lease).await;
@@ -80,7 +82,8 @@ async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
         let foretold = foretold(root, &matcher);
         let is_right = match &foretold {
             Foretold::Image(config) => id.as_deref() == Some(config.as_ref()),
-            // Whether CRI makes an image of it differs from version to version; another one it never uses.
+            // Some versions of CRI make an image of this config, and some do not. None uses another
+            // config.
             Foretold::Artifact(config) => id.is_none() || id.as_deref() == Some(config.as_ref()),
             Foretold::Nothing => id.is_none(),
         };
@@ -104,12 +107,12 @@ async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
     client.delete_lease(&lease, false).await.expect("deleted");
 }
 
-/// What CRI is to have.
+/// The expected answer of CRI.
 #[derive(Debug)]
 enum Foretold<'n> {
     /// An image with this config.
     Image(&'n Digest),
-    /// If anything, what has this config and is no image.
+    /// Nothing, or an image with this config, which is no image config.
     Artifact(&'n Digest),
     Nothing,
 }
@@ -130,7 +133,7 @@ fn foretold<'n>(root: &'n Node, matcher: &Matcher) -> Foretold<'n> {
     }
 }
 
-/// A line for each entry, for the message.
+/// Returns a line for each entry, for the failure message.
 fn outline(node: &Node, depth: usize) -> String {
     let own = node.platform.as_ref().map(|platform| format!("{platform:#}"));
     let own = own.unwrap_or_else(|| "no platform".to_owned());
@@ -229,7 +232,7 @@ fn entry(descriptor: &Descriptor, platform: Option<&Value>) -> Value {
     entry
 }
 
-/// Draws indexes from a seed, so that a failure can be seen again.
+/// Draws indexes from a seed, so that a failure can be repeated.
 struct Draw {
     seed: u64,
     state: u64,
@@ -247,7 +250,7 @@ impl Draw {
         }
     }
 
-    /// A number below `bound` (xorshift64*, Vigna 2016).
+    /// Returns a number below `bound` (xorshift64*, Vigna 2016).
     fn below(&mut self, bound: u64) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -290,12 +293,12 @@ impl Draw {
         let descriptor = match self.below(12) {
             0 | 1 if depth < 2 => self.index(shelf, depth + 1),
             2 => self.manifest(shelf, "application/vnd.example.parts.v1+json"),
-            // Of a type that leads nowhere.
+            // A document of a type without references.
             3 => {
                 let parts = json!({ "parts": self.next() });
                 shelf.put("application/spdx+json", &parts)
             }
-            // Not there.
+            // An absent manifest.
             4 => described(MANIFEST, &json!({ "absent": self.next() })),
             _ => self.manifest(shelf, CONFIG),
         };
@@ -317,7 +320,7 @@ impl Draw {
         self.with_config(shelf, CONFIG, &mut config, salt)
     }
 
-    /// Nothing is unpacked, so the layers need not be there.
+    /// Returns a manifest with this config. Its layers need not exist, since nothing is unpacked.
     fn with_config(
         &self,
         shelf: &mut Shelf,

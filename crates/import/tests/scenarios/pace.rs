@@ -1,4 +1,4 @@
-//! Imports that `rateLimit` holds back.
+//! Imports that `rateLimit` slows down.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ everywhere! {
 
 const RATE: u64 = 2 << 20;
 
-/// Twice as many bytes as [`RATE`] lets through in a second, of two images.
+/// Returns two images with twice as many bytes as [`RATE`] lets through in a second.
 fn stock() -> Stock {
     let images = ["r.test/a:1", "r.test/b:1"];
     Stock::images(images.map(|name| amd64(name, &[&noise(2 << 20)])))
@@ -37,7 +37,8 @@ async fn import_at(client: &Client, stock: &Stock, pace: &Arc<Pace>) -> Imported
     imported.expect("containerd answers")
 }
 
-/// What goes through at once is a tenth of a second's.
+/// Imports at this pace and checks the time. The first tenth of a second's bytes goes through at
+/// once.
 async fn takes_two_seconds(stage: &Stage, stock: &Stock, pace: &Arc<Pace>) {
     let client = stage.client().await;
     let begun = Instant::now();
@@ -57,7 +58,7 @@ async fn a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle(stage: &St
     takes_two_seconds(stage, &packed, &Arc::new(Pace::new(Some(RATE)))).await;
 }
 
-/// Each message waits for two seconds, and whoever sends it is patient for one.
+/// Each message waits for two seconds, and the client's stall limit is one second.
 async fn bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_stall(stage: &Stage) {
     let options = Options {
         stall: Duration::from_secs(1),
@@ -73,7 +74,7 @@ async fn bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_
 
 async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Stage) {
     let (client, stock) = (stage.client().await, stock());
-    // It would take weeks.
+    // At this rate, the import would take weeks.
     let pace = Arc::new(Pace::new(Some(1)));
     let mut import = Box::pin(import_at(&client, &stock, &pace));
     let is_under_way = eventually("blobs are under way", async || {
@@ -84,7 +85,7 @@ async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Sta
         () = is_under_way => {}
     }
     drop(import);
-    eventually("nobody waits any more", async || {
+    eventually("no thread waits", async || {
         tokio::task::yield_now().await;
         Arc::strong_count(&pace) == 1
     })

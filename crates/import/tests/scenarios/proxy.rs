@@ -1,5 +1,5 @@
-//! A socket before containerd's that breaks all connections once a number of bytes has gone to containerd, or carries
-//! them no faster than told.
+//! A socket in front of containerd's. It breaks all connections after a number of bytes to
+//! containerd, or carries bytes slowly.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Bytes carried at a time.
+/// Largest number of bytes carried at a time.
 const PIECE: usize = 16 << 10;
-/// Never cut.
+/// The number of bytes of a proxy that never cuts.
 const NEVER: u64 = u64::MAX;
 
-/// A listening proxy; new connections are welcome after a cut.
+/// A listening proxy. It accepts new connections after a cut.
 pub(crate) struct Proxy {
     socket: PathBuf,
     shared: Arc<Shared>,
@@ -26,13 +26,13 @@ pub(crate) struct Proxy {
 }
 
 struct Shared {
-    /// Bytes until the cut.
+    /// Number of bytes until the cut.
     left: AtomicU64,
-    /// Bytes that went to containerd.
+    /// Number of bytes that went to containerd.
     carried: AtomicU64,
-    /// How long each piece of at most `PIECE` bytes takes.
+    /// Time that each piece of at most `PIECE` bytes takes.
     pace: Duration,
-    /// Cuts so far.
+    /// Number of cuts so far.
     cuts: watch::Sender<u64>,
 }
 
@@ -41,7 +41,7 @@ impl Proxy {
         Proxy::narrow(socket, Duration::ZERO)
     }
 
-    /// Takes that long for every 16 KiB.
+    /// Makes a proxy that takes this long for every 16 KiB.
     pub(crate) fn narrow(socket: &Path, pace: Duration) -> Proxy {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let own = folder.path().join("proxy.sock");
@@ -64,18 +64,18 @@ impl Proxy {
         &self.socket
     }
 
-    /// Breaks everything, once, after so many more bytes.
+    /// Breaks all connections, once, after so many more bytes.
     pub(crate) fn cut_after(&self, bytes: u64) {
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
-    /// Lets everything through from now on; says whether anything was cut.
+    /// Lets everything through from now on. Returns true if the proxy has cut connections.
     pub(crate) fn heal(&self) -> bool {
         self.shared.left.store(NEVER, Ordering::SeqCst);
         *self.shared.cuts.borrow() > 0
     }
 
-    /// Bytes that went to containerd so far.
+    /// Returns the number of bytes that went to containerd so far.
     pub(crate) fn carried(&self) -> u64 {
         self.shared.carried.load(Ordering::SeqCst)
     }
@@ -88,7 +88,7 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    /// How many of `length` bytes may pass, and whether that was the last of them.
+    /// Returns the number of bytes, out of `length`, that may pass, and whether they are the last.
     fn admit(&self, length: usize) -> (usize, bool) {
         let length = length as u64;
         let take = |left| (left != NEVER).then(|| u64::saturating_sub(left, length));
@@ -110,7 +110,7 @@ async fn accept(listener: UnixListener, to: PathBuf, shared: Arc<Shared>) {
     }
 }
 
-/// Carries a connection until it ends or is cut; both sockets close with this.
+/// Carries a connection until it ends or is cut. Both sockets close at the end.
 async fn carry(client: UnixStream, server: UnixStream, shared: Arc<Shared>) {
     let mut cuts = shared.cuts.subscribe();
     let (mut from_client, mut to_client) = client.into_split();

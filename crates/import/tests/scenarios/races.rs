@@ -1,4 +1,5 @@
-//! What others do to containerd while an import is under way: between its look and its deeds, and at the same time.
+//! Changes that other clients make to containerd during an import: between its survey and its
+//! writes, and at the same time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -115,7 +116,7 @@ async fn lease_ending_in(client: &Client, id: &str, hours: i64) {
         .expect("a lease");
 }
 
-/// Sends the blobs of the bundle's largest image under a lease, as an import that was interrupted has.
+/// Sends the blobs of the bundle's largest image under a lease, like an interrupted import.
 async fn half_an_import(client: &Client, lease: &str, stock: &Stock) -> u64 {
     struct FromBundle(bundle::Blob);
     impl BlobSource for FromBundle {
@@ -215,7 +216,7 @@ async fn a_record_that_somebody_creates_meanwhile_follows_the_rule(stage: &Stage
             Some("x"),
             "{rule:?}"
         );
-        // CRI has to look at a record again that moved, and is not to be bothered otherwise.
+        // CRI must look at a moved record again, and should have no work with any other record.
         assert_eq!(
             record.labels.contains_key("io.cri-containerd.image"),
             !moved,
@@ -231,7 +232,7 @@ async fn a_record_that_somebody_moves_meanwhile_is_moved_back(stage: &Stage) {
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(100)])]);
     import_all(&client, &foreign).await;
     import_all(&client, &stock).await;
-    // Our pin is lost, so the record is to be labelled, and no more than that.
+    // airgapd's pin is lost, so the record gets new labels and no other change.
     let unpinned = ImageUpdate {
         target: None,
         labels: BTreeMap::from([(labels::PINNED.to_owned(), None)]),
@@ -309,7 +310,7 @@ async fn two_imports_of_the_same_bundle_send_each_blob_once(stage: &Stage) {
 
 async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(stage: &Stage) {
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(16 << 20)])]);
-    // The first one goes through a narrow pipe; the second one waits for a part of the time that takes.
+    // The first import goes through a narrow pipe. The second waits for a part of that time.
     let pipe = Proxy::narrow(stage.socket(), Duration::from_millis(4));
     let slow = connect(pipe.socket(), stage.namespace(), Options::default()).await;
     let hasty = Options {
@@ -319,7 +320,7 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
     let hasty = connect(stage.socket(), stage.namespace(), hasty).await;
     let large = containerd::ingest_ref(&stock.archive.images[0].manifests[0].layers[0]);
     let second = async {
-        // It comes when the first one is at it.
+        // The second import starts while the first is writing.
         eventually("the first import is writing", async || {
             let ingests = hasty.ingests().await.unwrap();
             ingests.iter().any(|ingest| ingest.reference == large)
@@ -340,7 +341,7 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
     assert_converged(&hasty, &stock).await;
 }
 
-/// The same with the lease vanishing, and everything it held, after each message of content.
+/// The lease vanishes with all its content, once after each message with content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_vanishes_under_any_write_is_made_again() {
     let usual = Stock::usual();
@@ -348,8 +349,8 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
         "r.test/alone:1",
         &[&noise(100), &noise(600_000), &noise(200)],
     )]);
-    // While one image is recorded the writes of another may lose the lease: then the record is there for a moment before
-    // its blobs are again.
+    // While one image is recorded, the writes of another may lose the lease. Then the record exists
+    // for a moment before its blobs exist again.
     for (stock, is_strict, at_least) in [(&alone, true, 6), (&usual, false, 9)] {
         let stage = fake();
         let client = stage.client().await;
@@ -372,7 +373,8 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
     }
 }
 
-/// The last moment is the one after the last blob: nothing that is written then needs the lease, and what it held is gone.
+/// The last moment for a loss comes after the last blob. No later write needs the lease, but the
+/// blobs of the lease are gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_is_written_after_its_lease_has_vanished() {
     let stock = Stock::images([amd64("r.test/alone:1", &[&noise(100), &noise(600_000)])]);
@@ -394,7 +396,7 @@ async fn no_record_is_written_after_its_lease_has_vanished() {
     }
 }
 
-/// A disk that is full stays full until what is half written is thrown away.
+/// A full disk stays full until the half-written blobs are removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_nothing_half_written_stays() {
     let stage = fake();
@@ -412,7 +414,7 @@ async fn on_a_full_disk_nothing_half_written_stays() {
     assert_converged(&client, &stock).await;
 }
 
-/// Pitfall P8: one index, two importers that want different platforms of it.
+/// Pitfall P8: two importers want different platforms of the same index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gc_labels_of_an_index_that_somebody_sends_meanwhile_stay() {
     let stage = fake();

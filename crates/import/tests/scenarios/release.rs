@@ -1,4 +1,4 @@
-//! Taking back: our labels and our pin, nobody else's, and the records stay.
+//! Releasing: airgapd's labels and pin are removed, labels of other programs and the records stay.
 
 use std::collections::BTreeMap;
 
@@ -122,7 +122,7 @@ async fn everything_goes_by_hand_imports_and_leases_included(stage: &Stage) {
     let client = stage.client().await;
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(50)])]);
     import_as(&client, &stock, Source::Hand("stick.tar".into())).await;
-    // Its pin is lost: what is left of ours goes all the same.
+    // The pin is lost. The other labels of airgapd are removed all the same.
     let unpinned = ImageUpdate {
         target: None,
         labels: BTreeMap::from([(labels::PINNED.to_owned(), None)]),

@@ -1,4 +1,4 @@
-//! Many of everything: what an import costs in calls is counted, and grows with what it has to do and nothing else.
+//! Large numbers: an import's calls are counted, and their number grows only with its work.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ everywhere! {
 }
 
 async fn an_image_with_hundreds_of_names_among_records_with_huge_labels_is_imported(stage: &Stage) {
-    // Every record is a transaction with a disk behind it on a real one, and a collection on the stand-in.
+    // Each record is a transaction on the disk of a real containerd, and a garbage collection on
+    // the stand-in.
     let names = if stage.as_fake().is_some() { 100 } else { 700 };
     many_names(&stage.client().await, names, 2).await;
 }
@@ -27,7 +28,8 @@ async fn an_image_with_three_thousand_names_is_imported() {
     stage.assert_no_violations();
 }
 
-/// containerd takes 4096 bytes of key and value, and sends 16 MiB in one message; tonic's default is 4 MiB.
+/// containerd accepts labels of 4096 bytes (key and value), and sends 16 MiB in one message.
+/// tonic's default limit is 4 MiB.
 async fn many_names(client: &Client, names: usize, huge_labels: usize) {
     let image = (0..names).fold(amd64("r.test/a:first", &[&noise(100)]), |image: Image, name| {
         image.repo_tag(&format!("r.test/a:{name}"))
@@ -82,15 +84,16 @@ async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
     let (images, blobs) = (1000, stock.needed().len() as u64);
     assert_eq!(blobs, 3 * images + 1);
     let mut calls = fake.counters();
-    // To find the lease, to see it made, to give it back; and in between the proof that it has held everything: each time
-    // for all images that wait for it, and once in the end.
+    // The import lists leases to find its lease, to see it made, and to delete it. In between,
+    // it checks that the lease has held everything: once for all images that wait, and once at the
+    // end.
     let leases = calls.remove("Leases.List").unwrap_or_default();
     assert!((5..=4 + images).contains(&leases), "{leases} listings of leases");
     let wanted = [
         // The survey.
         ("Images.List", 1),
         ("Content.List", 1),
-        // Where the blobs go, and whether they fit there.
+        // The folder of the blobs, and the space there.
         ("Introspection.Plugins", 1),
         ("Leases.Create", 1),
         ("Leases.Delete", 1),

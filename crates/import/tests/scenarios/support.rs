@@ -1,5 +1,5 @@
-//! What scenarios need: a containerd with a namespace of their own, bundles with bytes of their own, a proxy that breaks
-//! connections, and the question whether what is recorded is whole.
+//! Help for scenarios: a namespace, bundles with unique bytes, a proxy that breaks connections, and
+//! a check that every recorded image is whole.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ use platforms::Wanted;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
 
-/// The name of the bundle that scenarios import.
+/// Name of the bundle that scenarios import.
 pub(crate) const BUNDLE: &str = "bundle.tar";
 
 /// Makes tests of scenarios, on the stand-in and on each generation.
@@ -38,12 +38,13 @@ pub(crate) fn play(place: impl Into<Place>, scenario: impl AsyncFnOnce(&Stage)) 
     harness::play(place, collecting(GcPolicy::AfterEveryMutation), scenario);
 }
 
-/// A stand-in that collects garbage after every change: what is unprotected for a moment is gone.
+/// Starts a stand-in that collects garbage after every change. Content that is unprotected for a
+/// moment is gone.
 pub(crate) fn fake() -> Stage {
     Stage::fake(collecting(GcPolicy::AfterEveryMutation))
 }
 
-/// A stand-in that collects garbage then.
+/// Configures a stand-in with this policy for collecting garbage.
 pub(crate) fn collecting(gc: GcPolicy) -> FakeConfig {
     FakeConfig {
         gc,
@@ -51,7 +52,7 @@ pub(crate) fn collecting(gc: GcPolicy) -> FakeConfig {
     }
 }
 
-/// Takes everything out of the stand-in, as if it had just been started.
+/// Empties the stand-in, as if it had just been started.
 pub(crate) async fn wipe(stage: &Stage) {
     let fake = stage.the_fake();
     fake.clear_faults();
@@ -69,7 +70,7 @@ pub(crate) async fn connect(socket: &Path, namespace: &str, options: Options) ->
         .expect("containerd is there")
 }
 
-/// Bytes that no other test has.
+/// Returns bytes that no other test has.
 pub(crate) fn noise(size: usize) -> Vec<u8> {
     let mut bytes = unique().into_bytes();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -95,7 +96,7 @@ impl Stock {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(BUNDLE);
         archive.write_to(&path);
-        // As an operator may allow them: some scenarios have thousands of names.
+        // An operator may allow more names: some scenarios have thousands.
         let limits = Limits {
             names: 5_000,
             ..Limits::default()
@@ -108,7 +109,7 @@ impl Stock {
         }
     }
 
-    /// The same compressed.
+    /// Returns a compressed bundle.
     pub(crate) fn packed(archive: Archive, codec: bundle::Compression) -> Stock {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(BUNDLE);
@@ -121,7 +122,7 @@ impl Stock {
         }
     }
 
-    /// The same as a folder.
+    /// Returns a bundle as a folder.
     pub(crate) fn extracted(archive: Archive) -> Stock {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(BUNDLE);
@@ -139,7 +140,8 @@ impl Stock {
         Stock::of(images.into_iter().fold(Layout::new(), Layout::image).build())
     }
 
-    /// Two images that share a layer: one for a single platform, one an index of three, of which two suit the node.
+    /// Returns a bundle with two images that share a layer. The first has a single platform. The
+    /// second is an index of three platforms, two of which suit the node.
     pub(crate) fn usual() -> Stock {
         let shared = noise(3000);
         let small = Image::new("r.test/small:1")
@@ -161,7 +163,7 @@ impl Stock {
         select(self.bundle.catalog(), &policy())
     }
 
-    /// Every blob that the node needs of it, with its size.
+    /// Returns every blob of the bundle that the node needs, with its size.
     pub(crate) fn needed(&self) -> BTreeMap<String, u64> {
         let selection = self.select();
         let blobs = selection.taken().flat_map(|taken| &taken.closure.blobs);
@@ -169,7 +171,7 @@ impl Stock {
     }
 }
 
-/// An image of one amd64 manifest with these layers.
+/// Returns an image of one amd64 manifest with these layers.
 pub(crate) fn amd64(name: &str, layers: &[&[u8]]) -> Image {
     layers
         .iter()
@@ -221,7 +223,7 @@ pub(crate) async fn observed_import(
     .await
 }
 
-/// Imports a bundle that nothing is wrong with into a containerd that nothing is wrong with.
+/// Imports a sound bundle into a sound containerd.
 pub(crate) async fn import_all(client: &Client, stock: &Stock) -> Imported {
     let imported = try_import(client, stock).await.expect("containerd answers");
     if let Some(stopped) = &imported.stopped {
@@ -230,7 +232,7 @@ pub(crate) async fn import_all(client: &Client, stock: &Stock) -> Imported {
     imported
 }
 
-/// The plan of an import, made and not carried out: what happens in between is the scenario's.
+/// The plan of an import, not carried out yet. The scenario may act in between.
 pub(crate) struct Planned<'a> {
     client: &'a Client,
     stock: &'a Stock,
@@ -283,7 +285,8 @@ impl<'a> Planned<'a> {
     }
 }
 
-/// Every record of the bundle is there, ours and pinned, on a whole closure; nothing is left behind.
+/// Checks that every record of the bundle exists with airgapd's label and pin, on a whole closure.
+/// Also checks that nothing is left behind.
 pub(crate) async fn assert_converged(client: &Client, stock: &Stock) {
     let names: Vec<String> = stock
         .select()
@@ -295,7 +298,7 @@ pub(crate) async fn assert_converged(client: &Client, stock: &Stock) {
     assert_nothing_left(client).await;
 }
 
-/// No lease of ours and no ingest.
+/// Checks that airgapd has no lease and no ingest.
 pub(crate) async fn assert_nothing_left(client: &Client) {
     let leases = client.leases().await.expect("containerd answers");
     assert_eq!(leases, [], "leases are left behind");
@@ -303,7 +306,7 @@ pub(crate) async fn assert_nothing_left(client: &Client) {
     assert_eq!(ingests, [], "ingests are left behind");
 }
 
-/// The names of the bundle that are recorded, each of them checked: its target, pin, source, and whole closure.
+/// Returns the recorded names of the bundle. Checks the target, pin, source and closure of each.
 pub(crate) async fn whole_records(client: &Client, stock: &Stock) -> Vec<String> {
     let records = client.images().await.expect("containerd answers");
     let records: BTreeMap<&str, &ImageRecord> = records
@@ -340,7 +343,7 @@ pub(crate) async fn whole_records(client: &Client, stock: &Stock) -> Vec<String>
     found
 }
 
-/// Whether a blob is there.
+/// Returns true if a blob exists.
 pub(crate) async fn has(client: &Client, digest: &Digest) -> bool {
     client.blob(digest).await.expect("containerd answers").is_some()
 }
@@ -364,7 +367,7 @@ pub(crate) async fn put_record(
     );
 }
 
-/// Puts everything the bundle needs under a lease of the scenario's own.
+/// Puts every blob that the bundle needs under a separate lease.
 pub(crate) async fn hold_everything(client: &Client, lease: &str, stock: &Stock) {
     let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     client

@@ -1,7 +1,8 @@
-//! Leaves no trace of a private containerd: neither processes nor mounts nor files, its owner alive or dead.
+//! Removes all traces of a private containerd: processes, mounts and files. It works while the
+//! owner lives and after its death.
 //!
-//! Apart from starting one, because a test run that was killed leaves its folders behind, and the next one finds them
-//! here knowing nothing but the folder.
+//! A killed test run leaves its folders behind. The next run finds them here and knows only the
+//! path, so this module needs nothing else.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,26 +18,27 @@ use super::wait_until;
 use crate::output_of;
 use crate::parts::runc;
 
-/// What the name of every private containerd's folder begins with.
+/// Prefix of the folder name of every private containerd.
 pub(super) const PREFIX: &str = "airgapd-containerd-";
 
-/// The file that the owner of a folder holds locked.
+/// Name of the file that the owner of a folder keeps locked.
 const LOCK: &str = "lock";
 
-/// How long killed processes may take to be gone.
+/// Longest time until killed processes are gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Marks a folder as in use for as long as the returned file is open.
+/// Marks a folder as in use while the returned file is open.
 pub(super) fn lock(folder: &Path) -> io::Result<File> {
     let unlocked = folder.join("lock.new");
     let lock = File::create(&unlocked)?;
     lock.lock()?;
-    // Under its name it is locked from the first moment, or another process would take the folder for abandoned.
+    // The file gets its name only after it is locked. Otherwise another process could find it
+    // unlocked and take the folder for abandoned.
     fs::rename(unlocked, folder.join(LOCK))?;
     Ok(lock)
 }
 
-/// Removes what earlier runs left behind that could not clean up after themselves.
+/// Removes the folders of earlier runs that could not clean up after themselves.
 pub(super) fn remove_abandoned() {
     for folder in subfolders(base_folder()) {
         let is_ours = folder
@@ -48,12 +50,13 @@ pub(super) fn remove_abandoned() {
     }
 }
 
-/// A folder without the file is just being made; one whose lock is free lost its owner.
+/// Returns true if the owner of the folder is dead. A folder without the lock file is just being
+/// made.
 fn is_abandoned(folder: &Path) -> bool {
     File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
 }
 
-/// Ends all that runs from the folder and removes it, as far as that goes.
+/// Ends all processes of the folder and removes it, as far as possible.
 pub(super) fn remove(folder: &Path) {
     delete_containers(folder);
     remove_shim_sockets(folder);
@@ -62,7 +65,8 @@ pub(super) fn remove(folder: &Path) {
     remove_files(folder);
 }
 
-/// The lock goes last: whoever dies before leaves a folder that is still known as abandoned.
+/// Removes the files, the lock last. If this process dies before, the folder still counts as
+/// abandoned.
 fn remove_files(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -73,7 +77,8 @@ fn remove_files(folder: &Path) {
     let _ = fs::remove_dir_all(folder);
 }
 
-/// runc ends a container's processes and removes its control groups.
+/// Deletes the containers with runc, which also ends their processes and removes their control
+/// groups.
 fn delete_containers(folder: &Path) {
     let Ok(runc) = runc() else { return };
     for namespace in subfolders(&folder.join("runc")) {
@@ -90,11 +95,12 @@ fn delete_containers(folder: &Path) {
     }
 }
 
-/// A killed shim leaves its socket in the folder that all containerds of the machine share.
+/// Removes the sockets of killed shims, which are in a folder that all containerds of the machine
+/// share.
 fn remove_shim_sockets(folder: &Path) {
     for namespace in subfolders(&folder.join("state/io.containerd.runtime.v2.task")) {
         for container in subfolders(&namespace) {
-            // 1.x writes the address as it is, 2.x as a member of a JSON document.
+            // 1.x writes the plain address, and 2.x writes it as a member of a JSON document.
             for file in ["address", "bootstrap.json"] {
                 let text = fs::read_to_string(container.join(file)).unwrap_or_default();
                 if let Some(socket) = shim_socket(&text) {
@@ -126,7 +132,8 @@ fn kill_processes(folder: &Path) {
     }
 }
 
-/// containerd and the shims that were started with a path below the folder, and nothing else.
+/// Returns the containerds and shims that were started with a path below the folder, and no other
+/// process.
 fn processes_of(folder: &Path) -> Vec<Pid> {
     subfolders(Path::new("/proc"))
         .iter()
@@ -157,13 +164,14 @@ fn as_os_str(bytes: &[u8]) -> &std::ffi::OsStr {
 
 fn unmount_below(folder: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // What was mounted last may lie on what was mounted first.
+    // A later mount may lie on an earlier one.
     for mount in mounts_below(&mounts, folder).iter().rev() {
         let _ = unmount(mount, UnmountFlags::DETACH);
     }
 }
 
-/// The mount points below a folder, in the order of mounting: field 5 of each line of proc_pid_mountinfo(5).
+/// Returns the mount points below a folder in the order of mounting. They are field 5 of each line
+/// of proc_pid_mountinfo(5).
 fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<PathBuf> {
     mountinfo
         .lines()
@@ -189,7 +197,7 @@ mod tests {
     #[test]
     fn a_folder_is_abandoned_once_its_lock_is_free_and_not_before() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(!is_abandoned(folder.path()), "one that is just being made");
+        assert!(!is_abandoned(folder.path()), "a folder that is just being made");
         let held = lock(folder.path()).unwrap();
         assert!(!is_abandoned(folder.path()));
         drop(held);

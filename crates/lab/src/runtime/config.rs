@@ -4,17 +4,17 @@ use std::path::Path;
 
 use super::Options;
 
-/// The places that a configuration names.
+/// The paths in a configuration.
 pub(super) struct Layout<'a> {
     pub(super) folder: &'a Path,
     pub(super) runc: &'a Path,
     pub(super) snapshotter: &'a str,
 }
 
-/// The configuration, in format version 2, which all generations read.
+/// Returns the configuration in format version 2, which all generations read.
 ///
-/// Every path that containerd would otherwise share with the machine's own (NRI socket, CNI, registries, shims' state)
-/// is given one of its own or switched off.
+/// containerd would share some paths with the machine's own: NRI socket, CNI, registries, shims'
+/// state. The configuration moves each of them to the private folder or turns the feature off.
 pub(super) fn config(layout: &Layout<'_>, options: &Options) -> String {
     let Layout {
         folder,

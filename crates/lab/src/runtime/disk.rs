@@ -1,7 +1,7 @@
-//! A small disk for the root of a private containerd, so that it can be full.
+//! Makes a small disk for the root of a private containerd, so that a test can fill it.
 //!
-//! Nothing here cleans up: the folder that the disk is mounted in is unmounted and removed as a whole, also after a run
-//! that was killed, and a loop device goes with its mount.
+//! This module cleans nothing up. The cleanup unmounts and removes the whole folder, also after a
+//! killed run. A loop device disappears with its mount.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::parts::mkfs_ext4;
 /// Mounts a file system of `bytes` on a new folder.
 pub(super) fn mount(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
     fs::create_dir(folder)?;
-    // The loop devices of a container are its host's, and often out of reach.
+    // A container uses the loop devices of its host and often cannot reach them.
     on_loop_device(image, folder, bytes)
         .or_else(|_| in_memory(folder, bytes))
         .with_context(|| format!("cannot mount a disk of {bytes} bytes on {}", folder.display()))
@@ -23,7 +23,8 @@ pub(super) fn mount(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
 
 fn on_loop_device(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
     File::create(image)?.set_len(bytes)?;
-    // Root may not use more than others: kubelet and airgapd count what others may use.
+    // No space is reserved for root. kubelet and airgapd count only the space that other users can
+    // use.
     output_of(
         Command::new(mkfs_ext4()?)
             .args(["-q", "-F", "-m", "0"])

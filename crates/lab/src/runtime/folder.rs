@@ -1,4 +1,4 @@
-//! The folder of one containerd, which holds everything that it makes, and goes with it.
+//! The folder of one containerd. It holds all files that containerd makes and is removed with it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use super::cleanup;
 use crate::parts::Generation;
 
-/// Socket addresses end at 108 bytes (unix(7)), and containerd appends `.ttrpc` to the name.
+/// Longest path of a socket, in bytes. A socket address has at most 108 (unix(7)), and containerd
+/// appends `.ttrpc`.
 const LONGEST_SOCKET_PATH: usize = 100;
 
-/// The folder of one containerd, locked as long as its owner lives.
+/// The folder of one containerd, locked while its owner lives.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub(super) path: PathBuf,
@@ -19,7 +20,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder, after those that dead processes left behind are removed.
+    /// Removes the folders of dead processes and makes a new one.
     pub(super) fn create(generation: Generation) -> Result<Self> {
         cleanup::remove_abandoned();
         let base = base_folder();
@@ -42,7 +43,7 @@ impl Drop for Folder {
     }
 }
 
-/// The temporary folder, unless its name is so long that a socket in it would have no address.
+/// Returns the temporary folder, or `/tmp` if its path is too long for the address of a socket.
 pub(super) fn base_folder() -> &'static Path {
     use std::sync::OnceLock;
     static BASE: OnceLock<PathBuf> = OnceLock::new();

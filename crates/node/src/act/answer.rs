@@ -1,4 +1,4 @@
-//! What the daemon tells those who ask: on its control socket, and in the file of its metrics.
+//! Answers questions: on the control socket, and in the metrics file.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,42 +19,44 @@ use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 use crate::verdict::Health;
 
-/// How often the file of the metrics is written: a file that cannot be written changes the verdict within 5 seconds.
+/// Time between two writes of the metrics file. A file that cannot be written changes the verdict
+/// within 5 seconds.
 const METRICS_PACE: Duration = Duration::from_secs(3);
 
-/// How often it is looked at most whether there are news: a thousand bundles are a thousand turns of the loop.
+/// Shortest time between two checks for news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
-/// How many may wait for news; others hear at once how it stands, so that nobody is kept from asking.
+/// Most clients that may wait for news. Further clients get the current status at once, so that no
+/// question is blocked.
 const MOST_KEPT: usize = 16;
 
-/// Those who ask.
+/// The clients that ask, and the metrics that are published unasked.
 pub(super) struct Asked {
-    /// None where the socket could not be made.
+    /// None if the socket could not be created.
     questions: Option<mpsc::Receiver<Question>>,
-    /// The questions of those who wait for news.
+    /// The questions of clients that wait for news.
     kept: Vec<Question>,
-    /// Questions that came during an errand and need more than a look at the state.
+    /// Questions that came during an errand and that the state alone cannot answer.
     put_off: VecDeque<Question>,
-    /// When it was last looked whether there are news.
+    /// Time of the last check for news.
     news_looked: Instant,
     started_at: Timestamp,
-    /// None where nobody asked for it.
+    /// None if no file is configured.
     metrics: Option<MetricsFile>,
     /// The address of the metrics while they cannot be served there.
     unserved: Option<Unserved>,
 }
 
-/// The file that node_exporter reads.
+/// The metrics file that node_exporter reads.
 struct MetricsFile {
     path: PathBuf,
     due: Instant,
-    /// Why it could not be written the last time.
+    /// Error of the last write, if it failed.
     problem: Option<String>,
-    /// The verdict that it has.
+    /// The verdict in the file.
     health: Option<Health>,
 }
 
-/// An address on which the daemon is to serve its metrics and cannot.
+/// An address on which the daemon should serve its metrics and cannot.
 struct Unserved {
     address: SocketAddr,
     questions: mpsc::Sender<Question>,
@@ -63,7 +65,7 @@ struct Unserved {
 }
 
 impl Unserved {
-    /// Serves the metrics. Gives what is to be tried again where that cannot be done.
+    /// Serves the metrics. If that fails, returns what is needed for a retry.
     fn serve(address: SocketAddr, questions: mpsc::Sender<Question>) -> Option<Unserved> {
         let error = control::listen_for_metrics(address, questions.clone()).err()?;
         Some(Unserved {
@@ -76,7 +78,7 @@ impl Unserved {
 }
 
 impl Asked {
-    /// Opens the control socket. That it cannot be had is no reason not to import.
+    /// Opens the control socket. Without it the daemon still imports.
     pub(super) fn start(settings: &Settings) -> Asked {
         let folder = &settings.runtime_dir;
         let (questions, unserved) = match control::listen(folder) {
@@ -92,7 +94,7 @@ impl Asked {
         if let Some(unserved) = &unserved {
             warn!("{}", unserved.problem);
         }
-        // Where there is no runtime folder, nobody asked for the file.
+        // Without a runtime folder there is no default file.
         let by_default = || questions.is_some().then(|| folder.join("airgapd.prom"));
         let file = settings.metrics_file.clone().or_else(by_default);
         Asked {
@@ -111,7 +113,7 @@ impl Asked {
         }
     }
 
-    /// The next question. Safe to cancel.
+    /// Waits for the next question. Safe to cancel.
     pub(super) async fn next(&mut self) -> Question {
         match self.put_off.pop_front() {
             Some(question) => question,
@@ -119,7 +121,8 @@ impl Asked {
         }
     }
 
-    /// The next question that is answered by a look at the state. The others wait for [`Asked::next`]. Safe to cancel.
+    /// Waits for the next question that the state alone can answer. Other questions are kept for
+    /// [`Asked::next`]. Safe to cancel.
     pub(super) async fn next_reading(&mut self) -> Question {
         loop {
             let question = self.receive().await;
@@ -141,14 +144,14 @@ impl Asked {
         }
     }
 
-    /// When the file of the metrics is written next, or their address tried again.
+    /// Returns when the metrics file is due, or the next try to serve the metrics on their address.
     pub(super) fn metrics_due(&self) -> Option<Instant> {
         let file = self.metrics.as_ref().map(|file| file.due);
         let address = self.unserved.as_ref().map(|unserved| unserved.due);
         file.into_iter().chain(address).min()
     }
 
-    /// Has the file of the metrics written at once where it has another verdict than this.
+    /// Makes the metrics file due at once if it shows another verdict than this.
     pub(super) fn note_health(&mut self, health: Health, now: Instant) {
         let is_other = |file: &&mut MetricsFile| file.health.is_some_and(|written| written != health);
         if let Some(file) = self.metrics.as_mut().filter(is_other) {
@@ -156,14 +159,14 @@ impl Asked {
         }
     }
 
-    /// Removes the file of the metrics: it would go on calling the node healthy after the daemon's end.
+    /// Removes the metrics file. Otherwise it would call the node healthy after the daemon's end.
     pub(super) fn end(&self) {
         if let Some(file) = &self.metrics {
             let _ = std::fs::remove_file(&file.path);
         }
     }
 
-    /// Tries once more to serve the metrics on their address, where that is due.
+    /// Tries again to serve the metrics on their address, if that is due.
     fn serve_metrics_if_due(&mut self, now: Instant) {
         let is_due = |unserved: &mut Unserved| unserved.due <= now;
         if let Some(unserved) = self.unserved.take_if(is_due) {
@@ -177,7 +180,7 @@ impl Asked {
         }
     }
 
-    /// Answers those to whom this status is news, or who have waited long enough.
+    /// Answers the clients to whom this status is news, or whose time to wait is over.
     fn tell(&mut self, status: &Status, now: Instant) {
         let tag = status.tag();
         let is_due = |question: &mut Question| {
@@ -189,13 +192,14 @@ impl Asked {
         }
     }
 
-    /// When the first of those who wait for news has waited long enough.
+    /// Returns the earliest deadline of the clients that wait for news.
     fn next_deadline(&self) -> Option<Instant> {
         let known = self.kept.iter().filter_map(|question| question.known.as_ref());
         known.map(|known| known.until).min()
     }
 
-    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
+    /// Answers a question. If the client already has this status, keeps the question until there is
+    /// news. The client may have gone meanwhile.
     pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
         let status = view.status(self);
         if question.want == Want::Metrics {
@@ -215,7 +219,8 @@ impl Asked {
 }
 
 impl Daemon {
-    /// Answers a question, after a look at the folder or at the required images where that is asked for.
+    /// Answers a question. Lists the folder or checks the required images first, if the question
+    /// wants that.
     pub(super) fn answer(&mut self, question: Question) {
         match question.want {
             Want::Status | Want::Metrics => {}
@@ -233,7 +238,8 @@ impl Daemon {
         asked.reply(question, &view);
     }
 
-    /// Answers those who wait for news, where there are any or they have waited long enough. Gives when to look again.
+    /// Answers clients that wait for news, if there is news or their time to wait is over. Returns
+    /// when the next check is due.
     pub(super) fn tell_news(&mut self, now: Instant) -> Option<Instant> {
         if self.asked.kept.is_empty() {
             return None;
@@ -279,14 +285,14 @@ impl Daemon {
     }
 }
 
-/// What a status is made of.
+/// The parts from which a status is made.
 pub(super) struct View<'d> {
     pub(super) state: &'d State,
     pub(super) hands: &'d Hands,
 }
 
 impl View<'_> {
-    /// How everything stands at this moment.
+    /// Returns the status at this moment.
     fn status(&self, asked: &Asked) -> Status {
         let progress = self.hands.work.orders().map(|(order, counters)| {
             let progress = counters.so_far(order.started);

@@ -1,4 +1,5 @@
-//! Files that the daemon crashed over: found out at the start, tried alone, and set aside after several crashes.
+//! Files over which the daemon crashed: found at the start, retried alone, and set aside after
+//! several crashes.
 
 use std::path::Path;
 
@@ -10,8 +11,8 @@ use crate::decide::record::way_out;
 use crate::state::crash::{self, Kills, Left, Verdict};
 use crate::state::ledger::{self, Crash, Crashes, Ledger};
 
-/// Makes suspects of the files that the daemon before this one may have died of, and says so. Tells whether the ledger has
-/// news.
+/// Marks the files that the previous daemon may have died of as suspects, and logs them. Returns
+/// true if the ledger has changed.
 pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bool {
     let boot = ledger::boot_id();
     let verdict = left.verdict(boot.as_deref(), &Kills::now());
@@ -26,7 +27,7 @@ pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bo
         return true;
     };
     if suspects.is_empty() {
-        warn!("the daemon before this one died of {cause}, and worked on no file");
+        warn!("the daemon before this one died of {cause} while it worked on no file");
     }
     for (name, identity) in &suspects {
         let crash = Crash {
@@ -36,13 +37,13 @@ pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bo
             at: Timestamp::now(),
         };
         let times = ledger.record_crash(name, identity, crash, &way_out(images_dir, name));
-        // A file that is set aside is told of when it is listed.
+        // A file that is set aside is logged when it is listed.
         if times < Crashes::MOST {
             warn!(
                 bundle = %shown(name),
-                "the daemon before this one died of {cause} while it worked on this file ({times} of {} times in one \
-                 boot, then it is set aside): the daemon tries it again, alone",
-                Crashes::MOST
+                "the daemon before this one died of {cause} while it worked on this file ({times} of {most} times): the daemon \
+                 tries it again, alone. After {most} crashes in one boot it sets the file aside",
+                most = Crashes::MOST
             );
         }
     }

@@ -1,4 +1,5 @@
-//! What the loop asks containerd and waits for. It decides nothing but how a list of calls ends at the first that fails.
+//! Runs the calls to containerd that the loop waits for. Its only decision: a list of calls ends at
+//! the first that fails.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -22,12 +23,13 @@ use crate::settings::Settings;
 use crate::state::State;
 use crate::uses::Uses;
 
-/// For so many labels or targets one walk over all records costs hardly more than for one.
+/// Labels or targets of one walk over all records. A walk for this many costs little more than a
+/// walk for one.
 const AT_ONCE: usize = 50;
 
 impl Hands {
-    /// Runs an errand. Gives what came of it, and the connection where it made one. Safe to cancel: each call is whole by itself,
-    /// and the next comparison finds out what is left to do.
+    /// Runs an errand. Returns its result, and the connection if it made one. Safe to cancel: each
+    /// call is complete in itself, and the next comparison finds the rest.
     pub(super) async fn run(&self, errand: Errand, state: &State) -> (Event, Option<Live>) {
         if let Errand::Connect = errand {
             return self.connect(&state.settings).await;
@@ -57,7 +59,7 @@ impl Hands {
                 } = &live.runtime;
                 let socket = self.place.socket.display();
                 let facts = Facts {
-                    text: format!("containerd {} on {socket}; this node is {platform}", version.text),
+                    text: format!("containerd {} on {socket}, platform {platform}", version.text),
                     uuid: uuid.clone(),
                     fingerprint: runtime::fingerprint(settings, &live.runtime),
                     has_store: store.is_some(),
@@ -85,7 +87,7 @@ impl Hands {
     async fn reach(&self, settings: &Settings) -> Result<Live, Unusable> {
         let runtime = runtime::connect(&self.place.socket, settings).await?;
         runtime.warning.iter().for_each(|warning| warn!("{warning}"));
-        // First the subscription, then the comparison: what happens in between is then not lost.
+        // Subscribe before the comparison, so that no change in between is lost.
         let events = runtime.client.image_events().await?;
         let policy = runtime::policy(settings, Some(&runtime));
         Ok(Live {
@@ -95,7 +97,8 @@ impl Hands {
         })
     }
 
-    /// Whether folder or socket are others than when this began: k0s was installed after us, or its unit has changed.
+    /// Returns true if the folder or the socket differ from those at the start: k0s was installed
+    /// after airgapd, or its unit has changed.
     fn is_elsewhere(&self, settings: &Settings) -> bool {
         let found = place::decide(&place::probe(Path::new("/")), settings);
         found.is_ok_and(|found| !found.is_same_place(&self.place))
@@ -134,7 +137,8 @@ async fn run_connected(
     }
 }
 
-/// Takes labels and pins back. Gives the records that were left alone, since another program changed them meanwhile.
+/// Removes labels and pins. Returns the records that stay as they are, because another program
+/// changed them meanwhile.
 async fn withdraw(client: &Client, withdrawing: &Withdrawing) -> Result<Vec<String>, containerd::Error> {
     let Withdrawing { plan, survey, .. } = withdrawing;
     let uses = match plan.iter().any(|withdrawal| withdrawal.unpins) {
@@ -164,13 +168,13 @@ async fn withdraw(client: &Client, withdrawing: &Withdrawing) -> Result<Vec<Stri
             }
             journal::withdrawal(withdrawal, deletes, &users.unwrap_or_default());
         }
-        // Before anything else can go wrong: nothing tells of them later.
+        // Delete these before another call can fail: no later comparison finds them.
         delete_left_over(client, &deleted).await?;
     }
     Ok(untouched)
 }
 
-/// Which containers were made from which images; `None` where containerd does not tell.
+/// Returns which containers were made from which images, or `None` if containerd does not say.
 async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     let containers = match client.containers().await {
         Ok(containers) => containers,
@@ -188,7 +192,7 @@ async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     Ok(Some(Uses::of(&containers, &records)))
 }
 
-/// Deletes what CRI keeps of images whose names were all deleted.
+/// Deletes the records that CRI keeps of images whose names were all deleted.
 async fn delete_left_over(client: &Client, deleted: &[&ImageRecord]) -> Result<(), containerd::Error> {
     let targets: HashSet<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
     let targets: Vec<&Digest> = targets.into_iter().collect();
@@ -198,13 +202,13 @@ async fn delete_left_over(client: &Client, deleted: &[&ImageRecord]) -> Result<(
     Ok(())
 }
 
-/// Gives the leases of bundles back, but for those whose ids begin so.
+/// Deletes the leases of bundles, except those whose ids begin with one of `kept`.
 async fn sweep(client: &Client, kept: &[String]) -> Result<(), containerd::Error> {
     for lease in client.leases_beginning(lease::PREFIX).await? {
         let mark = lease.labels.get(labels::LEASE_MARK);
         let is_of_bundle = mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE));
         if is_of_bundle && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
-            debug!(lease = lease.id, "giving back a lease that was left behind");
+            debug!(lease = lease.id, "deleting a lease that was left behind");
             client.delete_lease(&lease.id, false).await?;
         }
     }

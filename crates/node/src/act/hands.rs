@@ -1,4 +1,5 @@
-//! Reads the folder and the disk, keeps the ledger, and starts jobs: what the loop does at once. It decides nothing.
+//! Reads the folder and the disk, keeps the ledger, and starts jobs: the work that the loop does at
+//! once. It decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -40,19 +41,19 @@ use crate::state::crash::Marker;
 use crate::state::ledger::{self, Ledger, Saved, Store};
 use crate::state::roster::Version;
 
-/// How long files are looked at before the loop turns to something else.
+/// Longest time for looks at files before the loop does something else.
 const LOOKS: Duration = Duration::from_millis(50);
 
-/// Why work outside the loop ends before it begins.
+/// The reason why a check or unpacking ends before it starts.
 const UNCONNECTED: &str = "there is no connection to containerd";
 
-/// Everything by which the loop touches the world.
+/// The loop's access to files, containerd, and jobs.
 pub(super) struct Hands {
-    /// What was found on the node when this began.
+    /// The containerd and the folder that were found at the start.
     pub(super) place: Place,
     pub(super) watch: Watch,
     store: Store,
-    /// The files under way, for the daemon after this one.
+    /// The files under way, for the next daemon.
     pub(super) marker: Marker,
     pub(super) metrics: Metrics,
     /// The jobs.
@@ -60,22 +61,23 @@ pub(super) struct Hands {
     /// The check of the required images.
     pub(super) check: Check,
     pub(super) unpacking: Unpacking,
-    /// How fast jobs send, all of them together.
+    /// The rate limit of all jobs together.
     pub(super) pace: Arc<Pace>,
-    /// The connection, where there is one.
+    /// The connection, if there is one.
     pub(super) containerd: Option<Live>,
     /// The file that was opened last.
     opened: Option<(OsString, File)>,
 }
 
-/// A connection.
+/// A connection to containerd.
 pub(super) struct Live {
     pub(super) runtime: Containerd,
     pub(super) events: ImageEvents,
     pub(super) policy: Policy,
 }
 
-/// The next event of containerd, `None` when its stream has ended. Waits for ever while there is no connection. Safe to cancel.
+/// Waits for the next event of containerd. Returns `None` when its stream has ended. Waits forever
+/// while there is no connection. Safe to cancel.
 pub(super) async fn next_event(containerd: &mut Option<Live>) -> Option<ImageEvent> {
     match containerd {
         Some(live) => live.events.next().await,
@@ -107,7 +109,7 @@ impl Hands {
         }
     }
 
-    /// Writes the ledger down, if it has changed.
+    /// Writes the ledger to disk if it has changed.
     pub(super) fn save(&mut self, ledger: &Ledger) {
         match self.store.save(ledger) {
             Saved::Written | Saved::Unchanged | Saved::NotSaved(None) => {}
@@ -115,7 +117,8 @@ impl Hands {
         }
     }
 
-    /// Closes the file that was opened last, where no job was started for it: it must not keep the space of a file that is gone.
+    /// Closes the file that was opened last, if no job was started for it. An open descriptor would
+    /// keep the disk space of a removed file.
     pub(super) fn close(&mut self) {
         self.opened = None;
     }
@@ -124,7 +127,7 @@ impl Hands {
         self.containerd = None;
     }
 
-    /// Goes by other settings from now on.
+    /// Applies these settings from now on.
     pub(super) fn adopt(&mut self, settings: &Settings) {
         self.pace.set(settings.rate_limit);
         if let Some(live) = &mut self.containerd {
@@ -132,7 +135,8 @@ impl Hands {
         }
     }
 
-    /// Everything that decides what an import yields with these settings; `None` without a connection.
+    /// Returns everything that decides the result of an import with these settings, or `None`
+    /// without a connection.
     pub(super) fn fingerprint(&self, settings: &Settings) -> Option<String> {
         let live = self.containerd.as_ref()?;
         Some(runtime::fingerprint(settings, &live.runtime))
@@ -142,17 +146,18 @@ impl Hands {
         Folder::open_dir(&self.place.images_dir)
     }
 
-    /// Lists the folder. Makes it, where it was never there.
+    /// Lists the folder. Creates it if it never existed.
     ///
     /// # Errors
     ///
-    /// Why that cannot be done, for people.
+    /// Returns an error text for the operator if the folder cannot be created, opened or listed.
     pub(super) fn list(&mut self, state: &State) -> Result<Seen, String> {
-        // A folder that was there and is gone has been moved, unmounted or removed; only its owner knows which.
+        // A folder that existed before was moved, unmounted or removed. Only its owner knows which.
         let is_created = match state.folder.place {
             Some(_) => false,
-            None => folder::ensure(&self.place.images_dir)
-                .map_err(|error| format!("cannot create the images folder: {error}; waiting for it"))?,
+            None => folder::ensure(&self.place.images_dir).map_err(|error| {
+                format!("cannot create the images folder: {error}. The daemon waits for it")
+            })?,
         };
         let folder = self
             .folder()
@@ -182,13 +187,14 @@ impl Hands {
         })
     }
 
-    /// A mount for the folder that this node promises and that is not there, where the listing lacks files of the ledger.
+    /// Returns a missing mount that this node configures for the folder. Returns `None` if the
+    /// listing has all files of the ledger.
     fn missing_mount(&self, listing: &Listing, ledger: &Ledger) -> Option<PathBuf> {
         lacking(listing, ledger).next()?;
         mounts::missing(&self.place.images_dir, Path::new("/"))
     }
 
-    /// The files of the ledger that the listing lacks and that cannot be looked at.
+    /// Returns the files of the ledger that the listing lacks and that cannot be checked.
     fn unclear(&self, listing: &Listing, ledger: &Ledger) -> BTreeSet<OsString> {
         let is_unclear = |file: &&OsString| {
             let looked = self.place.images_dir.join(file).symlink_metadata();
@@ -198,8 +204,9 @@ impl Hands {
         lacking(listing, ledger).filter(is_unclear).cloned().collect()
     }
 
-    /// Looks at files, one after the other, as long as there is time: a turn takes the longer the more files there are, so that
-    /// one look in each of them would take time with their square.
+    /// Looks at files, one after the other, as long as there is time. A turn takes longer the more
+    /// files there are. With a single look in each turn, the total time would therefore grow with
+    /// the square of their number.
     pub(super) fn look(&self, state: &State, files: Vec<(OsString, Version)>) -> Vec<Event> {
         let started = Instant::now();
         let folder = self.folder().ok();
@@ -214,7 +221,7 @@ impl Hands {
         seen
     }
 
-    /// Opens a file that is to be imported, and keeps it open.
+    /// Opens a file for its import, and keeps it open.
     pub(super) fn open(&mut self, name: OsString, version: Version) -> Event {
         let opened = self.folder().map_err(|_| Refused::Gone);
         let opened = opened.and_then(|folder| job::open_listed(&folder, &name, &version));
@@ -244,7 +251,7 @@ impl Hands {
         } = start;
         let file = self.opened.take().filter(|(opened, _)| *opened == name);
         let (Some((_, file)), Some(live)) = (file, &self.containerd) else {
-            // Nothing can be read: the job ends like one that was dropped.
+            // There is nothing to read: the job ends as if it had been dropped.
             return self.work.start_nothing(name);
         };
         let order = Order {
@@ -261,10 +268,10 @@ impl Hands {
         self.work.start(Arc::new(order), file, is_checked);
     }
 
-    /// Has the job of a file import the bundle that it has read.
+    /// Lets the job of a file import the bundle that it has read.
     pub(super) fn import(&mut self, state: &State, name: &OsStr, leave: BTreeMap<String, String>) {
         let settings = &state.settings;
-        // Without a connection the import has to find out for itself that there is no room.
+        // Without a connection, the import itself has to find out that there is no room.
         let live = self.containerd.as_ref();
         let space = live.map(|live| runtime::space(settings, &live.runtime));
         let source = Source::Bundle(ledger::label_name(name));
@@ -279,14 +286,14 @@ impl Hands {
         self.work.import(name, intent);
     }
 
-    /// Counts the finished job of a file.
+    /// Adds the finished job of a file to the metrics.
     pub(super) fn count(&self, name: &OsStr) {
         if let Some(report) = self.work.report_of(name) {
             self.metrics.count(report, Timestamp::now().as_second());
         }
     }
 
-    /// Begins to check the required images. Without a connection it has ended already.
+    /// Starts a check of the required images. Without a connection, returns its end at once.
     pub(super) fn check(&mut self, settings: &Arc<Settings>) -> Option<Event> {
         let Some(live) = &self.containerd else {
             return Some(Event::Checked(Checked::Failed(UNCONNECTED.to_owned())));
@@ -295,7 +302,7 @@ impl Hands {
         None
     }
 
-    /// Begins to unpack images. Without a connection it has ended already.
+    /// Starts to unpack images. Without a connection, returns its end at once.
     pub(super) fn unpack(&mut self, settings: &Arc<Settings>, images: Vec<Ahead>) -> Option<Event> {
         let Some(live) = &self.containerd else {
             let end = UnpackEnd::Failed(UNCONNECTED.to_owned());
@@ -306,7 +313,7 @@ impl Hands {
         None
     }
 
-    /// How things are, as far as this step needs it.
+    /// Returns the readings that this step needs.
     pub(super) fn readings(&self, step: Step, settings: &Settings) -> Readings {
         match step {
             Step::Ask => Readings {
@@ -320,7 +327,7 @@ impl Hands {
         }
     }
 
-    /// Looks at containerd's disk, where that can be seen.
+    /// Reads the free space of containerd's disk, if the disk is visible.
     fn room(&self, settings: &Settings) -> Option<Room> {
         let live = self.containerd.as_ref()?;
         let space = runtime::space(settings, &live.runtime);
@@ -332,7 +339,7 @@ impl Hands {
         })
     }
 
-    /// Whether files of the ledger's blobs are missing in containerd's store.
+    /// Returns true if containerd's store lacks files of blobs that the ledger lists.
     pub(super) fn has_lost_files(&self, ledger: &Ledger) -> bool {
         let store = self
             .containerd
@@ -342,14 +349,15 @@ impl Hands {
     }
 }
 
-/// The files of the ledger that the listing lacks.
+/// Returns the files of the ledger that the listing lacks.
 fn lacking<'l>(listing: &Listing, ledger: &'l Ledger) -> impl Iterator<Item = &'l OsString> {
     let listed: HashSet<OsString> = listing.entries.iter().map(|entry| entry.name.clone()).collect();
     let entries = ledger.entries().into_iter().map(|entry| &entry.file);
     entries.filter(move |file| !listed.contains(*file))
 }
 
-/// The operator's trusted digests, where there is such a folder. The bundles are held against them only when they have changed.
+/// Returns the operator's trusted digests, if there is such a folder. Checks the bundles against
+/// them only if the folder has changed.
 fn trusted(state: &State) -> Option<Trusted> {
     let folder = state.settings.trusted_digests.as_ref()?;
     let stamp = trusted_digests::stamp(folder);
@@ -377,7 +385,7 @@ fn look_at(folder: Option<&Folder>, name: &OsStr, version: &Version, state: &Sta
     if version.is_layout {
         return Look::Layout;
     }
-    // The listing may be older than the file: what is about to be judged is what is open.
+    // The listing may be older than the file. The open file is judged, so its identity counts.
     let identity = file.metadata().map(|metadata| Identity::of(&metadata)).ok();
     let (Some(identity), Some(since)) = (identity, state.roster.still_since(name)) else {
         return Look::Replaced;
@@ -394,7 +402,7 @@ fn look_at(folder: Option<&Folder>, name: &OsStr, version: &Version, state: &Sta
     }
 }
 
-/// `None` where the folder is not there: nothing was ever committed, or everything was wiped.
+/// Returns `None` if the folder does not exist: no blob was ever committed, or the store was wiped.
 fn stamp_of(folder: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(folder).ok()?;
     Some((

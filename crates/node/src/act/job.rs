@@ -1,8 +1,9 @@
-//! What a job does: one file's way from an open descriptor into containerd.
+//! The work of a job: it brings one file from an open descriptor into containerd.
 //!
-//! A job owns what it needs and gives back a value. It decides nothing that concerns another bundle, and knows neither
-//! the roster nor the ledger: the loop gives the orders and writes down what came of them. Dropping a job at any await
-//! loses nothing, as what it has moved is kept by the bundle's lease.
+//! A job owns all that it needs and returns a value. It decides nothing that concerns another
+//! bundle, and knows neither the roster nor the ledger: the loop gives the orders and records the
+//! results. Dropping a job at any await loses nothing, because the bundle's lease keeps the blobs
+//! that it has moved.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -34,35 +35,36 @@ use crate::settings::{Checksums, Settings};
 use crate::state::ledger::{self, ErrorClass, ImageEntry};
 use crate::state::roster::Version;
 
-/// What a job is to do, and with what.
+/// The order for a job: which file, and all that is needed for it.
 #[derive(Debug)]
 pub(super) struct Order {
     /// The file's name in the images folder.
     pub(super) name: OsString,
-    /// The file as it was listed.
+    /// The file as the listing has it.
     pub(super) version: Version,
     pub(super) images_dir: PathBuf,
-    /// The settings as they were when the job began.
+    /// The settings at the start of the job.
     pub(super) settings: Arc<Settings>,
     pub(super) runtime: Containerd,
     pub(super) policy: Policy,
     pub(super) started: Instant,
-    /// Whether the log says at the usual level that the file is begun with.
+    /// True if the log reports the start of the file at the usual level.
     pub(super) is_told: bool,
-    /// In the light lane another bundle may be read at the same time that takes all that the limits allow.
+    /// In the light lane, another bundle may be read at the same time, with all that the limits
+    /// allow.
     pub(super) lane: Lane,
 }
 
-/// What came of opening a file.
+/// The result of opening a file.
 pub(super) enum Opened {
-    /// Its checksum is just being written.
+    /// The file with its checksum is still being written.
     NotNow,
-    /// Its checksum keeps it from being imported.
+    /// Its checksum prevents the import.
     Unverified(sidecar::Failure),
-    /// It was read: a bundle, or none, or a broken one.
+    /// It was read: it is a bundle, no bundle at all, or a broken bundle.
     Read {
         found: Result<Box<Read>, bundle::Error>,
-        /// It ends in zeros that may be room for the rest of it.
+        /// True if it ends in zeros that may be room for the rest of it.
         is_reserved: bool,
     },
     /// A list of images to pull, or why it cannot be read.
@@ -72,13 +74,13 @@ pub(super) enum Opened {
 /// A bundle whose catalog was read.
 pub(super) struct Read {
     pub(super) bundle: Arc<Bundle>,
-    /// The records it is going to write, and what they are to point at.
+    /// The records that it will write, with the digests of their targets.
     pub(super) records: BTreeMap<String, Digest>,
-    /// What keeps the first image of it that is not whole from being so.
+    /// The reason why the first incomplete image is not whole.
     pub(super) broken: Option<String>,
 }
 
-/// What came of a list.
+/// The result of pulling a list.
 #[derive(Debug, Default)]
 pub(super) struct Pulled {
     pub(super) images: Vec<ImageEntry>,
@@ -90,13 +92,14 @@ impl Order {
         self.images_dir.join(&self.name)
     }
 
-    /// How long the job has been at it.
+    /// Returns how long the job has run.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 }
 
-/// Checks a file against its checksum where `is_checked` does not say that this was done before, and reads what it holds.
+/// Checks a file against its checksum, unless `is_checked` says that this was done before. Then
+/// reads the file's content.
 pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Opened {
     if !is_checked {
         match verify(&order, &file).await {
@@ -128,7 +131,7 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
 
 impl Read {
     fn of(bundle: Bundle, policy: &Policy) -> Read {
-        // Whether a delta's base is there is found out when it is imported.
+        // The base of a delta is looked up at the import, so it counts as present here.
         let selection = import::select(&bundle.catalog().with_its_base(), policy);
         let records = selection.taken().flat_map(|taken| &taken.records);
         Read {
@@ -140,8 +143,8 @@ impl Read {
         }
     }
 
-    /// Why an archive without a proper end is taken for an upload that was cut off. Without the mark at its end it has
-    /// to hold every blob that its images refer to.
+    /// Returns why an archive without a proper end counts as an upload that was cut off. An archive
+    /// without an end marker must contain every blob that its images refer to.
     pub(super) fn unfinished(&self) -> Option<String> {
         match (&self.bundle.catalog().ending, &self.broken) {
             (bundle::Ending::Marker, _) | (bundle::Ending::NoMarker, None) => None,
@@ -160,20 +163,21 @@ pub(super) fn found(read: &Read, is_reserved: bool, order: &Order) -> Found {
     Found {
         records: read.records.clone(),
         unfinished: read.unfinished(),
-        // A program that writes in several goes leaves such files in between, and no process has them open then.
+        // A program that writes with pauses leaves such files in between, and no process has them
+        // open then.
         may_go_on: is_cut || read.broken.is_some() && is_reserved,
         broken: read.broken.clone(),
         distrust: distrust(order, &catalog.digest),
     }
 }
 
-/// Why the operator's list of digests does not allow a catalog, where that is so.
+/// Returns why the operator's list of digests does not allow a catalog, or `None` if it does.
 pub(super) fn distrust(order: &Order, catalog: &Digest) -> Option<String> {
     let trusted = order.settings.trusted_digests.as_ref()?;
     trusted_digests::check(trusted, catalog).err()
 }
 
-/// A file that could not be read, for decisions about it.
+/// Returns the facts about a file that could not be read, for decisions about it.
 pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleResult) -> Bad {
     let is_cut = matches!(
         error.fault,
@@ -191,7 +195,7 @@ pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleResul
     }
 }
 
-/// Why an import stopped, for decisions about it.
+/// Returns why an import stopped, for decisions about it.
 pub(super) fn stop(error: &import::Error, report: &BundleResult) -> Stop {
     let (class, retry) = match error {
         error if error.is_space() => (ErrorClass::Space, true),
@@ -216,7 +220,7 @@ pub(super) fn stop(error: &import::Error, report: &BundleResult) -> Stop {
     }
 }
 
-/// What an import came to, for decisions about it.
+/// Returns the result of an import, for decisions about the bundle.
 pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Option<Landed> {
     let import::Imported {
         result: report,
@@ -231,7 +235,7 @@ pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Op
         outcome: image.outcome,
         reason: image.reason.clone(),
     };
-    // Many names, one closure: the digests of a target are collected once.
+    // Many names may share one closure: the digests of a target are collected once.
     let mut seen = HashSet::new();
     let closures = selection.taken().flat_map(|taken| {
         let blobs = taken.closure.blobs.iter();
@@ -271,7 +275,7 @@ fn broken(selection: &Selection) -> Option<String> {
     })
 }
 
-/// Imports a bundle. How far it has come can be read from the counters meanwhile.
+/// Imports a bundle. The counters show its progress meanwhile.
 pub(super) async fn import(
     order: Arc<Order>,
     bundle: Arc<Bundle>,
@@ -296,7 +300,7 @@ pub(super) async fn import(
     .await
 }
 
-/// Has the images of a list pulled, one after the other; one that cannot be had spares the others.
+/// Pulls the images of a list one by one. A failed pull does not stop the rest.
 pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
     let name = &order.name;
     info!(bundle = %shown(name), "pulling the images of a list");
@@ -336,20 +340,20 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
     pulled
 }
 
-/// The identity of a list's content.
+/// Returns the digest of a list's text, which identifies its content.
 pub(super) fn list_digest(text: &str) -> Digest {
     basics::digest::sha256(text.as_bytes())
 }
 
-/// What came of a look at a bundle's checksum.
+/// The result of the check of a bundle against its checksum.
 enum Verified {
-    /// It is right, or there is none to be held against.
+    /// The checksum matches, or there is none.
     Yes,
-    /// It is just being written.
+    /// The file with the checksum is still being written.
     NotNow,
 }
 
-/// Checks a file against the checksum beside it.
+/// Checks a file against the checksum in the file beside it.
 async fn verify(order: &Order, file: &File) -> Result<Verified, sidecar::Failure> {
     let (name, version, mode) = (&order.name, &order.version, order.settings.checksums);
     if version.is_layout {
@@ -376,7 +380,7 @@ async fn verify(order: &Order, file: &File) -> Result<Verified, sidecar::Failure
     Ok(Verified::Yes)
 }
 
-/// Whether a sidecar is what the listing says, and nobody is writing it.
+/// Returns true if a sidecar is as the listing has it and no process is writing it.
 fn is_as_listed(sidecar: &Result<File, Refused>, version: &Version) -> bool {
     let seen = Instant::now();
     match sidecar {
@@ -390,7 +394,7 @@ fn is_as_listed(sidecar: &Result<File, Refused>, version: &Version) -> bool {
     }
 }
 
-/// Opens what was listed. `None` where it is another one by now.
+/// Opens a listed file. Returns `None` if another file has its name by now.
 pub(super) fn open_listed(folder: &Folder, name: &OsStr, version: &Version) -> Result<Option<File>, Refused> {
     if !version.is_layout {
         return folder.open(name).map(Some);
@@ -399,8 +403,8 @@ pub(super) fn open_listed(folder: &Folder, name: &OsStr, version: &Version) -> R
     Ok((identity == version.identity).then_some(layout))
 }
 
-/// Reads the catalog of an open bundle and looks at what it writes. That blocks and takes time, so it happens off the
-/// loop's thread.
+/// Reads the catalog of an open bundle and selects its records. The work blocks and takes time, so
+/// it runs outside the loop's thread.
 async fn read_bundle(
     file: File,
     order: &Order,
@@ -418,7 +422,7 @@ async fn read_bundle(
     joined(tokio::task::spawn_blocking(read).await)
 }
 
-/// Gives the result of a thread. A panic in the thread is a panic of the job.
+/// Returns the result of a thread. A panic in the thread becomes a panic of the job.
 pub(super) fn joined<T>(thread: Result<T, JoinError>) -> T {
     thread.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

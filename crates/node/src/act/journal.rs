@@ -14,7 +14,7 @@ use crate::decide::withdraw::Withdrawal;
 use crate::outcome::Outcome as Said;
 use crate::uses::listed;
 
-/// Tells of something by name where `$is_told`, and otherwise only to those who want to know everything.
+/// Logs a line at `$level` if `$is_told`, and otherwise at the debug level.
 macro_rules! tell {
     ($is_told:expr, $level:ident, $($line:tt)+) => {
         if $is_told {
@@ -48,25 +48,24 @@ pub(super) fn say(line: &Line) {
     }
 }
 
-/// How many images of a bundle that came to something are told of by name. Few bundles have more; those of thousands of
-/// images are counted.
+/// Most images of a bundle that are logged by name. Few bundles have more. Of bundles with
+/// thousands of images the rest is counted.
 const MOST_IMAGES: usize = 200;
 
-/// One line for each image that changed or failed, and one for the bundle. With all of it held back where `is_told` says
-/// so, and at most [`Row::MOST`] warnings, as many failures and [`MOST_IMAGES`] others in any case.
+/// Logs one line for each image that changed or failed, and one for the bundle. Unless `is_told`,
+/// the warnings, the failures and the bundle's line have the debug level. In any case it logs at
+/// most [`Row::MOST`] warnings, as many failures, and [`MOST_IMAGES`] other images by name.
 pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     let (bundle, now) = (shown(name), Instant::now());
     let mut row = Row::default();
     for warning in &report.warnings {
         tell!(is_told && row.admits(now), warn, bundle, "{warning}");
     }
-    match row.rest() {
-        None => {}
-        Some(1) => tell!(is_told, warn, bundle, "1 more warning like these"),
-        Some(count) => tell!(is_told, warn, bundle, "{count} more warnings like these"),
+    if let Some(count) = row.rest() {
+        tell!(is_told, warn, bundle, "more warnings like these: {count}");
     }
     if report.retry {
-        // It stopped in the middle and goes on soon: one line says why, elsewhere.
+        // The import stopped in the middle and continues soon. Another line says why.
         return;
     }
     let mut row = Row::default();
@@ -83,17 +82,15 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
         log_image(&bundle, image, is_told);
     }
     if let Some(more) = others.checked_sub(MOST_IMAGES).filter(|more| *more > 0) {
-        info!(bundle, "{more} more of its images came to something like these");
+        info!(bundle, "more images like these: {more}");
     }
-    match row.rest() {
-        None => {}
-        Some(1) => tell!(is_told, error, bundle, "1 more of its images was not imported"),
-        Some(count) => tell!(
+    if let Some(count) = row.rest() {
+        tell!(
             is_told,
             error,
             bundle,
-            "{count} more of its images were not imported"
-        ),
+            "more of its images were not imported: {count}"
+        );
     }
     let (outcome, bytes, milliseconds) = (
         report.outcome.as_str(),
@@ -112,7 +109,7 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     );
 }
 
-/// One line for each image that others had recorded before it was whole.
+/// Logs one line for each image whose record another importer had written before it was whole.
 pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
     for Repaired { image, blobs, bytes } in repaired {
         warn!(
@@ -125,8 +122,8 @@ pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
     }
 }
 
-/// Whether an image that did not fail is worth a line at the usual level: it was skipped, or its record changed. Its
-/// `name@digest` record goes without saying.
+/// Returns true if an image that did not fail deserves a line at the usual level: it was skipped,
+/// or its record changed. A `name@digest` record is left out, since it only accompanies the name.
 fn is_told_by_name(image: &ImageResult) -> bool {
     match image.outcome {
         ImageOutcome::Skipped => true,
@@ -137,7 +134,7 @@ fn is_told_by_name(image: &ImageResult) -> bool {
     }
 }
 
-/// One line for each image, at the usual level where `is_told` says so.
+/// Logs one line for an image, at the usual level if `is_told`.
 fn log_image(bundle: &str, image: &ImageResult, is_told: bool) {
     let reason = image.reason.as_deref().unwrap_or_default();
     let (name, digest, outcome) = (&image.name, image.target.as_ref(), image.outcome.as_str());
@@ -175,7 +172,8 @@ fn log_image(bundle: &str, image: &ImageResult, is_told: bool) {
     }
 }
 
-/// One line for a record that lost labels of ours, and one for the containers that were made from it where it lost its pin.
+/// Logs one line for a record that lost labels of airgapd. If the record lost its pin, logs another
+/// line for the containers that were made from it.
 pub(super) fn withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>) {
     let Withdrawal {
         name,
@@ -187,7 +185,7 @@ pub(super) fn withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSe
     let what = match (deleted, unpins) {
         (true, _) => "deleted",
         (false, true) => "unpinned, the record stays",
-        (false, false) => "still vouched for by others, or kept",
+        (false, false) => "the record and its pin stay, for another source or by `onRemoval`",
     };
     let bundles = bundles.join(", ");
     info!(
@@ -200,7 +198,7 @@ pub(super) fn withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSe
         let users = listed(users);
         warn!(
             image = name,
-            "lost its pin, and containers were made from it: {users}; once they are gone kubelet may collect it"
+            "lost its pin, and containers were made from it: {users}. When they are gone, kubelet may collect it"
         );
     }
 }

@@ -13,23 +13,23 @@ use crate::status::RequiredStatus;
 
 type Task = AbortOnDropHandle<Result<RequiredStatus, containerd::Error>>;
 
-/// The check under way, if there is one.
+/// The running check, if there is one.
 #[derive(Default)]
 pub(super) struct Check(Option<Task>);
 
 impl Check {
-    /// Begins a check.
+    /// Starts a check.
     pub(super) fn begin(&mut self, settings: Arc<Settings>, runtime: Containerd) {
         let check = async move { required::check(&settings, &runtime).await };
         self.0 = Some(AbortOnDropHandle::new(tokio::spawn(check)));
     }
 
-    /// Drops the check. It has no end.
+    /// Drops the check, which then never reports an end.
     pub(super) fn abort(&mut self) {
         self.0 = None;
     }
 
-    /// Waits for the end of the check; for ever while none runs. Safe to cancel.
+    /// Waits for the end of the check, forever while none runs. Safe to cancel.
     pub(super) async fn next(&mut self) -> Checked {
         let Some(task) = &mut self.0 else {
             return std::future::pending().await;
@@ -61,7 +61,7 @@ mod tests {
             panic!("another end")
         };
         assert!(text.starts_with("a panic: no"), "{text}");
-        // While the daemon waits for its jobs to end, it asks again whatever came before.
+        // While the daemon drains its jobs, it waits for the next check again.
         assert!(check.next().now_or_never().is_none());
     }
 }

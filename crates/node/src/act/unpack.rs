@@ -12,7 +12,7 @@ use crate::runtime::{self, Containerd};
 use crate::settings::Settings;
 use crate::state::crash;
 
-/// The unpacking under way, if there is any.
+/// The running unpacking, if there is any.
 #[derive(Default)]
 pub(super) struct Unpacking(Option<Task>);
 
@@ -23,7 +23,7 @@ struct Task {
 }
 
 impl Unpacking {
-    /// Begins to unpack these images, in this order.
+    /// Starts to unpack these images, in this order.
     pub(super) fn begin(&mut self, images: Vec<Ahead>, settings: Arc<Settings>, runtime: Containerd) {
         let (sender, progress) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
@@ -37,19 +37,19 @@ impl Unpacking {
         self.0 = Some(Task { work, progress, stop });
     }
 
-    /// Has it end after the layer under way.
+    /// Stops the unpacking after the layer under way.
     pub(super) fn interrupt(&self) {
         if let Some(task) = &self.0 {
             task.stop.cancel();
         }
     }
 
-    /// Waits until it has come further; for ever while nothing is unpacked. Safe to cancel.
+    /// Waits for the next progress report, forever while nothing is unpacked. Safe to cancel.
     pub(super) async fn next(&mut self) -> UnpackProgress {
         let Some(task) = &mut self.0 else {
             return std::future::pending().await;
         };
-        // Everything that was sent before the end comes before the end.
+        // All progress that was sent before the end comes before the end.
         if let Some(progress) = task.progress.recv().await {
             return progress;
         }
@@ -116,7 +116,7 @@ mod tests {
             panic!("another end")
         };
         assert_eq!(why, "a panic: no way");
-        // While the daemon waits for its jobs to end, it asks again whatever came before.
+        // While the daemon drains its jobs, it waits for the next report again.
         assert!(unpacking.next().now_or_never().is_none());
     }
 }

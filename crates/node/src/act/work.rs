@@ -16,7 +16,7 @@ use crate::decide::record::Came;
 use crate::progress::{Counters, Mark};
 use crate::state::crash;
 
-/// The end of a task.
+/// The result of a task.
 enum Done {
     Opened(Opened),
     Imported(Box<Result<import::Imported, import::Error>>),
@@ -27,12 +27,12 @@ enum Done {
 /// One job.
 struct Running {
     order: Option<Arc<Order>>,
-    /// How far its import has come.
+    /// The progress of its import.
     counters: Arc<Counters>,
     task: AbortHandle,
-    /// The bundle that it has read.
+    /// The bundle that the job has read.
     bundle: Option<Arc<Bundle>>,
-    /// The list that it has read.
+    /// The list that the job has read.
     list: String,
     report: Option<Report>,
 }
@@ -40,7 +40,7 @@ struct Running {
 /// The report of a finished job.
 struct Report {
     report: BundleResult,
-    /// What it completed that another importer had recorded before it was whole.
+    /// Images that it completed, and that another importer had recorded before they were whole.
     repaired: Vec<Repaired>,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Starts a job: it checks and reads its file.
+    /// Starts a job, which checks and reads its file.
     pub(super) fn start(&mut self, order: Arc<Order>, file: File, is_checked: bool) {
         let name = order.name.clone();
         let open = job::open(Arc::clone(&order), file, is_checked);
@@ -60,7 +60,7 @@ impl Work {
         self.insert(name, Some(order), task);
     }
 
-    /// Starts a job that ends at once, as one whose work was dropped.
+    /// Starts a job that ends at once, like a job whose work was dropped.
     pub(super) fn start_nothing(&mut self, name: OsString) {
         let task = self.tasks.spawn(async { Done::Nothing });
         self.insert(name, None, task);
@@ -102,31 +102,31 @@ impl Work {
         running.task = self.tasks.spawn(async { Done::Pulled(pull.await) });
     }
 
-    /// Drops the work of a job. What it has moved stays under its lease.
+    /// Drops the work of a job. The blobs that it has moved stay under its lease.
     pub(super) fn abort(&self, name: &OsStr) {
         if let Some(running) = self.running.get(name) {
             running.task.abort();
         }
     }
 
-    /// Forgets the jobs that have ended.
+    /// Removes the jobs that have ended.
     pub(super) fn retain(&mut self, is_running: impl Fn(&OsStr) -> bool) {
         self.running.retain(|name, _| is_running(name));
     }
 
-    /// How far each job has come.
+    /// Returns how far each job has come.
     pub(super) fn marks(&self) -> impl Iterator<Item = (OsString, Mark)> {
         let mark = |(name, running): (&OsString, &Running)| (name.clone(), running.counters.mark());
         self.running.iter().map(mark)
     }
 
-    /// The orders of the jobs, with how far each has come.
+    /// Returns the orders of the jobs, with the progress of each.
     pub(super) fn orders(&self) -> impl Iterator<Item = (&Order, &Counters)> {
         let orders = self.running.values();
         orders.filter_map(|running| Some((&**running.order.as_ref()?, &*running.counters)))
     }
 
-    /// The report of the finished job of a file.
+    /// Returns the report of a file's finished job.
     pub(super) fn report_of(&self, name: &OsStr) -> Option<&BundleResult> {
         let report = self.running.get(name)?.report.as_ref()?;
         Some(&report.report)
@@ -141,7 +141,8 @@ impl Work {
         }
     }
 
-    /// The next thing a job came back with, and whose it is. Waits for ever while nothing runs. Safe to cancel.
+    /// Waits for the next result of a job, and returns it with the job's name. Waits forever while
+    /// nothing runs. Safe to cancel.
     pub(super) async fn next(&mut self) -> (OsString, Came) {
         match self.tasks.join_next_with_id().await {
             None => std::future::pending().await,
@@ -161,7 +162,7 @@ impl Work {
             .expect("a job stays in the list until its task is joined")
     }
 
-    /// Keeps what the job needs to go on, and gives what is decided by.
+    /// Keeps the parts of a result that the job needs next. Returns the facts for the decision.
     fn take_in(&mut self, name: &OsStr, done: Done) -> Came {
         let Some(running) = self.running.get_mut(name) else {
             return Came::Dropped;

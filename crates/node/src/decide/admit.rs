@@ -1,4 +1,5 @@
-//! Whether a file is finished, whose turn it is, and which names of a bundle are left to others.
+//! Decides whether a file is finished, which file is next, and which names a bundle leaves to
+//! others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -19,18 +20,20 @@ use crate::state::State;
 use crate::state::ledger::ErrorClass;
 use crate::state::roster::{self, Phase, Version};
 
-/// How soon a file is looked at again that changed while it was looked at.
+/// Delay before the next look at a file that changed during a look.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Why a name of a bundle's is left as it is.
+/// Reasons for leaving a name of a bundle as it is.
 const LATER: &str = "a bundle that arrived later has this name";
 const MOVED: &str = "another program moved the record since the bundle was imported";
 
 impl State {
-    /// Takes on files that are due, if there are any: those to be looked at, or one to be imported. Gives whether there were.
+    /// Takes on files that are due: examines those that may be finished, or starts one import.
+    /// Returns true if any file was due.
     pub(super) fn take_on(&self, turn: &mut Turn) -> bool {
         let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
-        // A suspect takes no other file along, and keeps none waiting that could be done.
+        // Sound files go first. A crash over a suspect then affects no other file, and a suspect
+        // delays none.
         let is_sound =
             |name: &OsStr, version: &Version| !self.ledger.is_suspect(name) && self.may_start(name, version);
         let mut due = self.roster.due(turn.now, is_sound);
@@ -56,7 +59,7 @@ impl State {
         self.takes_on() && self.lanes.lane_for(self.load(name, version)).is_some()
     }
 
-    /// Whether files are taken on at all.
+    /// Returns true if the daemon takes on files at all.
     fn takes_on(&self) -> bool {
         self.connection.is_up() && !self.room.is_below() && !self.is_draining
     }
@@ -67,7 +70,7 @@ impl State {
             name,
             identity: &version.identity,
             size: match version.is_layout {
-                // The size below it is unknown.
+                // The size of its content is unknown.
                 true => u64::MAX,
                 false => version.identity.size,
             },
@@ -76,8 +79,8 @@ impl State {
         }
     }
 
-    /// Has a job that does nothing give its lane to a file that is due, if there are two such. Gives when to look again
-    /// whether a job does nothing.
+    /// Makes an idle job give its lane to a file that is due, if there are both. Returns the time
+    /// of the next check for idle jobs.
     pub(super) fn yield_lane(&mut self, turn: &mut Turn) -> Option<Instant> {
         let now = turn.now;
         let next = self.lanes.idle_due(now);
@@ -95,7 +98,10 @@ impl State {
     }
 
     fn give_way(&mut self, name: &OsStr, turn: &mut Turn) {
-        turn.say(Line::info("nothing of it moves: others go first, and it goes on after them").bundle(name));
+        turn.say(
+            Line::info("the import makes no progress: other files go first, and it resumes after them")
+                .bundle(name),
+        );
         match self.lanes.give_way(name) {
             Some(Leaving::Over) => self.on_dropped(name, turn),
             Some(Leaving::Working) => turn.act(Action::Abort(name.to_owned())),
@@ -103,7 +109,7 @@ impl State {
         }
     }
 
-    /// Takes over a look at a file that may be finished.
+    /// Applies a look at a file that may be finished.
     pub(super) fn on_look(&mut self, name: &OsStr, version: &Version, look: Look, turn: &mut Turn) {
         if self.roster.version(name).as_ref() != Some(version) || !self.roster.is_settling(name) {
             return;
@@ -128,7 +134,7 @@ impl State {
 
     fn turn_away(&mut self, name: &OsStr, refused: &Refused, turn: &mut Turn) {
         if matches!(refused, Refused::Gone) {
-            // The next listing lacks it.
+            // The next listing will not have it.
             self.relist = true;
             return self.roster.finish(name);
         }
@@ -150,7 +156,7 @@ impl State {
         let pull_lists = self.settings.pull_lists;
         let reason = roster::why_ignored(name, ending, size, pull_lists, &self.ledger);
         if reason.is_some() || pull_lists && pull_list::is_list(name, ending, size) {
-            // However short, it will not become an archive.
+            // It will never become an archive, even if it is short.
             seen.ending = Ending::Foreign;
         }
         match reason {
@@ -159,9 +165,10 @@ impl State {
         }
     }
 
-    /// A file that is no bundle is ignored as soon as it is finished, until it changes.
+    /// Ignores a file that is no bundle as soon as it is finished, until it changes.
     fn settle_ignored(&mut self, name: &OsStr, seen: &Observation, reason: Reason, turn: &mut Turn) {
-        // An empty file is finished when no process has it open for writing, like any other that is no archive.
+        // An empty file follows the rule for files that are no archives. It is finished when no
+        // process has it open for writing.
         let size = seen.size.max(1);
         match folder::settle(&Observation { size, ..*seen }, turn.now) {
             Settle::Settled => self.ignore(name, reason, turn),
@@ -176,7 +183,8 @@ impl State {
         }
     }
 
-    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it was opened.
+    /// Applies the answer to whether a layout folder is finished. Returns true if it is. `is_whole`
+    /// is false if a read showed that a part is missing. Before the first read it is true.
     fn settle_layout(&mut self, name: &OsStr, is_whole: bool, turn: &mut Turn) -> bool {
         let Some(since) = self.roster.still_since(name) else {
             return false;
@@ -197,7 +205,8 @@ impl State {
                     .told(is_told),
             );
         }
-        // Its place in the order is that in which bundles were finished, not that in which there was time for them.
+        // The order of arrival is the order in which bundles were finished. The daemon's time for
+        // them does not matter.
         if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {
             self.unsaved |= self.ledger.arrive(name, &identity);
         }
@@ -208,7 +217,7 @@ impl State {
         self.roster.look_at(name, now + AGAIN);
     }
 
-    /// Takes over that a file was opened that is to be imported.
+    /// Applies the opening of a file that is to be imported.
     pub(super) fn on_opened(&mut self, name: &OsStr, version: Version, opening: Opening, turn: &mut Turn) {
         if self.roster.version(name).as_ref() != Some(&version) {
             return;
@@ -227,10 +236,12 @@ impl State {
         };
         let is_repair = version.is_known(&self.ledger, name);
         let mode = self.settings.checksums;
-        // One that was imported without a checksum is known too, and not enough where one is required.
+        // A known bundle may have been imported without a checksum. That is not enough if a
+        // checksum is required.
         let is_needed = mode == Checksums::Require && version.sidecar.is_none();
         let is_checked = mode == Checksums::Off || is_repair && !is_needed;
-        // What is no archive will be refused, and that is line enough for it; a folder is begun with when it is whole.
+        // The refusal of a file that is no archive is line enough. A folder gets its line when a
+        // job has found it whole, and a heavy bundle already had one.
         let is_archive = !version.is_layout && ending != Some(Ending::Foreign);
         let is_begun = self.lanes.is_heavy(name, &version.identity);
         let is_told = is_archive && !is_begun && self.rows.begun.admits(turn.now);
@@ -246,9 +257,9 @@ impl State {
         }));
     }
 
-    /// Has a bundle read again within the whole limits, when no other one is.
+    /// Schedules another read of the bundle in the main lane, where the whole limits apply.
     fn wait_for_main_lane(&mut self, name: &OsStr, why: &str, turn: &mut Turn) {
-        let text = format!("too heavy to be read beside another bundle: {why}");
+        let text = format!("too heavy to read beside another bundle: {why}");
         turn.say(Line::debug(text).bundle(name));
         let Some(job) = self.lanes.end(name) else {
             return;
@@ -259,7 +270,8 @@ impl State {
         self.roster.stop_running(name);
     }
 
-    /// Puts off an upload that may go on later, for as long as that may be.
+    /// Postpones an upload that may resume, for as long as that is possible. Returns true if it
+    /// did.
     fn puts_off(&mut self, name: &OsStr, may_go_on: bool, turn: &mut Turn) -> bool {
         let Some(job) = self.lanes.get(name).filter(|job| self.is_current(job)) else {
             return false;
@@ -271,7 +283,8 @@ impl State {
             return false;
         };
         let is_told = self.rows.delayed.admits(turn.now);
-        let text = "not whole yet; it is read again when it has changed, or has not for a while";
+        let text =
+            "not whole yet. The daemon reads it again when it has changed, or has not changed for a while";
         turn.say(Line::info(text).bundle(name).told(is_told));
         self.roster.look_at(name, look);
         self.lanes.end(name);
@@ -296,7 +309,8 @@ impl State {
         }
     }
 
-    /// Lets a bundle go on whose catalog was read, or turns it away by what it says.
+    /// Applies the catalog that a job read: the bundle waits for its turn, or the daemon refuses
+    /// it.
     pub(super) fn on_found(&mut self, name: &OsStr, found: Found, turn: &mut Turn) {
         if self.puts_off(name, found.may_go_on, turn) {
             return;
@@ -328,7 +342,7 @@ impl State {
         }
     }
 
-    /// Starts the imports that wait for nothing any more.
+    /// Starts the imports that no longer wait for another bundle.
     pub(super) fn start_unblocked(&mut self, turn: &mut Turn) {
         while !self.is_draining {
             let ledger = &self.ledger;
@@ -342,14 +356,15 @@ impl State {
 
     fn start_import(&mut self, name: &OsStr, turn: &mut Turn) {
         if std::mem::take(&mut self.unsaved) {
-            // What a crash leaves in containerd must be known to be this bundle's.
+            // The next daemon must know whose blobs and records these are if this one crashes.
             turn.act(Action::Save);
         }
         let Some(job) = self.lanes.get(name) else {
             return;
         };
         if !job.version.is_known(&self.ledger, name) {
-            // The operator who places a bundle anew wants its images, whatever was done to those of the one before.
+            // An operator who places a bundle again wants its images, regardless of what happened
+            // to those of the bundle before.
             self.healing.forget(name);
         }
         let leave = self.names_to_leave(job);
@@ -361,11 +376,12 @@ impl State {
         turn.act(Action::Import(name.to_owned(), leave));
     }
 
-    /// Names of a bundle's that are not its to write, with the reason.
+    /// Returns the names of a bundle that its import must not write, each with the reason.
     fn names_to_leave(&self, job: &Job) -> BTreeMap<String, String> {
         let mut leave = BTreeMap::new();
         if job.version.is_known(&self.ledger, &job.name) {
-            // It is restored, and what others did on purpose since its import is not undone by that.
+            // This import is a restore. It must not undo what other programs did on purpose since
+            // the first import.
             let elsewhere = self.elsewhere.get(&job.name).into_iter().flatten();
             leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
         }
@@ -380,7 +396,7 @@ impl State {
         leave
     }
 
-    /// Whether a job has left names that it need not leave any more.
+    /// Returns true if a job left out a name that it may write by now.
     pub(super) fn may_write_more(&self, job: &Job) -> bool {
         if job.left.is_empty() {
             return false;
@@ -410,13 +426,14 @@ impl State {
         turn.act(Action::Pull(name.to_owned()));
     }
 
-    /// Whether a job is still for the file as it is now, by the rules as they are now.
+    /// Returns true if the job's file and the rules have not changed since the job started.
     pub(super) fn is_current(&self, job: &Job) -> bool {
         !job.is_outdated && self.roster.version(&job.name).as_ref() == Some(&job.version)
     }
 
-    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images are on their way stops
-    /// nothing: each byte is held against its digest, and the file against its checksum afterwards.
+    /// Drops the jobs of files that were replaced or removed. A checksum that appears during an
+    /// import stops nothing: the import compares each byte with its digest, and the daemon compares
+    /// the file with the checksum afterwards.
     pub(super) fn drop_outdated_jobs(&mut self, turn: &mut Turn) {
         let roster = &self.roster;
         let is_outdated = |job: &&Job| {
@@ -434,7 +451,7 @@ impl State {
             .filter(is_outdated);
         let outdated: BTreeSet<OsString> = outdated.map(|job| job.name.clone()).collect();
         for name in &outdated {
-            let text = "it was replaced or removed while it was imported: stopping";
+            let text = "the file was replaced or removed during its import: stopping the import";
             turn.say(Line::info(text).bundle(name));
         }
         if !outdated.is_empty() {
@@ -442,7 +459,8 @@ impl State {
         }
     }
 
-    /// Drops the jobs that `is_outdated` names. The blobs that they have moved stay under their leases.
+    /// Drops the jobs that `is_outdated` selects. The blobs that they moved stay under their
+    /// leases.
     pub(super) fn drop_jobs(&mut self, is_outdated: impl Fn(&Job) -> bool, turn: &mut Turn) {
         let (working, over) = self.lanes.drop_if(is_outdated);
         for name in working {

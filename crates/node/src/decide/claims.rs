@@ -1,5 +1,5 @@
-//! What the decisions promise, one claim each, played on the model of [`super::model`]. The file is long because it is a list: no
-//! claim needs another one.
+//! The promises of the decisions, one claim each, played on the model in [`super::model`]. The file
+//! is long because it is a list: no claim needs another one.
 
 mod admit;
 mod compare;
@@ -57,7 +57,8 @@ pub(super) fn drop_in(world: &mut World, name: &str, image: &str, target: Digest
     world.state.relist = true;
 }
 
-/// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as finished.
+/// Continues until nothing is due, and a moment longer: the daemon examines a file twice before it
+/// counts as finished.
 pub(super) fn run(world: &mut World) {
     world.go_on();
     world.pass(Duration::from_secs(2));
@@ -82,13 +83,13 @@ fn disk(free: u64) -> Disk {
     }
 }
 
-/// The half of such a disk has to stay free.
+/// Half of such a disk has to stay free.
 pub(super) fn shortage(free: u64) -> Option<Shortage> {
     let half = MinFree::Percent(50);
     Forecast::new(Path::new("/store"), disk(free), Demand::default(), half).shortage()
 }
 
-/// The actions and errands that one event leads to.
+/// Returns the actions and errands that one event leads to.
 pub(super) fn after(world: &mut World, event: Event) -> Turn {
     let mut turn = world.turn();
     world.state.on(event, &mut turn);
@@ -324,13 +325,13 @@ fn the_job_of_a_file_that_was_replaced_is_dropped_once_and_the_new_file_is_impor
     assert!(matches!(world.jobs[OsStr::new("a.tar")], Work::Aborted));
     world.state.relist = true;
     run(&mut world);
-    assert_eq!(said(&world, "it was replaced or removed"), 1);
+    assert_eq!(said(&world, "the file was replaced or removed"), 1);
     world.settle();
     assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
     assert_eq!(world.starts[OsStr::new("a.tar")], 2);
 }
 
-/// A world with so many bundles in place.
+/// Returns a world with this number of bundles in place.
 fn world_with(bundles: u64) -> World {
     let mut world = world();
     for number in 0..bundles {
@@ -363,8 +364,9 @@ fn bundles_are_taken_for_lost_where_the_folder_looks_like_a_lost_mount_and_for_r
         OtherDevice,
         Unmounted,
     }
-    // Bundles, those of them that go, and what became of the folder; whether that is a fault while the daemon runs, after a
-    // restart, and after a boot of the machine.
+    // The number of bundles, the number of those that disappear, and the change of the folder. The
+    // flags are true if this counts as a lost mount: while the daemon runs, after its restart, and
+    // after a reboot.
     let table = [
         (1, 1, Sign::None, [false; 3]),
         (65, 60, Sign::None, [false; 3]),
@@ -412,12 +414,13 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     world.place = (2, 2);
     world.state.relist = true;
     world.settle();
-    assert_eq!(said(&world, "3 of 3 bundles are not in it"), 1);
-    // Something new is no sign that they are back.
+    assert_eq!(said(&world, "3 of 3 bundles are missing"), 1);
+    // A new bundle does not show that the lost ones are back.
     drop_in(&mut world, "new.tar", &image(9), digest(10));
     world.settle();
     assert_eq!((pinned(&world), world.state.folder.vanished.is_some()), (4, true));
-    // One is back as it was, one was restored from elsewhere, and one is another bundle by the same name.
+    // The first bundle is back as it was, and the second was restored from elsewhere. The third is
+    // another bundle under the same name.
     world
         .folder
         .insert("0.tar".into(), before[OsStr::new("0.tar")].clone());
@@ -429,8 +432,8 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     drop_in(&mut world, "2.tar", &image(2), digest(3));
     world.settle();
     assert!(world.state.folder.vanished.is_none());
-    assert_eq!(said(&world, "accounted for"), 1);
-    // From now on the folder is this one, and a bundle that goes is a wish.
+    assert_eq!(said(&world, "no bundle is missing any more"), 1);
+    // From now on this folder is the folder, and a bundle that leaves it was removed.
     world.folder.remove(OsStr::new("0.tar"));
     world.state.relist = true;
     world.settle();
@@ -696,7 +699,7 @@ fn a_move_that_no_decision_makes_stops_a_test() {
     world.state.roster.begin(OsStr::new("a.tar"));
 }
 
-/// The numbers that Vigna's reference implementation of SplitMix64 gives for the seed 1234567.
+/// The numbers that Vigna's reference implementation of SplitMix64 yields for the seed 1234567.
 #[test]
 fn chance_is_splitmix64() {
     let mut turn = Turn::new(std::time::Instant::now(), Timestamp::UNIX_EPOCH, 1_234_567);
@@ -721,7 +724,7 @@ fn entry(world: &mut World, name: &str, class: Class) -> Listed {
     }
 }
 
-/// The folder with these entries, in good order.
+/// A sound folder with these entries.
 fn seen(entries: Vec<Listed>) -> Seen {
     Seen {
         listing: Listing {
@@ -753,7 +756,7 @@ fn settings(world: &mut World) -> &mut Settings {
     Arc::make_mut(&mut world.state.settings)
 }
 
-/// Queues a file, which nothing starts by itself.
+/// Queues a file that nothing starts by itself.
 fn queue(world: &mut World, name: &str) {
     world.state.is_draining = true;
     run(world);
@@ -761,7 +764,7 @@ fn queue(world: &mut World, name: &str) {
     assert_eq!(phase(world, name), Some(Phase::Ready));
 }
 
-/// The job that begins when the file was opened.
+/// Returns the job that starts after the file was opened.
 fn opened(world: &mut World, name: &str, ending: Option<Ending>) -> Option<Start> {
     let version = version(world, name);
     let turn = after(world, Event::Opened(name.into(), version, Opening::Open(ending)));
@@ -801,14 +804,14 @@ fn found(broken: Option<&str>, unfinished: Option<&str>, distrust: Option<&str>)
     }))
 }
 
-/// The errands of one step.
+/// Returns the errands of one step.
 fn errands(world: &mut World) -> Vec<Errand> {
     let mut turn = world.turn();
     let _ = world.state.step(Step::Ask, Readings::default(), &mut turn);
     turn.errands
 }
 
-/// A world whose ledger has these bundles, one image each, and nothing else to do.
+/// Returns a world whose ledger has these bundles, with one image each, and no other work.
 fn with_bundles(count: u64) -> World {
     let mut world = world();
     for number in 0..count {
@@ -823,7 +826,7 @@ fn with_bundles(count: u64) -> World {
     world
 }
 
-/// The files of the folder that a listing finds, as they were.
+/// Returns the files of the folder that a listing finds, unchanged.
 fn listed(world: &World, is_found: impl Fn(&str) -> bool) -> Vec<Listed> {
     let files = world.folder.iter();
     let found = files.filter(|(name, _)| is_found(name.to_str().unwrap()));
@@ -840,7 +843,7 @@ fn is_gone(world: &World, name: &str) -> bool {
     entry.is_some_and(|entry| entry.gone.is_some())
 }
 
-/// A job that reads `a.tar`.
+/// Returns a world with a job that reads `a.tar`.
 fn reading() -> World {
     let mut world = world();
     drop_in(&mut world, "a.tar", &image(0), digest(1));
@@ -849,7 +852,7 @@ fn reading() -> World {
     world
 }
 
-/// A job that imports `a.tar`.
+/// Returns a world with a job that imports `a.tar`.
 fn importing() -> World {
     let mut world = reading();
     let turn = after(

@@ -1,10 +1,11 @@
-//! Beside another importer: whether there is one that takes bundles from the same folder, and when its pass over a bundle
-//! is over. Pure.
+//! Coexistence with another importer: whether another program imports bundles from the same folder,
+//! and when its pass over a bundle has ended. The judgements are pure.
 //!
-//! k0s imports `<data-dir>/images` into its own containerd, k3s and RKE2 their `agent/images`; neither can be told not to.
-//! Both send every byte of a bundle whatever is there. Importing at the same time would move everything twice, so a new
-//! bundle is left to the other first; then what it left out or half done is added. Nothing here waits for ever: an
-//! importer that does not come, or stops, is not waited for any longer.
+//! k0s imports `<data-dir>/images` into its own containerd, k3s and RKE2 import their
+//! `agent/images`. No setting turns either off. Both send every byte of a bundle, even if
+//! containerd has it. Two imports at the same time would move everything twice. So airgapd leaves a
+//! new bundle to the other importer first. Then it adds what that importer left out or did only in
+//! part. No wait lasts for ever: an importer that does not come, or that stops, gets no more time.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -27,13 +28,14 @@ pub enum Importer {
     K0s,
     /// k3s or RKE2.
     K3s,
-    /// One that is known by its ingests only.
+    /// An importer that is known by its ingests only.
     Unknown,
 }
 
 impl Importer {
-    /// How long after a bundle is finished its pass may begin. k0s waits for ten seconds without an event in the folder,
-    /// k3s for two seconds; one that was only seen to be at work has begun.
+    /// Returns the longest time between the end of an upload and the start of the importer's pass.
+    /// k0s waits for ten seconds without an event in the folder, k3s for two seconds. An unknown
+    /// importer has already begun, since only its work shows it.
     fn begins_within(self) -> Duration {
         Duration::from_secs(match self {
             Importer::K0s => 15,
@@ -53,20 +55,20 @@ impl fmt::Display for Importer {
     }
 }
 
-/// What is known of others that import.
+/// Signs of other importers on this node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Evidence {
-    /// The distribution whose containerd this is and whose folder is ours.
+    /// The distribution that the daemon's containerd and folder belong to.
     pub(crate) home: Option<Distribution>,
-    /// k0s's label names a bundle in our folder.
+    /// True if k0s's label names a bundle in the images folder.
     pub(crate) k0s_label: bool,
-    /// k3s's label is on a record, and our folder is one that it imports.
+    /// True if k3s's label is on a record and k3s imports the images folder.
     pub(crate) k3s_label: bool,
-    /// An import is under way that is not ours.
+    /// True if another program is importing at this moment.
     pub(crate) ingests: bool,
 }
 
-/// Which importer is followed, and why, for the log.
+/// Returns the importer to follow, with the reason for the log.
 pub fn judge(setting: Coexistence, evidence: &Evidence) -> Option<(Importer, &'static str)> {
     let Evidence {
         home,
@@ -82,37 +84,39 @@ pub fn judge(setting: Coexistence, evidence: &Evidence) -> Option<(Importer, &'s
             Some((Importer::K3s, "this is its containerd and its folder"))
         }
         Some(Distribution::Containerd) | None if ingests => {
-            Some((Importer::Unknown, "an import that is not ours is under way"))
+            Some((Importer::Unknown, "another program is importing"))
         }
         Some(Distribution::Containerd) | None => None,
     };
     match setting {
         Coexistence::Exclusive => None,
         Coexistence::Auto => found,
-        // Whoever says so knows of an importer; k0s's is the one that takes longest to begin.
+        // An operator who sets this knows of an importer. k0s is assumed, since it takes longest to
+        // begin.
         Coexistence::Follow => found.or(Some((Importer::K0s, "the configuration says so"))),
     }
 }
 
-/// What one look at containerd told.
+/// Signs of other importers from one look at containerd.
 #[derive(Clone, Debug, Default)]
 pub struct Sight {
-    /// Bundles that k0s has imported, and their time of change in nanoseconds since 1970 as it was then.
+    /// Bundles that k0s imported, with their time of change at that moment, in nanoseconds since
+    /// 1970.
     sources: BTreeMap<PathBuf, i64>,
     k3s_label: bool,
-    /// Bytes of all imports under way that are not ours; another number means that they got on.
+    /// Fingerprint of all ingests of other programs. A change shows that they made progress.
     in_flight: Option<u64>,
 }
 
-/// Ingests of containerd's Go import are called after the path in the archive.
+/// Prefix of the ingests of containerd's Go import, which names them after the path in the archive.
 const GO_INGEST: &str = "tar-";
 
 impl Sight {
-    /// Asks containerd for the records that have labels of other importers, and for their ingests.
+    /// Reads the records with labels of other importers, and their ingests, from containerd.
     ///
     /// # Errors
     ///
-    /// The error of the client.
+    /// Returns an error if a request to containerd fails.
     pub async fn look(client: &Client, clock: Timestamp) -> Result<Sight, containerd::Error> {
         let records = client
             .images_labelled(&[K0S_SOURCES, K3S_PINNED, RKE2_PINNED])
@@ -135,7 +139,7 @@ impl Sight {
         }
     }
 
-    /// What this look and the node's own place tell of others that import our folder.
+    /// Returns the evidence from this look and from the node's distribution.
     pub fn evidence(&self, folder: &Path, home: Option<Distribution>) -> Evidence {
         Evidence {
             home,
@@ -145,13 +149,13 @@ impl Sight {
         }
     }
 
-    /// Whether k0s says that it has imported this very file.
+    /// Returns true if k0s says that it has imported this very file.
     fn has_passed(&self, path: &Path, mtime_ns: i64) -> bool {
         self.sources.get(path) == Some(&mtime_ns)
     }
 }
 
-/// The label's JSON object of paths and times (RFC 3339). What cannot be read says nothing.
+/// Reads the label's JSON object of paths and times (RFC 3339). Unreadable text counts as no label.
 fn k0s_sources(text: &str) -> Vec<(PathBuf, i64)> {
     let found: BTreeMap<PathBuf, Timestamp> = serde_json::from_str(text).unwrap_or_default();
     let nanoseconds = |time: Timestamp| i64::try_from(time.as_nanosecond()).ok();
@@ -175,33 +179,33 @@ fn fingerprint(ingests: &[&Ingest]) -> u64 {
     hasher.finish()
 }
 
-/// An import under way that does not get on for so long has died.
+/// Time without progress after which an ingest counts as abandoned.
 const STANDSTILL: Duration = Duration::from_secs(10);
-/// Between two blobs or bundles an importer may be seen doing nothing for so long.
+/// Time for which an importer may seem idle between two blobs or bundles.
 const GAP: Duration = Duration::from_secs(3);
-/// Nobody is waited for any longer than this.
+/// Longest wait for another importer.
 const LONGEST: Duration = Duration::from_secs(1800);
 /// Pause between two looks.
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
-/// The other's pass over one file, as far as it was seen.
+/// Another importer's pass over one file, as far as looks have shown it.
 #[derive(Clone, Debug)]
 pub(crate) struct Pass {
     path: PathBuf,
     mtime_ns: i64,
     begun: Instant,
-    /// What was last seen under way, and since when it is so.
+    /// The last fingerprint of ingests, and the time since which it is the same.
     moved: Option<(u64, Instant)>,
-    /// When something was last seen under way.
+    /// Time of the last look that showed an import under way.
     busy: Option<Instant>,
 }
 
-/// What comes next for a file.
+/// The next step for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The other may still be at it.
+    /// The other importer may still be at work.
     Wait,
-    /// It is our turn; why, for the log.
+    /// It is airgapd's turn, with the reason for the log.
     Go(&'static str),
 }
 
@@ -216,9 +220,10 @@ impl Pass {
         }
     }
 
-    /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it at this moment: an importer
-    /// that is known by its ingests only is not to be seen between two blobs. `pause` is about the time between two looks: one
-    /// look alone between two blobs says nothing.
+    /// Judges the signs of this moment. `importer` is the importer to follow, as far as containerd
+    /// shows one now: an importer that is known by its ingests only is invisible between two blobs.
+    /// `pause` is the approximate time between two looks. A single look without an ingest proves
+    /// nothing, since it may fall between two blobs.
     pub(crate) fn look(
         &mut self,
         importer: Option<Importer>,
@@ -254,7 +259,7 @@ impl Pass {
     }
 }
 
-/// An image whose record was there already, without all of its blobs.
+/// An image whose record existed already, without all of its blobs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Repaired {
     pub(crate) image: String,
@@ -262,7 +267,8 @@ pub(crate) struct Repaired {
     pub(crate) bytes: u64,
 }
 
-/// What an import completed that somebody else had recorded before it was whole.
+/// Returns the images that an import completed although another program had recorded them before
+/// they were whole.
 pub(crate) fn repaired(plan: &Plan, report: &BundleResult) -> Vec<Repaired> {
     let in_place = report.images.iter().filter(|image| image.outcome.is_in_place());
     let in_place: HashSet<&str> = in_place.map(|image| image.name.as_str()).collect();
@@ -327,7 +333,7 @@ mod tests {
     }
 
     fn labelled(path: &str) -> Sight {
-        // As Go writes it, in the node's zone.
+        // As Go writes it, in the node's time zone.
         let text = format!(r#"{{"{path}":"2023-11-15T01:13:20.123456789+03:00"}}"#);
         sight(&[record(K0S_SOURCES, &text)], &[])
     }
@@ -504,7 +510,8 @@ mod tests {
         assert_eq!(found, [("unchanged", 2, 40), ("labelled", 1, 40)]);
     }
 
-    /// Looks once a second; gives after how many seconds it is our turn.
+    /// Looks once a second. Returns the number of seconds until it is airgapd's turn, and the
+    /// reason.
     fn waited(importer: impl Into<Option<Importer>>, sight_at: impl Fn(u64) -> Sight) -> (u64, &'static str) {
         let importer = importer.into();
         let start = Instant::now();
@@ -518,7 +525,7 @@ mod tests {
                 return (second, why);
             }
         }
-        unreachable!("nobody is waited for for ever")
+        unreachable!("no wait lasts for ever")
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! The connection to containerd, and the comparison of the ledger with what is there.
+//! The connection to containerd, and the comparison of the ledger with containerd's content.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use basics::{are, numbered};
+use basics::counted;
 use containerd::{ImageChange, ImageEvent};
 use import::{Survey, bundle_id, lease};
 
@@ -16,49 +16,52 @@ use crate::state::State;
 use crate::state::ledger::{self, Context};
 use crate::state::roster::Phase;
 
-/// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
+/// Delay of a comparison that containerd's events ask for, since events come in bursts.
 pub(crate) const BURST: Duration = Duration::from_millis(200);
-/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
-/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
+/// Length of the rest after a comparison, as a multiple of the comparison's own length. During the
+/// rest, changed records cause no comparison. An import makes thousands of changes, and beside
+/// thousands of records a comparison takes seconds.
 const REST: u32 = 4;
 
 /// The connection to containerd, as far as decisions need it.
 #[derive(Debug)]
 pub(crate) enum Connection {
-    /// There is none; tried again then.
+    /// There is no connection. The daemon tries again at `next`.
     Down {
         next: Instant,
     },
-    /// An attempt is under way.
+    /// An attempt to connect is running.
     Trying,
     Up(Up),
 }
 
 #[derive(Debug)]
 pub(crate) struct Up {
-    /// When the ledger is to be compared with containerd.
+    /// Time of the next comparison.
     pub(crate) compare: Instant,
-    /// When the comparison under way began.
+    /// Start of the running comparison, if there is one.
     begun: Option<Instant>,
-    /// Until then, changes of records are no reason to compare: the last comparison took long.
+    /// End of the rest after a long comparison. Until then, changed records cause no comparison.
     rest: Instant,
-    /// All records with pins of ours were looked through, and judged, since the connection was made and the configuration
-    /// read.
+    /// True if all records with airgapd's pin were read and judged since the connection was made. A
+    /// change of the configuration clears it.
     pub(crate) ours_listed: bool,
-    /// Leases of bundles that are done or gone are given back after the first comparison.
+    /// True if the leases of bundles that are done or gone were deleted, which the first comparison
+    /// does.
     leases_swept: bool,
-    /// Whether containerd's content store can be seen from here.
+    /// True if the daemon can see containerd's content store.
     pub(crate) has_store: bool,
 }
 
-/// A containerd that has just been connected to.
+/// Facts about a containerd that was just connected.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// For the log: its version, its socket and the platform of this node.
     pub(crate) text: String,
-    /// Another one means another containerd, or one that was wiped. `None` where it cannot tell.
+    /// containerd's uuid. It changes with another containerd or a wiped one. `None` if containerd
+    /// does not report it.
     pub(crate) uuid: Option<String>,
-    /// Everything that decides what an import yields, in a form that is equal when it is equal.
+    /// Everything that decides what an import yields, in a form that is equal for equal rules.
     pub(crate) fingerprint: String,
     pub(crate) has_store: bool,
 }
@@ -68,7 +71,7 @@ impl Connection {
         matches!(self, Connection::Up(_))
     }
 
-    /// When it is to be tried, or a comparison is due.
+    /// Returns the time of the next attempt to connect, or of the next comparison.
     pub(super) fn due(&self) -> Option<Instant> {
         match self {
             Connection::Down { next } => Some(*next),
@@ -122,16 +125,16 @@ impl State {
                 .as_ref()
                 .map(|cause| format!(" ({cause})"))
                 .unwrap_or_default();
-            let text = format!("{}; waiting for it{cause}", why.text);
+            let text = format!("{}{cause}. Waiting for containerd", why.text);
             turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
         }
         self.connection = Connection::Down { next };
-        // Where jobs are under way there was a containerd, and it comes back.
+        // If jobs run, there was a containerd, and it comes back.
         self.is_misplaced = self.lanes.is_empty() && why.is_elsewhere;
     }
 
-    /// A call failed. A connection on which a message was too large is as good as before: the call is made again when it is
-    /// due.
+    /// Handles a failed call. If only a message was too large, the connection is still good. The
+    /// daemon then repeats the call when it is due.
     pub(super) fn on_lost(&mut self, failed: &Failed, turn: &mut Turn) {
         if let Connection::Up(up) = &mut self.connection {
             up.begun = None;
@@ -144,7 +147,7 @@ impl State {
         turn.say(line.told(is_told));
     }
 
-    /// Takes down that the connection is gone, if that is news.
+    /// Records that the connection is gone, if that is news.
     pub(crate) fn go_away(&mut self, text: &str, turn: &mut Turn) {
         if !matches!(self.connection, Connection::Down { .. }) {
             let chance = turn.chance();
@@ -157,7 +160,8 @@ impl State {
         self.roster.doubt();
     }
 
-    /// The ledger holds for one containerd, one boot and one set of rules.
+    /// Updates the circumstances of the ledger. It holds for one containerd, one boot and one set
+    /// of rules. If the rules changed, the daemon drops all jobs and queues every bundle again.
     pub(super) fn check_context(&mut self, uuid: Option<String>, fingerprint: String, turn: &mut Turn) {
         let before = std::mem::take(&mut self.ledger.context);
         let is_changed = before
@@ -166,7 +170,7 @@ impl State {
             .is_some_and(|before| *before != fingerprint);
         self.ledger.context = Context {
             containerd: uuid,
-            // Taken over when everything was looked at.
+            // The next comparison updates it, after it has checked every blob.
             boot: before.boot,
             selection: Some(fingerprint),
             folder: before.folder,
@@ -175,8 +179,7 @@ impl State {
         if !is_changed {
             return;
         }
-        let text =
-            "the node's platform, the configuration or its defaults changed: every bundle is looked at again";
+        let text = "the node's platform, the configuration or its defaults changed: the daemon checks every bundle again";
         turn.say(Line::info(text));
         let is_settled = |phase| {
             matches!(
@@ -192,14 +195,15 @@ impl State {
         self.drop_jobs(|_| true, turn);
     }
 
-    /// Whether the daemon leaves a file alone that it crashed over.
+    /// Returns true if the daemon leaves a file alone because it crashed over it.
     fn is_set_aside(&self, name: &OsStr) -> bool {
         let identity = self.roster.identity(name);
         let entry = self.ledger.get(name);
         entry.is_some_and(|entry| identity.is_some_and(|identity| entry.is_set_aside(&identity)))
     }
 
-    /// Takes over an event of containerd. A record of ours that changed, or a blob that is gone, is a reason to compare.
+    /// Applies an event of containerd. A changed record of a bundle or a deleted blob causes a
+    /// comparison.
     pub(super) fn on_change(&mut self, event: &ImageEvent, turn: &mut Turn) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -207,13 +211,15 @@ impl State {
         self.required.doubt();
         let is_deleted = event.kind == ImageChange::ContentDeleted;
         if !is_deleted && let Some(job) = self.lanes.writer_of(&event.name) {
-            // Most likely by the job; a change by another program is compared when the job is done.
+            // The job most likely made the change. If another program did, the comparison after the
+            // job finds it.
             job.disturbed = true;
             return;
         }
         let soon = (turn.now + BURST).max(up.rest);
         if up.compare <= soon {
-            // Of thousands of changes, the first has everything compared.
+            // The scheduled comparison covers this change too. So thousands of changes cause one
+            // comparison.
             return;
         }
         let needs = |digest: &str| digest.parse().is_ok_and(|digest| self.ledger.needs(&digest));
@@ -227,19 +233,19 @@ impl State {
         }
     }
 
-    /// Has everything compared in the next turn.
+    /// Schedules a comparison for the next turn.
     pub(super) fn compare_soon(&mut self, now: Instant) {
         self.compare_within(Duration::ZERO, now);
     }
 
-    /// Has everything compared no later than that.
+    /// Schedules a comparison for no later than `wait` from now.
     pub(super) fn compare_within(&mut self, wait: Duration, now: Instant) {
         if let Connection::Up(up) = &mut self.connection {
             up.compare = up.compare.min(now + wait);
         }
     }
 
-    /// Compares the ledger with what is there if that is due; no bundle is opened.
+    /// Starts a comparison of the ledger with containerd if one is due. It opens no bundle.
     pub(super) fn compare_if_due(&mut self, turn: &mut Turn) {
         let (now, resync) = (turn.now, self.settings.resync);
         let Connection::Up(up) = &mut self.connection else {
@@ -262,7 +268,7 @@ impl State {
         is_new_boot(self.ledger.context.boot.as_deref(), self.boot.as_deref())
     }
 
-    /// Takes over what there is. `labels` are those whose records were all looked up.
+    /// Applies a survey of containerd. It has all records with these `labels`.
     pub(super) fn on_survey(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
         if !self.connection.is_up() {
             return;
@@ -270,13 +276,8 @@ impl State {
         if self.is_new_boot() {
             let (whole, lost) = (survey.blobs.len(), survey.lost.len());
             turn.say(Line::info(format!(
-                "the machine was started anew: {} there, {lost} {} lost",
-                numbered(
-                    whole,
-                    "blob of imported bundles is",
-                    "blobs of imported bundles are"
-                ),
-                are(lost)
+                "after a reboot: {} of imported bundles present, {lost} lost",
+                counted(whole, "blob")
             )));
         }
         self.ledger.context.boot.clone_from(&self.boot);
@@ -298,7 +299,7 @@ impl State {
             }
         }
         for (name, standing, mut moved) in findings {
-            // A job moves it, or is about to; what is so then is compared when the job is done.
+            // A job moved the record, or is about to. The comparison after the job judges it.
             moved.retain(|moved| match self.lanes.writer_of(&moved.name) {
                 Some(job) => {
                     job.disturbed = true;
@@ -314,7 +315,7 @@ impl State {
         }
     }
 
-    /// Says once of each record that another program moved it, and keeps in mind not to move it back.
+    /// Logs once for each record that another program moved it, and remembers not to move it back.
     fn note_moved(&mut self, bundle: &OsStr, moved: Vec<Moved>, turn: &mut Turn) {
         for Moved { name, from, to } in &moved {
             if self.moved.insert((name.clone(), to.to_string())) {
@@ -329,8 +330,8 @@ impl State {
         }
     }
 
-    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
-    /// and again.
+    /// Imports a bundle again because containerd lacks a part of it: at once, or later if that
+    /// happens again and again.
     fn restore(&mut self, name: &OsStr, what: &str, turn: &mut Turn) {
         match self.healing.wait(name, what, turn.now) {
             None => {
@@ -340,7 +341,7 @@ impl State {
             }
             Some(wait) => {
                 let text = format!(
-                    "{what} is missing in containerd once more: another program seems to remove it on purpose, so it is restored in {wait:?}"
+                    "{what} is missing in containerd once more: another program seems to remove it on purpose. The daemon restores it in {wait:?}"
                 );
                 turn.say(Line::warn(text).bundle(name));
                 self.roster.postpone(name, turn.now + wait);
@@ -348,7 +349,7 @@ impl State {
         }
     }
 
-    /// Has leases looked through again at the next comparison.
+    /// Schedules a check of all leases in the next comparison.
     pub(super) fn sweep_soon(&mut self, now: Instant) {
         if let Connection::Up(up) = &mut self.connection {
             up.leases_swept = false;
@@ -356,7 +357,8 @@ impl State {
         self.compare_within(BURST, now);
     }
 
-    /// Gives leases back that an earlier run left behind for bundles that are done or gone: the last step of a comparison.
+    /// Deletes the leases that an earlier run left behind for bundles that are done or gone. This
+    /// is the last step of a comparison.
     pub(super) fn sweep_leases(&mut self, turn: &mut Turn) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -382,7 +384,8 @@ impl State {
     }
 }
 
-/// Whether the machine was started anew since the ledger was written. An unknown boot is no news.
+/// Returns true if the machine rebooted since the ledger was written. An unknown boot id is no
+/// reboot.
 fn is_new_boot(before: Option<&str>, now: Option<&str>) -> bool {
     matches!((before, now), (Some(before), Some(now)) if before != now)
 }

@@ -1,4 +1,5 @@
-//! Compares what the ledger says a bundle put into containerd with what is there: pure, and without opening a bundle.
+//! Compares the ledger's images of a bundle with containerd's content. Pure, and without opening a
+//! bundle.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,12 +10,12 @@ use oci_spec::image::Digest;
 use crate::state::ledger::{self, Entry, ImageEntry, Ledger};
 use crate::status::{DiskUse, ImageStatus, RecordStatus};
 
-/// How an imported bundle stands in containerd.
+/// The state of an imported bundle in containerd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Every record, label and blob is in place.
     InPlace,
-    /// Something is missing; the first of it, for the log.
+    /// Something is missing. The text names the first missing part, for the log.
     Missing(String),
 }
 
@@ -26,13 +27,14 @@ pub(crate) struct Moved {
     pub(crate) to: Digest,
 }
 
-/// The images of the ledger by name. A comparison asks for each record, and each answer costs the same however many there are.
+/// The images of the ledger by name. A comparison asks for each record, and the cost of an answer
+/// does not depend on their number.
 pub(crate) struct ByName<'l> {
     /// See [`Ledger::desired_images`].
     desired: BTreeMap<&'l str, (&'l Digest, &'l Entry)>,
-    /// What each bundle put into containerd when it was imported last, by the name that labels have for its file.
+    /// The images of each bundle's last import, by the name that labels have for its file.
     imported: HashMap<String, (&'l Entry, HashMap<&'l str, &'l Digest>)>,
-    /// What the bundles wanted that are gone.
+    /// The images that gone bundles wanted.
     gone: HashSet<(&'l str, &'l Digest)>,
 }
 
@@ -59,20 +61,21 @@ impl<'l> ByName<'l> {
         }
     }
 
-    /// The target of the last bundle that vouches for a name.
+    /// Returns the target of the last bundle that vouches for a name.
     pub(crate) fn desired(&self, name: &str) -> Option<&'l Digest> {
         self.desired.get(name).map(|(target, _)| *target)
     }
 
-    /// What a bundle that was imported once had under a name. `file` is its name in labels.
+    /// Returns the target that a bundle's last import had under a name. `file` is the bundle's name
+    /// in labels.
     pub(crate) fn image(&self, file: &str, name: &str) -> Option<&'l Digest> {
         let (_, images) = self.imported.get(file)?;
         images.get(name).copied()
     }
 
-    /// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
-    /// is known by the ledger, a bundle that was imported as a whole without the image since by its label, which is still on the
-    /// record.
+    /// Returns true if a record points where a bundle wanted it that no longer wants it. Then no
+    /// other program moved it. The ledger knows the bundles that are gone. Other bundles were
+    /// imported again as a whole, without the image. Their label is still on the record.
     fn is_left_behind(&self, record: &ImageRecord) -> bool {
         let name = record.name.as_str();
         let labels = record.labels.iter();
@@ -84,7 +87,7 @@ impl<'l> ByName<'l> {
     }
 }
 
-/// Every blob that the ledger's images need.
+/// Returns every blob that the ledger's images need.
 pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
     let imported = ledger
         .entries()
@@ -100,7 +103,7 @@ pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
         .collect()
 }
 
-/// The name of every record that the ledger knows, those of bundles that are gone included.
+/// Returns the name of every record that the ledger knows, including those of gone bundles.
 pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
     let imported = ledger
         .entries()
@@ -112,7 +115,8 @@ pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
         .collect()
 }
 
-/// Compares one bundle. Names that a later bundle took over, or that the operator excludes, are not its business.
+/// Compares one bundle. Names that a later bundle took over, or that the operator excludes, do not
+/// count.
 pub(crate) fn standing(
     entry: &Entry,
     ledger: &Ledger,
@@ -148,8 +152,8 @@ pub(crate) fn standing(
     (missing.map_or(Standing::InPlace, Standing::Missing), moved)
 }
 
-/// Every image that bundles vouch for, and what is missing of it.
-/// What the operator excludes is not among them.
+/// Returns every image that bundles vouch for, with its missing parts. Images that the operator
+/// excludes are not among them.
 pub fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<ImageStatus> {
     let mut desired = ledger.desired_images();
     let left_out: BTreeSet<String> = excluded(desired.keys().copied(), exclude)
@@ -179,11 +183,12 @@ pub fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<Imag
     desired.iter().map(image).collect()
 }
 
-/// What each bundle takes in containerd's content store, by the name that labels have for its file. Only images whose record
-/// points at them count: containerd collects the blobs of others.
+/// Returns the room that each bundle takes in containerd's content store, by the name that labels
+/// have for its file. Only images whose record points at them count: containerd collects the blobs
+/// of others.
 pub fn disk_use(ledger: &Ledger, survey: &Survey) -> BTreeMap<String, DiskUse> {
     let mut needed: BTreeMap<String, HashSet<&Digest>> = BTreeMap::new();
-    // How many bundles need a blob, and the blobs that others keep beside them.
+    // Number of bundles that need a blob, and the blobs that others keep as well.
     let (mut needs, mut kept) = (HashMap::<&Digest, usize>::new(), HashSet::new());
     for entry in ledger.entries() {
         let Some(imported) = &entry.imported else {
@@ -223,11 +228,11 @@ pub fn disk_use(ledger: &Ledger, survey: &Survey) -> BTreeMap<String, DiskUse> {
         .collect()
 }
 
-/// How a record stands.
+/// The state of a record.
 enum Finding {
     InPlace,
     Missing(String),
-    /// Somebody else moved it there.
+    /// Another program moved it there.
     Moved(Digest),
 }
 
@@ -246,7 +251,7 @@ fn finding(
     if to != target {
         return match by_name.is_left_behind(record) {
             true => Finding::Missing(format!(
-                "the record {name}, which a bundle that is gone or has changed had taken over,"
+                "the record {name} (taken over by a bundle that is gone or has changed)"
             )),
             false => Finding::Moved(to.clone()),
         };
@@ -262,8 +267,8 @@ fn finding(
     }
 }
 
-/// Which of a bundle's records the operator excludes: those whose names match, and those of digests that follow from
-/// such names alone.
+/// Returns the records of a bundle that the operator excludes: names that match, and names by
+/// digest if all tags of their repository match.
 pub(crate) fn excluded<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     exclude: &[Pattern],
@@ -272,7 +277,7 @@ pub(crate) fn excluded<'a>(
         return BTreeSet::new();
     }
     let matches = |name: &str| exclude.iter().any(|pattern| pattern.matches(name));
-    // Of each repository: whether all its tags are excluded.
+    // For each repository: true if all its tags are excluded.
     let mut repositories: BTreeMap<&str, bool> = BTreeMap::new();
     for name in names.clone().filter(|name| !name.contains('@')) {
         let all = repositories.entry(repository(name)).or_insert(true);
@@ -282,7 +287,8 @@ pub(crate) fn excluded<'a>(
     names.filter(|name| matches(name) || follows(name)).collect()
 }
 
-/// The same as an import is told: the names that it leaves as they are, each with the reason.
+/// Returns the names that an import leaves as they are because they are excluded, each with the
+/// reason.
 pub fn left_out<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     exclude: &[Pattern],
@@ -293,7 +299,7 @@ pub fn left_out<'a>(
         .collect()
 }
 
-/// A name without its tag or digest.
+/// Returns a name without its tag or digest.
 fn repository(name: &str) -> &str {
     if let Some((repository, _)) = name.split_once('@') {
         return repository;
@@ -356,7 +362,7 @@ mod tests {
         format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
     }
 
-    /// Writes down that a file brought one image, of a manifest and the layer `f`.
+    /// Records that a file brought one image, made of a manifest and the layer `f`.
     fn import(ledger: &mut Ledger, file: &str, name: &str, target: char) {
         let imported = Imported {
             identity: bundle::Identity {
@@ -380,7 +386,7 @@ mod tests {
         ledger.record_import(OsStr::new(file), import::Outcome::Imported, imported, [closure]);
     }
 
-    /// A record that `file` vouches for.
+    /// Returns a record that `file` vouches for.
     fn record(name: &str, target: char, file: &str) -> ImageRecord {
         let mut record = ImageRecord {
             name: name.to_owned(),
@@ -444,11 +450,11 @@ mod tests {
             ),
             (
                 survey([record(NAME, '2', "gone.tar")], &['1', 'f']),
-                missing("the record r.test/a:1, which a bundle that is gone or has changed had taken over,"),
+                missing("the record r.test/a:1 (taken over by a bundle that is gone or has changed)"),
             ),
             (
                 survey([record(NAME, '9', "other.tar")], &['1', 'f']),
-                missing("the record r.test/a:1, which a bundle that is gone or has changed had taken over,"),
+                missing("the record r.test/a:1 (taken over by a bundle that is gone or has changed)"),
             ),
         ];
         for (survey, (standing, moved_to)) in table {

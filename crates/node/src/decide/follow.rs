@@ -1,4 +1,5 @@
-//! Which new bundles are left to another importer first: they wait here until its pass over them is over.
+//! Decides which new bundles are left to another importer first. They wait here until its pass over
+//! them has ended.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,19 +17,20 @@ use crate::settings::Coexistence;
 use crate::state::State;
 use crate::state::roster::{Phase, Version};
 
-/// Looking takes no more than this part of the time, however many records there are.
+/// Length of the pause after a look, as a multiple of the look's own length. It bounds the share of
+/// looks in the daemon's time, however many records there are.
 const SHARE: u32 = 4;
 
 /// The bundles that wait for another importer, and those that have waited.
 #[derive(Debug)]
 pub(crate) struct Following {
-    /// The distribution whose containerd and folder ours are.
+    /// The distribution that the daemon's containerd and folder belong to.
     home: Option<Distribution>,
-    /// By bundle.
+    /// Passes by bundle.
     passes: BTreeMap<OsString, Pass>,
-    /// Bundles whose turn it was, as they were then: a failed try is repeated without waiting again.
+    /// Bundles whose wait is over, as they were then. A retry does not wait again.
     over: BTreeMap<OsString, Identity>,
-    /// Which importer was told of.
+    /// The importer that the log has named.
     said: Option<Importer>,
     next: Option<Instant>,
 }
@@ -44,16 +46,18 @@ impl Following {
         }
     }
 
-    /// When containerd is looked at next.
+    /// Returns the time of the next look at containerd.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.next
     }
 }
 
 impl State {
-    /// Leaves a finished file to others for now, where there may be any that can read it; says whether it does.
+    /// Leaves a finished file to other importers for now, if there may be any that can read it.
+    /// Returns true if it does.
     ///
-    /// Others read plain archives only, and restore nothing: a known bundle is imported again without waiting for them.
+    /// Other importers read plain archives only and restore nothing, so a known bundle is imported
+    /// again without waiting for them.
     pub(super) fn is_left_to_others(
         &mut self,
         name: &OsStr,
@@ -83,7 +87,7 @@ impl State {
         true
     }
 
-    /// Has the signs of other importers read for the bundles that wait.
+    /// Asks for the signs of other importers, for the bundles that wait.
     pub(super) fn follow_if_due(&mut self, turn: &mut Turn) {
         if !self.connection.is_up() || self.following.next.is_none_or(|next| next > turn.now) {
             return;
@@ -92,7 +96,7 @@ impl State {
         let is_waiting = |name: &OsStr| roster.phase(name) == Some(Phase::Following);
         self.following.passes.retain(|name, _| is_waiting(name));
         self.following.over.retain(|name, _| roster.phase(name).is_some());
-        // Where the look comes to nothing, another one follows.
+        // If the look fails, another one follows.
         self.following.next = Some(turn.now + PAUSE);
         match self.following.passes.is_empty() {
             true => self.following.next = None,
@@ -100,10 +104,11 @@ impl State {
         }
     }
 
-    /// Takes up the bundles whose turn it is.
+    /// Queues the bundles whose wait is over.
     pub(super) fn on_sight(&mut self, sight: &Sight, took: Duration, turn: &mut Turn) {
         let now = turn.now;
-        // Where there are very many records, containerd spends no more than a part of its time on being looked at.
+        // With very many records a look takes long. The pause keeps its share of containerd's time
+        // small.
         let pause = PAUSE.max(took * SHARE);
         let evidence = sight.evidence(&self.images_dir, self.following.home);
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
@@ -121,7 +126,7 @@ impl State {
         {
             self.following.said = Some(importer);
             turn.say(Line::info(format!(
-                "{importer} imports this folder, too ({why}): new bundles are left to it first, then checked and completed"
+                "{importer} imports this folder, too ({why}): the daemon leaves new bundles to it first, then checks and completes them"
             )));
         }
         for (name, why) in turns {

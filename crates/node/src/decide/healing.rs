@@ -1,5 +1,5 @@
-//! How often a bundle is restored: at once for a few times, then later each time, since whoever removes an image again
-//! and again means it. Pure.
+//! Decides how soon a bundle is restored: at once for a few times, then later each time. A program
+//! that removes an image again and again does so on purpose. Pure.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use basics::Backoff;
 
-/// So many restorations in a row are made at once.
+/// Number of restorations in a row that happen at once.
 const AT_ONCE: u32 = 5;
-/// The waits after those.
+/// The delays of later restorations.
 const WAIT: Backoff = Backoff {
     first: Duration::from_secs(60),
     longest: Duration::from_secs(3600),
 };
-/// After this long without one, restorations are counted anew.
+/// Time without a restoration after which the count starts at zero.
 const CALM: Duration = Duration::from_secs(600);
 
-/// The restorations of each bundle in a row.
+/// The consecutive restorations of each bundle.
 #[derive(Debug, Default)]
 pub(crate) struct Healing {
     rounds: BTreeMap<OsString, Rounds>,
@@ -26,16 +26,17 @@ pub(crate) struct Healing {
 #[derive(Debug)]
 struct Rounds {
     count: u32,
-    /// When the last one was made, or is to be made.
+    /// Time of the last restoration. It is in the future if the restoration was postponed.
     last: Instant,
-    /// What was missing, where the restoration was put off.
+    /// The missing part, if the restoration was postponed.
     put_off: Option<String>,
-    /// Whether something of it is missing still, as far as is known.
+    /// True if a part of the bundle is still missing, as far as the daemon knows.
     is_pending: bool,
 }
 
 impl Healing {
-    /// How long to wait before a bundle is restored (again); `None`: not at all. `what` is missing of it.
+    /// Returns the delay before a bundle is restored, or `None` if it is restored at once. `what`
+    /// is the missing part.
     pub(crate) fn wait(&mut self, bundle: &OsStr, what: &str, now: Instant) -> Option<Duration> {
         let rounds = self.rounds.entry(bundle.to_owned()).or_insert(Rounds {
             count: 0,
@@ -55,18 +56,18 @@ impl Healing {
         wait
     }
 
-    /// Takes down that a bundle is in place. Gives whether something of it was missing before.
+    /// Notes that a bundle is in place. Returns true if a part of it was missing before.
     pub(crate) fn end(&mut self, bundle: &OsStr) -> bool {
         let rounds = self.rounds.get_mut(bundle);
         rounds.is_some_and(|rounds| std::mem::take(&mut rounds.is_pending))
     }
 
-    /// Why bundles are restored later, by file name.
+    /// Returns why bundles are restored later, by file name.
     pub(crate) fn put_off(&self) -> BTreeMap<OsString, String> {
         let why = |(bundle, rounds): (&OsString, &Rounds)| {
             let what = rounds.put_off.as_ref()?;
             let why = format!(
-                "{what} is missing in containerd once more: another program seems to remove it on purpose, so it is restored later"
+                "{what} is missing in containerd once more: another program seems to remove it on purpose. The daemon restores it later"
             );
             Some((bundle.clone(), why))
         };

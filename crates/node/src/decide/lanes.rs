@@ -1,14 +1,16 @@
 //! The jobs that run outside the loop, and the lanes they run in.
 //!
-//! One lane is for any bundle, one of 30 GB included. The other takes light work only: restoring what is missing of a known bundle,
-//! and small bundles. So these never wait behind a long import.
+//! One lane takes any bundle, even one of 30 GB. The other lane takes light work only: small
+//! bundles, and repairs of known bundles. So light work never waits behind a long import.
 //!
-//! Both lanes share the memory of the daemon. A bundle in the light lane is read within a part of the limits, and a bundle that
-//! needs more of them is heavy: it waits for the main lane. So at most one bundle takes all that the limits allow.
+//! Both lanes share the daemon's memory. The light lane reads a bundle within a part of the limits.
+//! A bundle that needs more is heavy and waits for the main lane. So at most one bundle uses the
+//! limits in full.
 //!
-//! A job that does nothing gives its lane to a file that could use it, and goes back into the queue: at once where it waits for
-//! another bundle with the same names, after [`STILL`] where nothing of it moves (another bundle may be sending the blob that it
-//! needs), and twice as long after each time. It begins again when the other job has ended.
+//! A job that does nothing gives its lane to a file that can use it. Its own file returns to the
+//! queue. A job that waits for another bundle with the same names gives way at once. An import
+//! without progress gives way after [`STILL`], and after twice as long each further time: another
+//! bundle may be sending the blob that it needs. It starts again when the other job has ended.
 
 #[cfg(test)]
 mod tests;
@@ -23,14 +25,15 @@ use oci_spec::image::Digest;
 use crate::progress::Mark;
 use crate::state::roster::Version;
 
-/// A file up to this size in bytes is imported within seconds.
+/// Size in bytes up to which an import takes only seconds.
 const SMALL: u64 = 64 << 20;
 
-/// How long an import keeps its lane from others at first although none of its bytes and images moves. containerd may take
-/// minutes to commit or unpack a layer of some GB, and is left alone with that.
+/// Time for which an import keeps its lane at first although none of its bytes and images moves.
+/// containerd may take minutes to commit or unpack a layer of some GB, and the daemon does not
+/// interrupt that.
 pub(crate) const STILL: Duration = Duration::from_secs(300);
 
-/// Where a job runs; each lane has one at a time.
+/// The place where a job runs. Each lane has one job at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// Any bundle.
@@ -39,16 +42,16 @@ pub(crate) enum Lane {
     Light,
 }
 
-/// How far a job has come.
+/// The stage of a job.
 #[derive(Debug)]
 pub(crate) enum Stage {
-    /// Its file is checked and read.
+    /// The job checks and reads its file.
     Opening,
-    /// Its bundle waits until another one that writes the same names is done.
+    /// The bundle waits until another bundle that writes the same names is done.
     Waiting,
-    /// Its images are on their way.
+    /// The job imports the images of its bundle.
     Importing,
-    /// The images of its list are pulled.
+    /// The job pulls the images of its list.
     Pulling { catalog: Digest },
 }
 
@@ -56,28 +59,29 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) name: OsString,
-    /// The file as it was listed when the job began.
+    /// The file as it was listed at the start of the job.
     pub(crate) version: Version,
     pub(crate) lane: Lane,
     pub(crate) stage: Stage,
-    /// The records it writes, and what they are to point at, as soon as that is known.
+    /// The records that the job writes, with their targets. Empty until the catalog is read.
     pub(crate) records: BTreeMap<String, Digest>,
-    /// Those of them that are left as they are.
+    /// The names among them that the job leaves as they are.
     pub(crate) left: BTreeSet<String>,
-    /// A record it writes changed meanwhile, by its hand or another's.
+    /// True if one of its records changed meanwhile, by the job or by another program.
     pub(crate) disturbed: bool,
-    /// Its file or the rules changed: whatever it comes back with, the file is not done.
+    /// True if its file or the rules changed. The file is then not done, even after a success.
     pub(crate) is_outdated: bool,
-    /// It gave its lane to another file.
+    /// True if the job gave its lane to another file.
     pub(crate) has_yielded: bool,
     started: Instant,
     stillness: Stillness,
-    /// How long it keeps its lane although nothing of it moves.
+    /// Time for which the job keeps its lane without progress.
     patience: Duration,
 }
 
 impl Job {
-    /// When others may have its lane if nothing of it moves until then; none while its file is read.
+    /// Returns the time from which others may have the lane if the job makes no progress. `None`
+    /// while the job reads its file or pulls images.
     fn idle_from(&self) -> Option<Instant> {
         match self.stage {
             _ if self.has_yielded => None,
@@ -87,7 +91,7 @@ impl Job {
         }
     }
 
-    /// How long the job has been at it.
+    /// Returns the time since the start of the job.
     pub(crate) fn elapsed(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started)
     }
@@ -97,7 +101,7 @@ impl Job {
     }
 }
 
-/// Since when a job has not come any further.
+/// The time since which a job makes no progress.
 #[derive(Debug)]
 struct Stillness {
     mark: Mark,
@@ -110,7 +114,7 @@ impl Stillness {
         Stillness { mark, since: now }
     }
 
-    /// Begins anew where the job has come further.
+    /// Starts over if the job made progress.
     fn note(&mut self, mark: Mark, now: Instant) {
         if self.mark != mark {
             *self = Stillness { mark, since: now };
@@ -123,11 +127,11 @@ impl Stillness {
 pub(crate) struct Load<'a> {
     pub(crate) name: &'a OsStr,
     pub(crate) identity: &'a Identity,
-    /// In bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
-    /// Whether it was imported before.
+    /// True if it was imported before.
     pub(crate) is_repair: bool,
-    /// Whether it starts only where no other job runs: the daemon crashed over it, or over one that runs.
+    /// True if it must run alone: the daemon crashed over it, or over a file whose job is running.
     pub(crate) is_alone: bool,
 }
 
@@ -137,30 +141,30 @@ pub(crate) struct Lanes {
     running: BTreeMap<OsString, Job>,
     /// Files that were found to be heavy.
     heavy: HashMap<OsString, Identity>,
-    /// Files that gave their lane to others, and the file whose job each of them waits for.
+    /// Files that gave their lane away, each with the file whose job it waits for.
     behind: HashMap<OsString, OsString>,
-    /// How many times in a row the import of a file gave its lane to others.
+    /// Number of times in a row that the import of a file gave its lane away.
     yields: HashMap<OsString, u32>,
 }
 
-/// How a job leaves its lane.
+/// The way in which a job leaves its lane.
 #[derive(Debug)]
 pub(crate) enum Leaving {
-    /// It only waited, and is over.
+    /// The job only waited, and has ended.
     Over,
     /// Its work has to be dropped first.
     Working,
 }
 
 impl Lanes {
-    /// The lane that a file can start in now.
+    /// Returns the lane that a file can start in now.
     pub(crate) fn lane_for(&self, load: Load<'_>) -> Option<Lane> {
         let mut lanes = self.lanes_for(load);
         lanes.find(|lane| self.in_lane(*lane).is_none())
     }
 
-    /// The job that does nothing in a lane in which the file could start. None where a lane is free. Where the file has to be
-    /// alone, that is the only job there is.
+    /// Returns the idle job in a lane that the file could start in, or `None` if a lane is free.
+    /// For a file that must run alone, this is the only running job.
     pub(crate) fn idle_before(&self, load: Load<'_>, now: Instant) -> Option<&Job> {
         let mut jobs = Vec::new();
         if load.is_alone && self.running.len() == 1 && self.may_ask(load.name) {
@@ -173,7 +177,7 @@ impl Lanes {
         jobs.into_iter().find(is_idle)
     }
 
-    /// The lanes that a file may start in, the one that it should rather have first.
+    /// Returns the lanes that a file may start in, the preferred lane first.
     fn lanes_for(&self, load: Load<'_>) -> impl Iterator<Item = Lane> + use<> {
         let Load { name, identity, .. } = load;
         let has_place = !load.is_alone || self.running.is_empty();
@@ -184,7 +188,7 @@ impl Lanes {
             .filter(move |lane| may_start && (is_light || *lane == Lane::Main))
     }
 
-    /// Whether a file neither has a lane nor waits for the job of another one to end.
+    /// Returns true if a file has no lane and does not wait for another job to end.
     fn may_ask(&self, name: &OsStr) -> bool {
         let other = self.behind.get(name);
         let is_behind = other.is_some_and(|other| self.running.contains_key(other));
@@ -195,12 +199,12 @@ impl Lanes {
         self.running.values().find(|job| job.lane == lane)
     }
 
-    /// Whether a file was found to be heavy.
+    /// Returns true if a file was found to be heavy.
     pub(crate) fn is_heavy(&self, name: &OsStr, identity: &Identity) -> bool {
         self.heavy.get(name) == Some(identity)
     }
 
-    /// Notes that a file is heavy. `is_there` says which files there still are.
+    /// Notes that a file is heavy. `is_there` tells which files still exist.
     pub(crate) fn note_heavy(
         &mut self,
         name: &OsStr,
@@ -211,7 +215,7 @@ impl Lanes {
         self.heavy.insert(name.to_owned(), identity.clone());
     }
 
-    /// Notes how far the work of jobs has come.
+    /// Notes the progress of jobs.
     pub(crate) fn note_progress(&mut self, marks: impl IntoIterator<Item = (OsString, Mark)>, now: Instant) {
         for (name, mark) in marks {
             if let Some(job) = self.running.get_mut(&name) {
@@ -220,13 +224,13 @@ impl Lanes {
         }
     }
 
-    /// When the next job will have done nothing for too long.
+    /// Returns the time at which the next job will have been idle for too long.
     pub(crate) fn idle_due(&self, now: Instant) -> Option<Instant> {
         let idle = self.running.values().filter_map(Job::idle_from);
         idle.filter(|idle| *idle > now).min()
     }
 
-    /// Takes a job from its lane. `None` where there is no such job.
+    /// Makes a job give its lane away. Returns `None` if there is no such job.
     pub(crate) fn give_way(&mut self, name: &OsStr) -> Option<Leaving> {
         let other = self.running.keys().find(|other| *other != name).cloned();
         if let Some(other) = other {
@@ -241,12 +245,12 @@ impl Lanes {
         Some(Leaving::Working)
     }
 
-    /// Whether a file waits until the job of another one has ended.
+    /// Returns true if a file waits for another job to end.
     pub(crate) fn is_behind(&self, name: &OsStr) -> bool {
         self.behind.contains_key(name)
     }
 
-    /// Adds a job that opens its file.
+    /// Adds a job, which begins by opening its file.
     pub(crate) fn start(&mut self, name: &OsStr, version: Version, lane: Lane, now: Instant) {
         let job = Job {
             name: name.to_owned(),
@@ -266,7 +270,7 @@ impl Lanes {
         self.running.insert(name.to_owned(), job);
     }
 
-    /// Goes on with a job.
+    /// Moves a job on to another stage.
     pub(crate) fn go_on(&mut self, name: &OsStr, stage: Stage, now: Instant) {
         if let Some(job) = self.running.get_mut(name) {
             job.stage = stage;
@@ -274,7 +278,8 @@ impl Lanes {
         }
     }
 
-    /// Lets a bundle wait whose catalog was read, and that is going to write these records.
+    /// Notes the records that a job will write, after a read of the catalog. The job then waits for
+    /// its turn.
     pub(crate) fn wait(&mut self, name: &OsStr, records: BTreeMap<String, Digest>) {
         if let Some(job) = self.running.get_mut(name) {
             job.records = records;
@@ -282,8 +287,8 @@ impl Lanes {
         }
     }
 
-    /// A bundle that waits and need not any more: no bundle whose images are on their way wants one of its names for something
-    /// else. Those that wait are gone through in the order of `arrival`.
+    /// Returns the first waiting bundle, in the order of `arrival`, that can start: no bundle that
+    /// is being imported wants one of its names for another image.
     pub(crate) fn unblocked(&self, arrival: impl Fn(&OsStr) -> u64) -> Option<OsString> {
         let importing = |job: &&Job| matches!(job.stage, Stage::Importing);
         let importing: Vec<&Job> = self.running.values().filter(importing).collect();
@@ -305,7 +310,7 @@ impl Lanes {
         self.running.get_mut(name)
     }
 
-    /// Takes a job off the list that has come to its end.
+    /// Removes a job that has ended.
     pub(crate) fn end(&mut self, name: &OsStr) -> Option<Job> {
         self.behind.retain(|_, other| other != name);
         let job = self.running.remove(name)?;
@@ -315,7 +320,8 @@ impl Lanes {
         Some(job)
     }
 
-    /// Marks the jobs that `is_outdated` names. Gives those whose work has to be dropped, and those that waited and are over.
+    /// Marks the jobs that `is_outdated` selects. Returns the files whose work has to be dropped,
+    /// and the jobs that only waited and are over.
     pub(crate) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) -> (Vec<OsString>, Vec<Job>) {
         for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
@@ -325,7 +331,7 @@ impl Lanes {
         (working.map(|job| job.name.clone()).collect(), over)
     }
 
-    /// Ends the jobs that wait for another one.
+    /// Ends the jobs that wait for another job.
     pub(crate) fn drop_waiting(&mut self) {
         self.end_waiting(|_| true);
     }
@@ -336,12 +342,12 @@ impl Lanes {
         over.iter().filter_map(|name| self.end(name)).collect()
     }
 
-    /// The jobs, by file name.
+    /// Returns the jobs, ordered by file name.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Job> {
         self.running.values()
     }
 
-    /// The job that writes this record, if one does.
+    /// Returns the job that writes this record, if there is one.
     pub(crate) fn writer_of(&mut self, record: &str) -> Option<&mut Job> {
         self.running
             .values_mut()
@@ -353,14 +359,14 @@ impl Lanes {
     }
 }
 
-/// How long an import keeps its lane although nothing of it moves, which has given it to others so many times before: twice
-/// as long each time. The work that a job is interrupted in (a layer that is unpacked) begins anew, so that two jobs would
-/// otherwise interrupt each other for ever.
+/// Returns the time for which an import keeps its lane without progress: twice as long after each
+/// time that it gave the lane away. Interrupted work, such as the unpacking of a layer, starts
+/// over. Without the growth, two jobs could interrupt each other for ever.
 fn patience(yields: u32) -> Duration {
     STILL * (1 << yields.min(6))
 }
 
-/// Whether two bundles want a name for different images.
+/// Returns true if the two bundles want different images under one name.
 fn disagree(one: &BTreeMap<String, Digest>, other: &BTreeMap<String, Digest>) -> bool {
     let is_disputed = |(name, target)| other.get(name).is_some_and(|wanted| wanted != target);
     one.iter().any(is_disputed)

@@ -1,19 +1,19 @@
-//! Lines for the log, as values, and what keeps them from flooding it.
+//! Lines for the log, as values, and the rows that keep them from flooding it.
 
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use basics::{Foreign, counted, numbered};
+use basics::{Foreign, counted};
 use oci_spec::image::Digest;
 
 use crate::outcome::Outcome;
 
-/// A file name for people and logs.
+/// Returns a file name in a form for people and logs.
 pub(crate) fn shown(name: &OsStr) -> String {
     Foreign::file_name(name).to_string()
 }
 
-/// How important a line is.
+/// The importance of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Debug,
@@ -26,7 +26,7 @@ pub(crate) enum Level {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     pub(crate) level: Level,
-    /// The word by which the kind of the line is found; with it comes a message id.
+    /// The word that identifies the kind of the line and gives it a message id.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) bundle: Option<String>,
     /// A file that is no bundle.
@@ -90,38 +90,41 @@ impl Line {
         Line { file, ..self }
     }
 
-    /// The line for those who want to know everything, unless it is to be told to all.
+    /// Returns the line at debug level, unless `is_told`.
     pub(crate) fn told(self, is_told: bool) -> Line {
         let level = if is_told { self.level } else { Level::Debug };
         Line { level, ..self }
     }
 }
 
-/// Keeps lines of one kind from flooding the log: a folder that somebody filled with a thousand files of another kind is
-/// one mistake, and a containerd that comes and goes all night is one trouble. Pure: the time comes in from outside.
+/// Keeps lines of one kind from flooding the log. An operator who puts a thousand files of another
+/// kind into the folder has made one mistake. A containerd that comes and goes all night is one
+/// trouble. Pure: the caller passes the time.
 ///
-/// The first of a row are told by name. The others are counted, and the count is told when the row pauses, or each minute
-/// while it goes on. So a minute has no more lines of a kind than [`Row::MOST`] and one, whatever happens.
+/// The first lines of a row are logged one by one. The others are counted, and the count is logged
+/// when the row pauses, or each minute while it lasts. So the log gets at most one line more than
+/// [`Row::MOST`] of a kind in a minute.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
     last: Option<Instant>,
     told: u32,
     held_back: u32,
-    /// When the first of those that are held back came.
+    /// Time of the first line that is held back.
     oldest: Option<Instant>,
-    /// When the last count was told.
+    /// Time of the last count in the log.
     counted: Option<Instant>,
 }
 
 impl Row {
-    /// How many are told by name.
+    /// Number of lines that are logged one by one.
     const MOST: u32 = 20;
-    /// After so long without one the next begins another row; counts are told no more often than that.
+    /// After this long without a line, the next line begins another row. Counts are logged no more
+    /// often than that.
     const QUIET: Duration = Duration::from_secs(60);
-    /// After so long without one those that were held back are told of.
+    /// After this long without a line, the count of the lines held back is logged.
     const PAUSE: Duration = Duration::from_secs(2);
 
-    /// Whether one more is to be told by name.
+    /// Returns true if one more line may be logged by itself.
     pub(crate) fn admits(&mut self, now: Instant) -> bool {
         let since = self
             .last
@@ -140,46 +143,46 @@ impl Row {
         is_told
     }
 
-    /// When those that were held back are to be told of.
+    /// Returns the time at which the count of the lines held back is due.
     fn due(&self) -> Option<Instant> {
         let (last, oldest) = (self.last?, self.oldest?);
         let due = (last + Self::PAUSE).min(oldest + Self::QUIET);
         Some(self.counted.map_or(due, |counted| due.max(counted + Self::QUIET)))
     }
 
-    /// How many were held back, once that is to be told.
+    /// Returns the number of lines held back, if the count is due.
     fn count(&mut self, now: Instant) -> Option<u32> {
         self.due().filter(|due| *due <= now)?;
         self.counted = Some(now);
         self.rest()
     }
 
-    /// How many are still held back, whenever that is.
+    /// Returns the number of lines held back, even if the count is not due.
     pub(crate) fn rest(&mut self) -> Option<u32> {
         self.oldest.take()?;
         Some(std::mem::take(&mut self.held_back))
     }
 }
 
-/// The kinds of lines of which there may be one for each file, or without end.
+/// The kinds of lines that can come once for each file, or without end.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
-    /// Files that are begun with.
+    /// Files whose import started.
     pub(crate) begun: Row,
     /// Files that are not imported yet, for a reason that may pass.
     pub(crate) delayed: Row,
-    /// Files that are not imported, or not all of them.
+    /// Files that were not imported, or only in part.
     pub(crate) refused: Row,
-    /// Files that are no bundles as their content shows.
+    /// Files that are no bundles by their content.
     pub(crate) ignored: Row,
     /// Files that left the folder.
     pub(crate) gone: Row,
-    /// The connection to containerd coming and going.
+    /// Connections to containerd that were made or lost.
     pub(crate) connection: Row,
 }
 
 impl Rows {
-    /// When there is something to sum up.
+    /// Returns the time at which the next count is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         let Rows {
             begun,
@@ -193,12 +196,12 @@ impl Rows {
         rows.into_iter().filter_map(Row::due).min()
     }
 
-    /// The counts of those that were held back, of the kinds for which that is due.
+    /// Returns the counts that are due, as lines.
     pub(crate) fn sum_up(&mut self, now: Instant) -> Vec<Line> {
         self.counts(|row| row.count(now))
     }
 
-    /// The counts of all that were not told yet: nothing comes after.
+    /// Returns all counts that the log does not have yet, for the end of the log.
     pub(crate) fn end(&mut self) -> Vec<Line> {
         self.counts(Row::rest)
     }
@@ -216,41 +219,43 @@ impl Rows {
         let [begun, delayed, refused, ignored, gone, connection] =
             [begun, delayed, refused, ignored, gone, connection].map(count_of);
         let line = |level, text: String| Line::new(level, text);
+        let text = |count: u32, one: &str, many: &str| match count {
+            1 => format!("1 {one} ({HINT})"),
+            _ => format!("{count} {many} ({HINT})"),
+        };
         let lines = [
             begun.map(|count| {
-                let text = numbered(count, "more file was begun with", "more files were begun with");
-                line(Level::Info, format!("{text} ({HINT})"))
+                let text = text(count, "more import was started", "more imports were started");
+                line(Level::Info, text)
             }),
             delayed.map(|count| {
-                let text = numbered(
+                let text = text(
                     count,
-                    "more file is not whole yet, or waits for something",
-                    "more files are not whole yet, or wait for something",
+                    "more file is not imported yet",
+                    "more files are not imported yet",
                 );
-                line(Level::Info, format!("{text} ({HINT})"))
+                line(Level::Info, text)
             }),
             refused.map(|count| {
-                let text = numbered(
+                let text = text(
                     count,
                     "more file was not imported",
                     "more files were not imported",
                 );
-                line(Level::Warn, format!("{text} ({HINT})"))
+                line(Level::Warn, text)
             }),
             ignored.map(|count| {
-                let text = numbered(count, "more file was ignored", "more files were ignored");
-                line(Level::Info, format!("{text} ({HINT})"))
+                let text = text(count, "more file was ignored", "more files were ignored");
+                line(Level::Info, text)
             }),
             gone.map(|count| {
-                let text = numbered(count, "more bundle is gone", "more bundles are gone");
-                line(Level::Info, format!("{text} ({HINT})"))
+                let text = text(count, "more bundle is gone", "more bundles are gone");
+                line(Level::Info, text)
             }),
             connection.map(|count| {
-                let text = counted(count, "more change");
-                line(
-                    Level::Warn,
-                    format!("containerd goes on coming and going: {text}"),
-                )
+                let changes = counted(count, "more change");
+                let text = format!("containerd keeps connecting and disconnecting: {changes}");
+                line(Level::Warn, text)
             }),
         ];
         lines.into_iter().flatten().collect()
@@ -339,12 +344,15 @@ mod tests {
         assert_eq!(rows.sum_up(now), [], "they may go on");
         let summed = rows.sum_up(now + Row::PAUSE);
         let wanted = [
-            (Level::Info, "1 more file was begun with"),
-            (Level::Info, "2 more files are not whole yet"),
+            (Level::Info, "1 more import was started (`log.level: debug` names"),
+            (Level::Info, "2 more files are not imported yet"),
             (Level::Warn, "3 more files were not imported"),
             (Level::Info, "4 more files were ignored"),
             (Level::Info, "5 more bundles are gone"),
-            (Level::Warn, "containerd goes on coming and going: 6 more changes"),
+            (
+                Level::Warn,
+                "containerd keeps connecting and disconnecting: 6 more changes",
+            ),
         ];
         assert_eq!(summed.len(), wanted.len());
         for (line, (level, text)) in summed.iter().zip(wanted) {
@@ -373,7 +381,7 @@ mod tests {
     }
 
     proptest! {
-        /// The bound that the log is promised to keep, and that nothing goes uncounted.
+        /// The bound that the log keeps, and that every line is logged or counted.
         #[test]
         fn a_minute_has_at_most_21_lines_of_a_kind(pauses in prop::collection::vec(0..5000_u64, 1..2000)) {
             let mut now = Instant::now();

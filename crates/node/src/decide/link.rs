@@ -1,47 +1,48 @@
-//! How it goes with the connection to containerd: when to try again, and what of it is news. Pure.
+//! Decides when to reconnect to containerd, and which news about it to log. Pure.
 //!
-//! A containerd that is away for an hour is told of once. One that answers and then fails, or starts and dies again and
-//! again, is not run against without a pause: only a connection that has lasted makes the next wait short again.
+//! The log has a containerd that is away for an hour once. A containerd may also answer and then
+//! fail, or start and die, again and again. The daemon then pauses between attempts, too: only a
+//! connection that lasted makes the delay short again.
 
 use std::time::{Duration, Instant};
 
 use basics::backoff::Backoff;
 
-/// The waits for a containerd that is not there.
+/// The delays between attempts to connect.
 const WAIT: Backoff = Backoff {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(5),
 };
 
-/// A connection that was there for so long was a good one.
+/// Time after which a connection counts as good.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// What has become of the tries so far.
+/// The attempts so far.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Tries in a row of which no lasting connection came.
+    /// Number of attempts in a row without a lasting connection.
     failures: u32,
-    /// Since when there is a connection.
+    /// Time since which the connection exists.
     up: Option<Instant>,
-    /// Why the last try came to nothing.
+    /// The error of the last attempt.
     why: Option<String>,
 }
 
 impl Link {
-    /// A connection has come about.
+    /// Notes a new connection.
     pub(crate) fn connected(&mut self, now: Instant) {
         self.up = Some(now);
         self.why = None;
     }
 
-    /// None has come about. Gives when to try again, and whether the reason is another than before.
+    /// Notes a failed attempt. Returns the time of the next one, and true if the reason is new.
     pub(crate) fn failed(&mut self, why: &str, now: Instant, chance: u64) -> (Instant, bool) {
         let is_news = self.why.as_deref() != Some(why);
         self.why = Some(why.to_owned());
         (self.again(now, chance), is_news)
     }
 
-    /// The connection is gone. Gives when to try again.
+    /// Notes a lost connection. Returns the time of the next attempt.
     pub(crate) fn lost(&mut self, now: Instant, chance: u64) -> Instant {
         let lasted = self.up.take().map(|since| now.saturating_duration_since(since));
         if lasted.is_some_and(|lasted| lasted >= LASTING) {
@@ -50,7 +51,7 @@ impl Link {
         self.again(now, chance)
     }
 
-    /// Why there is no connection, where a try has told.
+    /// Returns why there is no connection, if an attempt has failed.
     pub(crate) fn why(&self) -> Option<&str> {
         self.why.as_deref()
     }
@@ -68,7 +69,8 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Tries for an hour, as the daemon does, and gives how often and how often that was news.
+    /// Tries for an hour, as the daemon does. Returns the number of attempts, and how many were
+    /// news.
     fn for_an_hour(mut attempt: impl FnMut(&mut Link, Instant) -> (Instant, bool)) -> (u32, u32) {
         let begin = Instant::now();
         let (mut link, mut now) = (Link::default(), begin);
@@ -86,7 +88,7 @@ mod tests {
     fn a_containerd_that_is_away_for_an_hour_is_told_of_once() {
         let (tries, news) = for_an_hour(|link, now| link.failed("no containerd on x", now, 0));
         assert_eq!(news, 1);
-        // Every five seconds, after the first few.
+        // One attempt every five seconds, after the first few.
         assert!((720..735).contains(&tries), "{tries}");
     }
 
@@ -104,7 +106,7 @@ mod tests {
         assert!(link.failed("b", now, 0).1);
     }
 
-    /// It answers, and fails at the first thing it is asked for.
+    /// The containerd answers, and fails at the first request.
     #[test]
     fn a_containerd_that_is_lost_at_once_is_not_run_against() {
         let (tries, _) = for_an_hour(|link, now| {

@@ -1,11 +1,12 @@
-//! What a listing of the folder changes: new, changed and known files, and bundles that are gone, unless it is rather the folder
-//! that is gone.
+//! Decides what a listing of the folder changes: new, changed and known files, and bundles that are
+//! gone. If the folder itself disappeared, its bundles do not count as gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
+use basics::counted;
 use bundle::Identity;
 use oci_spec::image::Digest;
 
@@ -18,69 +19,72 @@ use crate::state::State;
 use crate::state::ledger::{self, Entry};
 use crate::state::roster::{self, Phase, Version};
 
-/// The folder as it was seen.
+/// The folder as a listing found it.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) listing: Listing,
-    /// Device and inode.
+    /// Device and inode of the folder.
     pub(crate) place: (u64, u64),
-    /// It was made at this moment.
+    /// True if the daemon created the folder just now.
     pub(crate) is_created: bool,
     pub(crate) trust: FolderTrust,
-    /// Files of the ledger that the listing lacks and that cannot be looked at: these are not gone.
+    /// Files of the ledger that the listing lacks and that cannot be examined. They do not count as
+    /// gone.
     pub(crate) unclear: BTreeSet<OsString>,
-    /// A mount that this node promises for the folder, and that is not there. Only looked for where files of the ledger are
-    /// missing.
+    /// A mount that this node declares for the folder but that is absent. The daemon looks for it
+    /// only if files of the ledger are missing.
     pub(crate) missing_mount: Option<PathBuf>,
-    /// The operator's folder of trusted digests, where there is one.
+    /// The operator's folder of trusted digests, if it exists.
     pub(crate) trusted: Option<Trusted>,
 }
 
-/// The operator's trusted digests as they are now.
+/// The operator's trusted digests at the time of the listing.
 #[derive(Debug)]
 pub(crate) struct Trusted {
-    /// How their folder looks.
+    /// Names and identities of the files in their folder, which tell whether it changed.
     pub(crate) stamp: Vec<(OsString, Identity)>,
-    /// Imported bundles that are not among them.
+    /// Imported bundles that the trusted digests do not cover.
     pub(crate) distrusted: BTreeSet<OsString>,
 }
 
-/// Device and inode of no folder.
+/// Device and inode that no folder has.
 const NO_FOLDER: (u64, u64) = (0, 0);
 
-/// What is known of the folder itself.
+/// The daemon's knowledge of the folder itself.
 #[derive(Debug, Default)]
 pub(crate) struct FolderState {
-    /// Why nothing can be imported from it at the moment, when that is so; said once for each reason.
+    /// The obstacle to all imports from the folder, if there is one. The log has each obstacle
+    /// once.
     pub(crate) trouble: Option<String>,
-    /// The bundles that are not taken for gone although they are not in it, when that is so.
+    /// Bundles that are absent but do not count as removed.
     pub(crate) vanished: Option<Vanished>,
     /// See [`Seen::missing_mount`].
     missing_mount: Option<PathBuf>,
-    /// Device and inode; once it was there, another one in its place is not created by us.
+    /// Device and inode. Once the folder existed, the daemon creates no other one in its place.
     pub(crate) place: Option<(u64, u64)>,
-    /// What was said about its permissions.
+    /// The last warning about its permissions in the log.
     warned: Option<String>,
-    /// How the folder of trusted digests looked when the bundles were last held against it.
+    /// The stamp of the trusted digests at the last comparison with the bundles.
     pub(crate) trusted: Option<Vec<(OsString, Identity)>>,
-    /// Files of the ledger that could not be looked at.
+    /// Files of the ledger that could not be examined.
     unclear: BTreeSet<OsString>,
-    /// It was listed since the start.
+    /// True if the folder was listed since the start.
     is_listed: bool,
-    /// It was listed before as the same folder, since the start.
+    /// True if an earlier listing since the start found the same folder.
     is_watched: bool,
 }
 
-/// Bundles that went with their folder: it looks like a mount that is lost, and not like a wish.
+/// Bundles that disappeared with their folder. That looks like a lost mount, not like a removal by
+/// the operator.
 #[derive(Debug)]
 pub(crate) struct Vanished {
-    /// The sign of that.
+    /// The sign of a lost mount, in a sentence.
     sign: String,
     /// The bundles as they were, with the digests of their catalogs.
     bundles: BTreeMap<OsString, (Identity, Digest)>,
-    /// How many are not back.
+    /// Number of bundles that are not back.
     pub(crate) missing: usize,
-    /// How many there were.
+    /// Number of imported bundles that belong in the folder.
     known: usize,
 }
 
@@ -89,13 +93,17 @@ impl fmt::Display for Vanished {
         let Vanished {
             sign, missing, known, ..
         } = self;
-        let (known, are) = (basics::counted(*known, "bundle"), basics::are(*missing));
-        write!(f, "{sign}, and {missing} of {known} {are} not in it")
+        let are = basics::are(*missing);
+        write!(
+            f,
+            "{sign}: {missing} of {} {are} missing",
+            counted(*known, "bundle")
+        )
     }
 }
 
 impl State {
-    /// Takes the folder as it is now.
+    /// Applies a listing of the folder.
     pub(super) fn on_listed(&mut self, listed: Result<Box<Seen>, String>, turn: &mut Turn) {
         let listed = listed.and_then(|seen| self.judge(*seen, turn));
         match listed {
@@ -167,8 +175,8 @@ impl State {
         }
     }
 
-    /// Spares files that an earlier run of this program found bad, or that it crashed over: they are told of once more
-    /// and not read again.
+    /// Spares files that an earlier run of this program found damaged or crashed over. The log has
+    /// their error once more, and the daemon does not read them again.
     fn recall_damage(&mut self, turn: &mut Turn) {
         let is_same_program = self.ledger.context.program.as_deref() == Some(ledger::PROGRAM);
         for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
@@ -185,7 +193,7 @@ impl State {
             let is_told = self.rows.refused.admits(turn.now);
             let line = Line::error(format!("not imported{before}: {text}")).outcome(Outcome::Failed);
             turn.say(line.bundle(&name).told(is_told));
-            // What did land of it is looked after like anything else.
+            // The daemon keeps the images of a partial import in place like any others.
             match entry.outcome {
                 ledger::LastTry::Ended(ledger::Outcome::Partial) => self.roster.recall(&name),
                 _ => self.roster.refuse(&name),
@@ -193,7 +201,8 @@ impl State {
         }
     }
 
-    /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
+    /// Marks bundles as gone if the ledger has them and the listing lacks them. If the folder
+    /// itself is at fault, no bundle counts as gone.
     pub(super) fn notice_gone(&mut self, turn: &mut Turn) {
         let known: Vec<&Entry> = self
             .ledger
@@ -214,18 +223,19 @@ impl State {
                 .is_none_or(|before| before.missing != vanished.missing);
             if is_news {
                 let text = format!(
-                    "{vanished}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
+                    "{vanished}. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`"
                 );
                 turn.say(Line::warn(text).outcome(Outcome::Vanished));
             }
             self.folder.vanished = Some(vanished);
-            // After a restart it is another folder still, whatever is mounted by then.
+            // After a restart the folder still counts as another folder, even if the mount is back
+            // by then.
             self.ledger.context.folder = Some(NO_FOLDER);
             turn.act(Action::Save);
             return;
         }
         if self.folder.vanished.take().is_some() {
-            turn.say(Line::info("the bundles that were missing are accounted for"));
+            turn.say(Line::info("no bundle is missing any more"));
         }
         for name in &missing {
             let is_told = self.rows.gone.admits(turn.now);
@@ -244,7 +254,8 @@ impl State {
         }
     }
 
-    /// The bundles that are missing and not taken for removed. What was never imported has nothing to lose.
+    /// Returns the bundles that are missing but do not count as removed. Bundles that were never
+    /// imported do not count: they have nothing to lose.
     fn vanished(&self) -> Option<Vanished> {
         let entries = self.ledger.entries().into_iter();
         let known = entries.filter(|entry| entry.gone.is_none() && entry.imported.is_some());
@@ -281,8 +292,8 @@ impl State {
         })
     }
 
-    /// Whether a file is the one that was lost: by its size and the time of its last change, or, after it was restored from
-    /// elsewhere, by its catalog.
+    /// Returns true if a file is the bundle that was lost. Its size and the time of its last change
+    /// tell, or its catalog if the operator restored it from elsewhere.
     fn is_back(&self, entry: &Entry, (identity, catalog): &(Identity, Digest)) -> bool {
         let now = self.roster.identity(&entry.file);
         let is_same = |now: &Identity| now.size == identity.size && now.mtime_ns == identity.mtime_ns;
@@ -293,29 +304,31 @@ impl State {
             })
     }
 
-    /// What about the folder looks like a mount that is lost. An operator may empty a folder, but that stays the same folder.
+    /// Returns a sign that the folder is a lost mount, if there is one. An operator may empty a
+    /// folder, but it stays the same folder.
     fn sign_of_loss(&self) -> Option<String> {
         let folder = self.images_dir.display();
         let (before, now) = (self.ledger.context.folder, self.folder.place?);
-        // The numbers of devices are given anew when the machine starts.
+        // A reboot assigns new device numbers.
         let is_other =
             before.is_some_and(|(device, inode)| inode != now.1 || device != now.0 && !self.is_new_boot());
         match &self.folder.missing_mount {
-            // Files that went from this very folder before the daemon's eyes were removed.
+            // Files that left this very folder while the daemon watched were removed.
             Some(mount) if is_other || !self.folder.is_watched => Some(format!(
-                "{} is not mounted, which {folder} is on",
+                "{folder} is on {}, which is not mounted",
                 mount.display()
             )),
             _ => is_other.then(|| format!("{folder} is another folder than before")),
         }
     }
 
-    /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.
+    /// Returns true if a file is in the folder, as far as the daemon can tell. A file that cannot
+    /// be examined is not gone.
     pub(super) fn is_there(&self, name: &OsStr) -> bool {
         !self.folder.is_listed || self.roster.phase(name).is_some() || self.folder.unclear.contains(name)
     }
 
-    /// Holds the bundles against the trusted digests again when those have changed.
+    /// Compares the bundles with the trusted digests again if those have changed.
     fn look_at_trust(&mut self, trusted: Trusted) {
         let Trusted { stamp, distrusted } = trusted;
         if self.folder.trusted.as_ref() == Some(&stamp) {
@@ -341,7 +354,7 @@ impl State {
         self.folder.trusted = Some(stamp);
     }
 
-    /// The files that jobs work on, for the daemon after this one.
+    /// Returns the files that jobs work on, for the next daemon.
     pub(crate) fn under_way(&self) -> BTreeMap<OsString, Identity> {
         let jobs = self.lanes.all();
         jobs.map(|job| (job.name.clone(), job.version.identity.clone()))

@@ -1,5 +1,5 @@
-//! A small model of a folder and a containerd, which carries out actions and errands as simply as can be. `histories` plays with it
-//! by chance, and [`super::claims`] on purpose.
+//! A small model of a folder and a containerd, which carries out actions and errands in the
+//! simplest way. `histories` plays random histories on it, and [`super::claims`] plays chosen ones.
 
 mod histories;
 
@@ -32,7 +32,7 @@ use crate::state::State;
 use crate::state::ledger::{ErrorClass, Ledger, label_name};
 use crate::status::{MissingStatus, RequiredStatus};
 
-/// The image that is required.
+/// The image that the configuration requires.
 const REQUIRED: &str = "registry.test/app:0";
 
 /// A file of the folder.
@@ -50,17 +50,17 @@ pub(super) enum Content {
     Broken,
 }
 
-/// What a job is at.
+/// The present work of a job.
 #[derive(Clone, Debug)]
 pub(super) enum Work {
     Reading(Content),
-    /// The catalog was read, and no answer has come yet.
+    /// The job has read the catalog and waits for an answer.
     Read(Vec<(String, Digest)>),
     Importing(Vec<(String, Digest)>, BTreeSet<String>),
     Aborted,
 }
 
-/// Images that are unpacked ahead.
+/// Images that are being unpacked ahead.
 pub(super) struct Unpacking {
     pub(super) images: Vec<Ahead>,
     pub(super) is_interrupted: bool,
@@ -77,29 +77,28 @@ pub(super) struct World {
     pub(super) missing_mount: Option<PathBuf>,
     inodes: u64,
     pub(super) is_up: bool,
-    /// Whether imports are cut short now and then.
+    /// True if some imports stop early.
     is_shaky: bool,
     pub(super) records: BTreeMap<String, ImageRecord>,
     blobs: BTreeMap<String, Digest>,
-    /// Events of containerd that were not delivered yet.
+    /// Events of containerd that have not been delivered yet.
     events: VecDeque<ImageEvent>,
     pub(super) jobs: BTreeMap<OsString, Work>,
     errands: VecDeque<Errand>,
-    /// The ledger as it was last written down.
+    /// The ledger as it was last saved.
     saved: Ledger,
-    /// A check of the required images, with those that were missing when it began.
+    /// A running check of the required images, with the images that were missing at its start.
     pub(super) checking: Option<Vec<MissingStatus>>,
-    /// How many checks have begun.
+    /// Number of checks that have begun.
     pub(super) checks: u32,
-    /// The images that are being unpacked.
     pub(super) unpacking: Option<Unpacking>,
-    /// The targets that were unpacked.
+    /// Targets that were unpacked.
     pub(super) unpacked: HashSet<Digest>,
-    /// Names whose records another program moved: these are not ours to judge any more.
+    /// Names of records that another program moved. The check does not judge them any more.
     moved: BTreeSet<String>,
-    /// How often each file was started.
+    /// Number of starts of each file.
     pub(super) starts: HashMap<OsString, u32>,
-    /// How many restorations the metrics count.
+    /// Number of restorations that the metrics count.
     pub(super) restored: u32,
     pub(super) history: Vec<String>,
 }
@@ -108,7 +107,7 @@ pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
 }
 
-/// The digest of the catalog of a bundle with these images.
+/// Returns the digest of the catalog of a bundle with these images.
 fn catalog(images: &[(String, Digest)]) -> Digest {
     let names: Vec<_> = images
         .iter()
@@ -117,7 +116,7 @@ fn catalog(images: &[(String, Digest)]) -> Digest {
     basics::digest::sha256(names.join(",").as_bytes())
 }
 
-/// The layer of a target's image.
+/// Returns the digest of the layer of a target's image.
 fn layer(target: &Digest) -> Digest {
     let last = target.digest();
     format!("sha256:f{}", &last[1..]).parse().expect("a digest")
@@ -180,7 +179,8 @@ impl World {
         self.at += time;
     }
 
-    /// The daemon dies, and another one begins with what was written down, in this boot of the machine.
+    /// Replaces the daemon by its successor, which has the saved ledger, in this boot of the
+    /// machine.
     pub(super) fn restart(&mut self, boot: &str) {
         let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
         let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));
@@ -192,7 +192,7 @@ impl World {
         self.unpacking = None;
     }
 
-    /// One round of the loop. Gives when the next one is due.
+    /// Plays one round of the loop. Returns the time of the next one.
     pub(super) fn round(&mut self) -> Option<Instant> {
         let mut step = Step::Ask;
         loop {
@@ -210,7 +210,7 @@ impl World {
         }
     }
 
-    /// Goes round until nothing more is due now. Gives when something is.
+    /// Plays rounds until nothing more is due now. Returns the time of the next one.
     pub(super) fn go_on(&mut self) -> Option<Instant> {
         loop {
             let due = self.round();
@@ -290,7 +290,7 @@ impl World {
             Action::Import(name, leave) => {
                 let work = self.jobs.remove(&name);
                 let Some(Work::Read(images)) = work else {
-                    panic!("{name:?} is imported, and it is at {work:?}")
+                    panic!("an import of {name:?} starts during {work:?}")
                 };
                 let leave = leave.into_keys().collect();
                 self.jobs.insert(name, Work::Importing(images, leave));
@@ -397,7 +397,7 @@ impl World {
         }
     }
 
-    /// The work of a job comes to its end, or to a point where it needs an answer.
+    /// Ends the work of a job, or brings it to a point where it needs an answer.
     pub(super) fn end_job(&mut self, name: &OsStr) {
         let Some(work) = self.jobs.remove(name) else {
             return;
@@ -421,7 +421,7 @@ impl World {
                 self.jobs.insert(name.to_owned(), Work::Read(images));
                 Came::Found(Box::new(found))
             }
-            // It waits: nothing comes of it by itself.
+            // The job waits for an answer and does not end by itself.
             Work::Read(images) => {
                 self.jobs.insert(name.to_owned(), Work::Read(images));
                 return;
@@ -491,7 +491,7 @@ impl World {
         }
     }
 
-    /// Imports the last image alone, and stops.
+    /// Imports the last image alone and stops.
     pub(super) fn import_in_part(
         &mut self,
         name: &OsStr,
@@ -519,7 +519,7 @@ impl World {
         landed
     }
 
-    /// What is missing of the image that is required.
+    /// Returns the required image if it is missing.
     fn missing(&self) -> Vec<MissingStatus> {
         let is_there = self.records.contains_key(REQUIRED);
         let missing = MissingStatus {
@@ -530,7 +530,7 @@ impl World {
         if is_there { Vec::new() } else { vec![missing] }
     }
 
-    /// The check comes to its end.
+    /// Ends the check.
     pub(super) fn end_check(&mut self) {
         let Some(missing) = self.checking.take() else {
             return;
@@ -550,7 +550,7 @@ impl World {
         }));
     }
 
-    /// Unpacks one image, or comes to the end.
+    /// Unpacks one image, or ends unpacking.
     pub(super) fn go_on_unpacking(&mut self) {
         let Some(mut work) = self.unpacking.take() else {
             return;

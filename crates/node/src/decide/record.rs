@@ -1,4 +1,5 @@
-//! What the end of a job changes: the line about it, the ledger, and whether and when the file is tried again.
+//! Decides what the end of a job changes: the log line, the ledger, and whether and when the daemon
+//! retries the file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -19,52 +20,53 @@ use crate::state::State;
 use crate::state::ledger::{self, Crash, Crashes, ErrorClass, ImageEntry, Imported, LastError};
 use crate::state::roster::Phase;
 
-/// What a job came back with.
+/// The result of a job, or a question that it waits with.
 #[derive(Debug)]
 pub(crate) enum Came {
-    /// The checksum file is being written at this moment.
+    /// Another program is writing the checksum file at this moment.
     NotNow,
-    /// The checksum keeps the file from being imported.
+    /// The checksum does not allow an import of the file.
     Unverified(sidecar::Failure),
     /// The file is a bundle, and its catalog was read. The job waits for an answer.
     Found(Box<Found>),
-    /// The file is no bundle, or a broken one.
+    /// The file is no bundle, or a damaged one.
     Bad(Bad),
     /// The file is a list of images to pull. The job waits for an answer.
     List {
         catalog: Digest,
-        /// Why the operator's list of digests does not allow it, where that is so.
+        /// The reason for a refusal by the operator's trusted digests.
         distrust: Option<String>,
     },
-    /// The file is a list of images, and cannot be read.
+    /// The file is a list of images but cannot be read.
     BadList(String),
-    /// The import was carried out, as a whole or in part.
+    /// The import was carried out, in whole or in part.
     Imported(Box<Landed>),
-    /// Nothing of the import was carried out.
+    /// No part of the import was carried out.
     Untried(Stop),
-    /// The images of a list were pulled, but for those with a problem.
+    /// The images of a list were pulled, except those with a problem.
     Pulled {
         images: Vec<ImageEntry>,
         problems: Vec<String>,
     },
-    /// It panicked, for this cause; the program that did. The daemon goes on: a job shares nothing that it could leave half done.
+    /// The job panicked, with this cause and in this program. The daemon survives: a job shares
+    /// nothing that it could leave half done.
     Panicked { cause: String, program: Option<String> },
-    /// Its work was dropped.
+    /// The work of the job was dropped.
     Dropped,
 }
 
 /// A bundle whose catalog was read.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
-    /// The records it is going to write, and what they are to point at.
+    /// The records that the import will write, with their targets.
     pub(crate) records: BTreeMap<String, Digest>,
     /// The problem of the first image that is not whole.
     pub(crate) broken: Option<String>,
-    /// Why the archive is taken for an upload that was cut off.
+    /// The sign that the archive is an upload that was cut off.
     pub(crate) unfinished: Option<String>,
-    /// Whether it may be an upload that goes on later: it is cut off, or ends in room for more.
+    /// True if an upload may still continue the file: it is cut off, or ends in room for more.
     pub(crate) may_go_on: bool,
-    /// Why the operator's list of digests does not allow it, where that is so.
+    /// The reason for a refusal by the operator's trusted digests.
     pub(crate) distrust: Option<String>,
 }
 
@@ -73,32 +75,32 @@ pub(crate) struct Found {
 pub(crate) struct Bad {
     pub(crate) text: String,
     pub(crate) class: ErrorClass,
-    /// Whether it may be an upload that goes on later.
+    /// True if an upload may still continue the file.
     pub(crate) may_go_on: bool,
-    /// Whether a limit was exceeded: in the light lane these are lower.
+    /// True if a limit was exceeded. The light lane has lower limits.
     pub(crate) is_beyond_limits: bool,
 }
 
-/// What an import came to.
+/// The result of an import.
 #[derive(Clone, Debug)]
 pub(crate) struct Landed {
-    /// The file as it was read.
+    /// The file that was read.
     pub(crate) identity: Identity,
     pub(crate) catalog: Digest,
     pub(crate) outcome: Outcome,
-    /// Whether anything of it is in containerd.
+    /// True if any of its images is in containerd.
     pub(crate) has_landed: bool,
     pub(crate) images: Vec<LandedImage>,
-    /// The digests that a target needs, target included.
+    /// The digests that each target needs, including the target.
     pub(crate) closures: Vec<(Digest, Vec<Digest>)>,
     pub(crate) duration_ms: u64,
-    /// Bytes that were sent to containerd.
+    /// Bytes sent to containerd.
     pub(crate) sent_bytes: u64,
-    /// Whether the bundle is at fault for what did not land.
+    /// True if the bundle is at fault for the images that did not land.
     pub(crate) is_bundles_fault: bool,
-    /// Why it stopped before its end, where it did.
+    /// The reason for an early stop, if the import stopped early.
     pub(crate) stopped: Option<Stop>,
-    /// What was foreseen for containerd's disk, where anything was to be sent and that disk can be seen.
+    /// Forecast for containerd's disk. `None` if nothing was missing, or the disk is invisible.
     pub(crate) forecast: Option<Forecast>,
 }
 
@@ -111,24 +113,25 @@ pub(crate) struct LandedImage {
     pub(crate) reason: Option<String>,
 }
 
-/// Why an import stopped.
+/// The reason for a stop of an import.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop {
     pub(crate) text: String,
     pub(crate) class: ErrorClass,
-    /// Whether another try may go better.
+    /// True if another try may succeed.
     pub(crate) retry: bool,
-    /// What lacked on containerd's disk.
+    /// The shortage on containerd's disk, if there was one.
     pub(crate) shortage: Option<Shortage>,
-    /// Why containerd could not be reached, where that was the cause.
+    /// The error of the connection to containerd, if that was the cause.
     pub(crate) unreachable: Option<String>,
 }
 
 impl State {
-    /// Takes over what a job came back with.
+    /// Applies the result of a job.
     pub(super) fn on_job(&mut self, name: &OsStr, came: Came, turn: &mut Turn) {
         if matches!(came, Came::Imported(_) | Came::Untried(_) | Came::Pulled { .. }) {
-            // The events of containerd about it may come later than a question about what is required.
+            // containerd's events about the import may arrive after a client's question about the
+            // required images.
             self.required.doubt();
         }
         match came {
@@ -147,7 +150,7 @@ impl State {
             Came::List { catalog, distrust } => self.on_list(name, catalog, distrust, turn),
             Came::BadList(error) => {
                 if let Some(job) = self.end_current(name) {
-                    let text = format!("it cannot be read: {error}");
+                    let text = format!("the list cannot be read: {error}");
                     self.fail(&job, &text, ErrorClass::Bundle, false, turn);
                 }
             }
@@ -160,7 +163,7 @@ impl State {
         self.start_unblocked(turn);
     }
 
-    /// Takes a job off the list. Gives it where it is still for the file as it is now, by the rules as they are now.
+    /// Ends a job. Returns it if its file and the rules have not changed since its start.
     pub(super) fn end_current(&mut self, name: &OsStr) -> Option<Job> {
         let job = self.lanes.end(name)?;
         self.is_current(&job).then_some(job)
@@ -186,13 +189,15 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Leaves a bundle alone until it, its checksum or the rules change. What was imported of it before is neither
-    /// taken back nor restored any more.
+    /// Leaves a bundle alone until it, its checksum or the rules change. The images of an earlier
+    /// import stay, but the daemon no longer restores them.
     pub(super) fn refuse(&mut self, job: &Job, why: &str, turn: &mut Turn) {
         let before = self.ledger.get(&job.name);
         let text = match before.and_then(|entry| entry.imported.as_ref()) {
             Some(_) => {
-                format!("{why} (what was imported of it before stays, and is not looked after any more)")
+                format!(
+                    "{why} (the images of its earlier import stay, but the daemon no longer restores them)"
+                )
             }
             None => why.to_owned(),
         };
@@ -200,8 +205,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Writes down that a file failed. A refusal that is forgotten is found again, and a thousand of them are saved
-    /// together.
+    /// Records the failure of a file. The ledger is not saved here: a later run finds a forgotten
+    /// refusal again, and a thousand refusals are saved together.
     pub(super) fn fail(&mut self, job: &Job, text: &str, class: ErrorClass, retry: bool, turn: &mut Turn) {
         let is_told = self.rows.refused.admits(turn.now);
         let line = Line::error(format!("not imported: {text}")).outcome(Said::Failed);
@@ -256,7 +261,7 @@ impl State {
         self.end_import(&job, turn);
     }
 
-    /// The end of an import, whatever it came to.
+    /// Finishes an import that succeeded or failed.
     fn end_import(&mut self, job: &Job, turn: &mut Turn) {
         self.unpack.doubt();
         if job.disturbed || self.reworded.contains(&job.name) {
@@ -267,13 +272,13 @@ impl State {
         }
     }
 
-    /// What a job wrote is known to be its bundle's; the file as it is now comes next.
+    /// Starts over with the file as it is now. The ledger knows what the job wrote as its bundle's.
     fn start_over(&mut self, name: &OsStr) {
         self.relist = true;
         self.roster.stop_running(name);
     }
 
-    /// Writes down what came of an import.
+    /// Records the result of an import.
     fn on_landed(&mut self, name: &OsStr, mut landed: Landed, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else {
             return;
@@ -297,7 +302,7 @@ impl State {
             None if self.may_write_more(&job) => self.roster.queue(name),
             None => {
                 self.roster.finish(name);
-                // Another program may have put back what was missing.
+                // If nothing was imported, another program put back what was missing.
                 if self.healing.end(name) && landed.outcome == Outcome::Imported {
                     turn.act(Action::CountRestored);
                 }
@@ -306,7 +311,8 @@ impl State {
         self.end_import(&job, turn);
     }
 
-    /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
+    /// Records the error of a bundle that landed only in part. The daemon retries it when the file
+    /// changes.
     fn on_incomplete(&mut self, job: &Job, landed: &Landed, turn: &mut Turn) {
         let failed = landed.images.iter();
         let mut failed = failed.filter(|image| image.outcome == ImageOutcome::Failed);
@@ -326,7 +332,8 @@ impl State {
     }
 
     fn write_down(&mut self, job: &Job, landed: &Landed, closures: Vec<(Digest, Vec<Digest>)>, turn: &Turn) {
-        // A name that is left to another is still wanted: it comes back when the other is gone.
+        // The bundle still wants a name that it leaves to another bundle. It gets the name when the
+        // other bundle is gone.
         let is_wanted = |image: &&LandedImage| image.outcome.is_in_place() || job.left.contains(&image.name);
         let images = landed.images.iter().filter(is_wanted).map(|image| ImageEntry {
             name: image.name.clone(),
@@ -334,7 +341,7 @@ impl State {
         });
         let imported = Imported {
             identity: match job.version.is_layout {
-                // A folder has no identity but that of its listing.
+                // A folder has no other identity than that of its listing.
                 true => job.version.identity.clone(),
                 false => landed.identity.clone(),
             },
@@ -353,7 +360,8 @@ impl State {
         self.queue_owners(&freed);
     }
 
-    /// The names that a bundle had, and has no more. A name that it wants and could not get stays its own.
+    /// Returns the names that a bundle had and no longer has. A name that it wants but could not
+    /// get stays its own.
     fn names_without(&self, job: &Job, imported: &Imported) -> BTreeSet<String> {
         let before = self
             .ledger
@@ -368,7 +376,7 @@ impl State {
         names
     }
 
-    /// Has bundles imported again that left these names to another one.
+    /// Queues the bundles that left these names to another bundle.
     fn queue_owners(&mut self, names: &BTreeSet<String>) {
         if names.is_empty() {
             return;
@@ -383,8 +391,8 @@ impl State {
         }
     }
 
-    /// Keeps in mind that records may have a label of the bundle which are not among its images any more. Of what an import
-    /// that was cut short has written, the ledger does not know.
+    /// Notes that records which are no longer among the bundle's images may carry its label. The
+    /// ledger does not know what an interrupted import wrote.
     fn note_reworded(&mut self, name: &OsStr, imported: &Imported) {
         let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
         if before.is_none_or(|before| before.images != imported.images) {
@@ -392,7 +400,7 @@ impl State {
         }
     }
 
-    /// Writes down what came of a list.
+    /// Records the result of a list.
     fn on_pulled(&mut self, name: &OsStr, images: Vec<ImageEntry>, problems: &[String], turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else {
             return;
@@ -438,7 +446,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Takes down that a job panicked. The daemon tries its file again, alone, and sets it aside after several times.
+    /// Records that a job panicked. The daemon retries the file alone, and sets it aside after
+    /// several panics.
     fn on_panic(&mut self, name: &OsStr, cause: &str, program: Option<String>, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else { return };
         if !self.is_current(&job) {
@@ -468,32 +477,32 @@ impl State {
         turn.say(line.bundle(name));
         let chance = (!is_set_aside).then(|| turn.chance());
         self.roster.fail(name, turn.now, chance);
-        // The blobs that it has moved are under its lease.
+        // The blobs that the job moved are under its lease.
         self.sweep_soon(turn.now);
         turn.act(Action::Save);
     }
 
-    /// A job was dropped because its file or the rules changed, or because it gave its lane to another.
+    /// Applies the end of a dropped job: its file or the rules changed, or it gave its lane away.
     pub(super) fn on_dropped(&mut self, name: &OsStr, turn: &Turn) {
         let ended = self.lanes.end(name);
         if self.roster.stop_running(name)
             && ended.is_some_and(|job| job.has_yielded)
             && !self.lanes.is_behind(name)
         {
-            // Nothing is known of what it waits for: those that are due go first.
+            // The cause of its standstill is unknown, so other files that are due go first.
             self.roster.postpone(name, turn.now + super::lanes::STILL);
         }
-        // No job may need its lease any more.
+        // Perhaps no job needs its lease any more.
         self.abandoned.insert(name.to_owned());
         self.sweep_soon(turn.now);
     }
 }
 
-/// How a file that is set aside comes to another try.
+/// Returns the remedies for a file that is set aside.
 pub(crate) fn way_out(images_dir: &std::path::Path, name: &OsStr) -> String {
     let path = basics::Foreign::file_name(images_dir.join(name).as_os_str()).to_string();
     format!(
-        "replace it, or install another version of airgapd, and the daemon tries it again; `airgapd import {path}` tries \
-         it at once, beside the daemon"
+        "Replace the file or install another version of airgapd, and the daemon retries it. `airgapd import {path}` \
+         imports it at once, in a process of its own"
     )
 }

@@ -1,4 +1,4 @@
-//! What a configuration that was read again changes while the daemon runs.
+//! Decides what a configuration that was read again changes while the daemon runs.
 
 use std::sync::Arc;
 
@@ -11,14 +11,15 @@ use crate::state::State;
 use crate::state::roster::Phase;
 
 impl State {
-    /// Keeps the settings: the configuration on disk has these mistakes.
+    /// Keeps the settings, since the configuration on disk has these mistakes.
     pub(super) fn on_misread(&mut self, mistakes: String, turn: &mut Turn) {
-        let text = format!("the configuration is not taken, and the one before stays: {mistakes}");
+        let text = format!("the new configuration was rejected, and the old one stays: {mistakes}");
         turn.say(Line::error(text).outcome(Outcome::Misconfigured));
         self.configuration_problem = Some(mistakes);
     }
 
-    /// Takes over new settings. `fingerprint` is what decides over imports with them; `None` without a connection.
+    /// Applies new settings. `fingerprint` describes everything in them that decides over imports.
+    /// It is `None` without a connection.
     pub(super) fn on_reload(&mut self, reloaded: Reloaded, fingerprint: Option<String>, turn: &mut Turn) {
         let Reloaded {
             settings,
@@ -54,7 +55,8 @@ impl State {
         self.look_anew(turn);
     }
 
-    /// Decides again about files what was decided by other settings, and compares the bundles that are done.
+    /// Repeats decisions about files that the old settings made, and compares the bundles that are
+    /// done.
     fn look_anew(&mut self, turn: &Turn) {
         for name in self.roster.names(|phase| matches!(phase, Phase::Ignored(_))) {
             self.roster.look_at(&name, turn.now);

@@ -1,7 +1,8 @@
-//! When the daemon checks whether the images are there that the configuration requires, and what it says of the result.
+//! Decides when the daemon checks the required images, and how it reports the result.
 //!
-//! A check runs outside the loop, as jobs do. A change in containerd, a comparison and a client's question make the last result
-//! doubtful. Then the daemon checks again: at once while no import runs, and every [`PACE`] while one does.
+//! A check runs outside the loop, as jobs do. A change in containerd, a comparison and a client's
+//! question make the last result doubtful. Then the daemon checks again: at once if no import runs,
+//! and every [`PACE`] while one runs.
 
 use std::time::{Duration, Instant};
 
@@ -13,55 +14,56 @@ use crate::state::State;
 use crate::state::roster::Phase;
 use crate::status::RequiredStatus;
 
-/// The time between two checks while imports run, each of which changes what there is.
+/// Time between two checks during imports, each of which changes containerd's content.
 const PACE: Duration = Duration::from_secs(10);
-/// A check is followed by a pause of this many times its own length, so that checks take a small part of the time.
+/// Length of the pause after a check, as a multiple of the check's own length. It keeps the share
+/// of checks in the daemon's time small.
 const SHARE: u32 = 10;
-/// How many images a line of the log names; the others are counted.
+/// Number of images that a log line names. The line counts the others.
 const MOST_NAMED: usize = 5;
 
-/// How a check ended.
+/// The end of a check.
 #[derive(Debug)]
 pub(crate) enum Checked {
-    /// It has a result.
+    /// The check has a result.
     Found(RequiredStatus),
-    /// It has none, for this reason: containerd failed.
+    /// The check has no result, because containerd failed with this error.
     Failed(String),
-    /// It panicked, with this text.
+    /// The check panicked with this text.
     Panicked(String),
 }
 
-/// The required images as far as the daemon knows of them, and what it said.
+/// The daemon's knowledge of the required images, and what the log has of it.
 #[derive(Debug, Default)]
 pub(crate) struct RequiredState {
-    /// When the check under way began.
+    /// Start of the running check, if there is one.
     begun: Option<Instant>,
-    /// Whether nothing has happened since the last check began that could change its result.
+    /// True if nothing has happened since the last check began that could change its result.
     is_current: bool,
     last: Option<RequiredStatus>,
-    /// No check begins before.
+    /// No check begins before this time.
     earliest: Option<Instant>,
-    /// When the last check began that has ended.
+    /// Start of the last check that has ended.
     checked: Option<Instant>,
-    /// The last line about the result, and the images that were missing then.
+    /// The last log line about the result, and the images that were missing then.
     said: Option<(String, Vec<String>)>,
 }
 
 impl RequiredState {
-    /// Something happened that may change the result.
+    /// Notes an event that may change the result.
     pub(super) fn doubt(&mut self) {
         self.is_current = false;
     }
 }
 
 impl State {
-    /// Has the daemon check in the next step, whatever the last result was.
+    /// Schedules a check for the next step, even if the last result is current.
     pub(super) fn require_soon(&mut self) {
         self.required.doubt();
         self.required.earliest = None;
     }
 
-    /// Forgets the last result: the configuration may require other images now.
+    /// Forgets the last result, since the configuration may require other images now.
     pub(super) fn forget_required(&mut self, turn: &mut Turn) {
         let before = std::mem::take(&mut self.required);
         if before.begun.is_some() {
@@ -70,7 +72,7 @@ impl State {
         self.required.said = before.said;
     }
 
-    /// When the next check is due; `None` where none is.
+    /// Returns the time of the next check, or `None` if none is due.
     pub(super) fn require_due(&self, now: Instant) -> Option<Instant> {
         let required = &self.required;
         let is_wanted = !self.settings.require.is_empty() && self.connection.is_up();
@@ -82,18 +84,18 @@ impl State {
         Some(required.earliest.unwrap_or(now).max(paced))
     }
 
-    /// Begins a check if that is due, and says what has changed.
+    /// Starts a check if one is due, and logs a changed result.
     pub(super) fn require_if_due(&mut self, turn: &mut Turn) {
         if self.require_due(turn.now).is_some_and(|due| due <= turn.now) {
             self.required.begun = Some(turn.now);
-            // Whatever happens from now on makes the result doubtful again.
+            // Every event from now on makes the result doubtful again.
             self.required.is_current = true;
             turn.act(Action::Check);
         }
         self.say_required(turn);
     }
 
-    /// Takes over the result of a check.
+    /// Applies the result of a check.
     pub(super) fn on_checked(&mut self, checked: Checked, turn: &mut Turn) {
         let required = &mut self.required;
         let Some(begun) = required.begun.take() else {
@@ -111,11 +113,9 @@ impl State {
                     ..RequiredStatus::default()
                 });
             }
-            // Other decisions find out, and say, whether containerd is there at all.
+            // Other decisions find out whether containerd is away, and log that.
             Checked::Failed(why) => {
-                turn.say(Line::debug(format!(
-                    "it could not be looked whether the required images are there: {why}"
-                )));
+                turn.say(Line::debug(format!("cannot check the required images: {why}")));
                 required.is_current = false;
                 required.earliest = Some(turn.now + PACE);
             }
@@ -123,7 +123,7 @@ impl State {
         self.say_required(turn);
     }
 
-    /// The daemon's answer to a client; `None` where the configuration requires nothing.
+    /// Returns the daemon's answer to a client, or `None` if the configuration requires nothing.
     pub(crate) fn required_status(&self) -> Option<RequiredStatus> {
         if self.settings.require.is_empty() {
             return None;
@@ -134,7 +134,7 @@ impl State {
         })
     }
 
-    /// The last result, as long as nothing makes it doubtful.
+    /// Returns the last result, unless something makes it doubtful.
     fn current_result(&self) -> Option<&RequiredStatus> {
         let RequiredState {
             begun,
@@ -147,7 +147,8 @@ impl State {
             .filter(|_| is_certain && !self.settings.require.is_empty())
     }
 
-    /// Says what is missing, once for each change. Not while bundles are on their way: they may bring it.
+    /// Logs the missing images, once for each change. Bundles that are still on their way may bring
+    /// them, so the line waits for these.
     fn say_required(&mut self, turn: &mut Turn) {
         let Some(found) = self.current_result() else {
             return;
@@ -186,7 +187,7 @@ fn is_on_its_way(phase: Phase) -> bool {
 
 fn sentence(found: &RequiredStatus) -> String {
     if let Some(problem) = &found.problem {
-        return format!("whether the required images are there is not known: {problem}");
+        return format!("cannot check the required images: {problem}");
     }
     let mut text = found.summary().unwrap_or_default();
     let mut names = found.missing.iter().map(|image| image.reference.as_str());
@@ -233,7 +234,7 @@ mod tests {
         }
     }
 
-    /// A world that has just begun a check.
+    /// Returns a world that has just begun a check.
     fn checking() -> World {
         let mut world = world();
         world.go_on();
@@ -246,7 +247,7 @@ mod tests {
         world.take(Event::Checked(checked));
     }
 
-    /// A record changes that is none of ours.
+    /// Changes a record of another program.
     fn change(world: &mut World) {
         world.take(Event::Changed(ImageEvent {
             name: "registry.test/other:1".to_owned(),
@@ -254,7 +255,7 @@ mod tests {
         }));
     }
 
-    /// How long until the next check.
+    /// Returns the time until the next check.
     fn wait(world: &mut World) -> Option<Duration> {
         let now = world.turn().now;
         let due = world.state.require_due(now)?;
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(wait(&mut world), Some(Duration::ZERO));
         world.go_on();
         assert_eq!(world.checks, 2);
-        // Of what happens meanwhile the check may know nothing.
+        // The check may not know of later events.
         change(&mut world);
         assert_eq!(wait(&mut world), None, "one at a time");
         end(&mut world, Checked::Found(found(0)));
@@ -316,7 +317,7 @@ mod tests {
         end(&mut world, Checked::Found(found(0)));
         change(&mut world);
         assert_eq!(wait(&mut world), Some(PACE));
-        // The import ends, and its records are there.
+        // The import ends, and its records exist.
         for _ in 0..3 {
             world.end_job(OsStr::new("a.tar"));
         }
@@ -368,7 +369,10 @@ mod tests {
             world.take(Event::CheckWanted);
             world.go_on();
         }
-        assert_eq!(said(&world, "is not known: a panic: no way"), 1);
+        assert_eq!(
+            said(&world, "cannot check the required images: a panic: no way"),
+            1
+        );
     }
 
     #[test]
@@ -464,7 +468,7 @@ mod tests {
             problem: Some("x.yaml cannot be read".to_owned()),
             ..found(0)
         };
-        assert!(sentence(&unknown).ends_with("not known: x.yaml cannot be read"));
+        assert!(sentence(&unknown).ends_with("images: x.yaml cannot be read"));
         assert_eq!(unknown.summary(), None);
     }
 }

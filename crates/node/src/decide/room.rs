@@ -1,7 +1,8 @@
-//! containerd's disk, as far as it can be seen from here: which bundles that waited for room fit by now, and whether blobs have
-//! gone from the store without a word.
+//! containerd's disk, if the daemon can see it: which waiting bundles fit by now, and whether blobs
+//! disappeared from the store without an event.
 //!
-//! No event tells of either, so both are looked at on a timer: one statvfs(2) and one stat(2).
+//! No event tells of free space or lost files, so a timer checks both: one statvfs(2) and one
+//! stat(2).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -17,36 +18,38 @@ use crate::state::State;
 use crate::state::roster::Phase;
 use crate::status::DiskStatus;
 
-/// How often the disk is looked at.
+/// Time between two looks at the disk.
 const LOOK: Duration = Duration::from_secs(4);
-/// A bundle that waits for room is tried again after this long although nothing has changed that we know of.
+/// Time after which the daemon retries a bundle that waits for room even if no change shows.
 const INSURANCE: Duration = Duration::from_secs(3600);
 
-/// A folder changes its looks when a file comes or goes in it: device, inode, seconds and nanoseconds of its last change.
+/// Device, inode, seconds and nanoseconds of the last change of a folder. They differ after a file
+/// came or went in it.
 pub(crate) type Stamp = (u64, u64, i64, i64);
 
-/// containerd's disk as it is.
+/// A look at containerd's disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
-    /// Less is free than `minFree`: nothing is imported or healed.
+    /// The shortage, if less is free than `minFree`. Nothing is imported or restored then.
     pub(crate) below: Option<Shortage>,
-    /// `None` where it cannot be told.
+    /// Size and free space of the disk. `None` if they are unknown.
     pub(crate) disk: Option<Disk>,
-    /// How the folder of the blobs looks; `None` where it is not there: nothing was ever committed, or everything was wiped.
+    /// The stamp of the folder of blobs. `None` if the folder does not exist: nothing was ever
+    /// committed, or everything was wiped.
     pub(crate) stamp: Option<Stamp>,
 }
 
-/// What was seen of the disk last.
+/// The daemon's knowledge of the disk.
 #[derive(Debug)]
 pub(crate) struct RoomState {
     next: Instant,
-    /// Bundles that did not fit, with what they lacked.
+    /// Bundles that did not fit, with their shortage.
     waiting: BTreeMap<OsString, Shortage>,
     below: Option<Shortage>,
-    /// The disk as it was looked at last; `None` where it cannot be told.
+    /// The disk at the last look. `None` if it is unknown.
     disk: Option<Disk>,
     stamp: Option<Stamp>,
-    /// What the log says that kubelet finds scarce on the disk.
+    /// Resources of the disk that the log calls scarce for kubelet.
     scarce: BTreeSet<Scarce>,
 }
 
@@ -62,24 +65,24 @@ impl RoomState {
         }
     }
 
-    /// Whether so little is free that nothing new is taken on.
+    /// Returns true if less is free than `minFree`, so that the daemon takes on nothing new.
     pub(crate) fn is_below(&self) -> bool {
         self.below.is_some()
     }
 
-    /// How the disk is, for those who ask.
+    /// Returns the disk for the status.
     pub(crate) fn status(&self, min_free: MinFree) -> Option<DiskStatus> {
         Some(DiskStatus::of(self.disk?, min_free, self.below.as_ref()))
     }
 
-    /// Whether a bundle waits for space.
+    /// Returns true if a bundle waits for room.
     pub(super) fn keeps_waiting(&self, name: &OsStr) -> bool {
         self.is_below() || self.waiting.contains_key(name)
     }
 }
 
 impl State {
-    /// When the disk is to be looked at, where it can be seen.
+    /// Returns the time of the next look at the disk, or `None` if the daemon cannot see it.
     pub(super) fn room_due(&self) -> Option<Instant> {
         match &self.connection {
             Connection::Up(up) if up.has_store => Some(self.room.next),
@@ -87,7 +90,7 @@ impl State {
         }
     }
 
-    /// Takes over how the disk is: whether anything may be imported each time, the rest when that is due.
+    /// Applies a look at the disk. The minimum counts each time, the rest when it is due.
     pub(super) fn on_room(&mut self, room: Room, turn: &mut Turn) {
         self.take_over_minimum(room.below, turn);
         if self.room_due().is_none_or(|due| due > turn.now) {
@@ -101,7 +104,8 @@ impl State {
         if let Some(disk) = room.disk.filter(|_| !self.room.is_below()) {
             self.wake_what_fits(disk);
         }
-        // Our own imports change the folder all the time; blobs that are lost meanwhile are noticed after them.
+        // The daemon's own imports change the folder all the time. It notices blobs that are lost
+        // meanwhile after them.
         if self.lanes.is_empty() && room.stamp != self.room.stamp {
             self.room.stamp = room.stamp;
             turn.act(Action::CheckFiles);
@@ -113,7 +117,7 @@ impl State {
         self.room.below = shortage;
         match &self.room.below {
             Some(shortage) if !was_below => {
-                let line = Line::warn(format!("nothing is imported or healed: {shortage}"));
+                let line = Line::warn(format!("nothing is imported or restored: {shortage}"));
                 turn.say(line.outcome(Outcome::Full));
             }
             None if was_below => {
@@ -123,8 +127,8 @@ impl State {
         }
     }
 
-    /// Says what kubelet will find scarce on the disk once this bundle is there. Bundles that come while it is scarce have no
-    /// word of it.
+    /// Logs which resources of the disk this bundle makes scarce for kubelet. A resource that was
+    /// scarce before has its line already.
     pub(super) fn tell_scarce(&mut self, name: &OsStr, forecast: &Forecast, turn: &mut Turn) {
         for (what, warning) in forecast.warnings() {
             if self.room.scarce.insert(what) {
@@ -133,7 +137,7 @@ impl State {
         }
     }
 
-    /// Has bundles tried again that fit by now.
+    /// Queues the bundles that fit by now.
     fn wake_what_fits(&mut self, disk: Disk) {
         let (roster, waiting) = (&mut self.roster, &mut self.room.waiting);
         waiting.retain(|name, shortage| {
@@ -152,7 +156,7 @@ impl State {
         self.roster.postpone(name, now + INSURANCE);
     }
 
-    /// Another containerd may have another disk.
+    /// Forgets the disk, since another containerd may have another one.
     pub(super) fn forget_room(&mut self, now: Instant) {
         for (name, _) in std::mem::take(&mut self.room.waiting) {
             if matches!(self.roster.phase(&name), Some(Phase::Failed { retry: Some(_) })) {

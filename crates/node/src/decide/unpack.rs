@@ -1,9 +1,11 @@
-//! Unpack-ahead: when the daemon unpacks images of finished bundles, which of them, and what it does after a failure.
+//! Unpack-ahead: when the daemon unpacks images of finished bundles, which images it unpacks, and
+//! what it does after a failure.
 //!
-//! Unpacking goes on outside the loop, one image after the other, and never while bundles are imported: names come first. An
-//! import that begins has it stop after the layer under way. containerd knows everything that was unpacked, so the daemon
-//! remembers none of it: after a restart one listing shows what is left. With `unpack: before-record` images come unpacked from
-//! their import, and this is for those that were there before.
+//! Unpacking runs outside the loop, one image after the other. It never runs during an import,
+//! because names come first: an import that starts stops it after the current layer. containerd
+//! knows everything that was unpacked, so the daemon remembers none of it. After a restart, one
+//! listing shows what is left. With `unpack: before-record`, an import unpacks its own images, and
+//! unpack-ahead only handles images that were there before.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -21,22 +23,22 @@ use crate::state::State;
 use crate::state::ledger::Ledger;
 use crate::status::{UnpackFailureStatus, UnpackStatus};
 
-/// The waits after a failure for which no image is to blame: a full disk, a containerd that goes away.
+/// The delays after a failure that no image is to blame for: a full disk, a lost containerd.
 const AGAIN: Backoff = Backoff {
     first: Duration::from_secs(5),
     longest: Duration::from_secs(600),
 };
 
-/// How far unpacking has come.
+/// A report from unpacking.
 #[derive(Debug)]
 pub(crate) enum UnpackProgress {
-    /// So many images are not unpacked yet. Comes first.
+    /// Number of images that are not unpacked yet. This report comes first.
     Found(usize),
-    /// An image is unpacked.
+    /// An image was unpacked.
     Unpacked {
         name: String,
         target: Digest,
-        /// How many of its layers were unpacked now.
+        /// Number of its layers that were unpacked now.
         layers: u64,
     },
     /// An image could not be unpacked.
@@ -44,56 +46,56 @@ pub(crate) enum UnpackProgress {
         name: String,
         target: Digest,
         reason: String,
-        /// Whether the image itself is to blame, so that another try is pointless.
+        /// True if the image itself is to blame, which makes a retry pointless.
         is_content: bool,
     },
-    /// Unpacking is over.
+    /// Unpacking ended.
     Ended(UnpackEnd),
 }
 
-/// How unpacking ended.
+/// The end of unpacking.
 #[derive(Debug)]
 pub(crate) enum UnpackEnd {
     /// Nothing is left to do.
     Done,
-    /// It was interrupted.
+    /// It was interrupted before its end.
     Stopped,
-    /// Why no further image could be unpacked.
+    /// No further image could be unpacked, for this reason.
     Failed(String),
 }
 
-/// Unpacking as far as the daemon knows of it.
+/// The daemon's knowledge of unpacking.
 #[derive(Debug, Default)]
 pub(crate) struct UnpackState {
     is_running: bool,
-    /// Whether nothing has happened since unpacking began that could leave more to do.
+    /// True if nothing has happened since unpacking began that could leave more to do.
     is_current: bool,
-    /// It does not begin before.
+    /// Unpacking does not begin before this time.
     earliest: Option<Instant>,
-    /// How many times in a row it failed.
+    /// Number of failures in a row.
     failures: u32,
-    /// Images that are still to be unpacked, as far as is known.
+    /// Number of images that still need unpacking, as far as the daemon knows.
     pending: usize,
-    /// Images that cannot be unpacked. This run of the daemon does not try them again.
+    /// Images that cannot be unpacked. This run of the daemon does not retry them.
     bad: HashMap<Digest, UnpackFailureStatus>,
-    /// The last line about a failure.
+    /// The last failure in the log.
     said: Option<String>,
 }
 
 impl UnpackState {
-    /// Something happened that may leave more to do.
+    /// Notes that there may be more to unpack.
     pub(super) fn doubt(&mut self) {
         self.is_current = false;
     }
 
-    /// Has unpacking begin anew, later after each failure.
+    /// Postpones unpacking, longer after each failure.
     fn put_off(&mut self, why: String, turn: &mut Turn) {
         let wait = AGAIN.wait(self.failures, turn.chance());
         self.failures = self.failures.saturating_add(1);
         self.is_current = false;
         self.earliest = Some(turn.now + wait);
         if self.said.as_ref() != Some(&why) {
-            let text = format!("images are not unpacked, which is tried again in {wait:?}: {why}");
+            let text = format!("images are not unpacked, retrying in {wait:?}: {why}");
             turn.say(Line::warn(text));
             self.said = Some(why);
         }
@@ -101,7 +103,7 @@ impl UnpackState {
 }
 
 impl State {
-    /// When unpacking is due; `None` where it is not.
+    /// Returns the time at which unpacking is due, or `None` if it is not due.
     pub(super) fn unpack_due(&self, now: Instant) -> Option<Instant> {
         let is_wanted = self.settings.unpack != Unpack::None && self.connection.is_up();
         let is_time = self.lanes.is_empty() && !self.is_draining && !self.room.is_below();
@@ -109,7 +111,7 @@ impl State {
         is_due.then(|| self.unpack.earliest.unwrap_or(now))
     }
 
-    /// Begins to unpack if that is due and there are images for it.
+    /// Starts unpacking if it is due and there are images to unpack.
     pub(super) fn unpack_if_due(&mut self, turn: &mut Turn) {
         if self.unpack_due(turn.now).is_none_or(|due| due > turn.now) {
             return;
@@ -128,14 +130,14 @@ impl State {
         turn.act(Action::Unpack(images));
     }
 
-    /// Has unpacking stop after the layer under way.
+    /// Stops unpacking after the current layer.
     pub(super) fn interrupt_unpacking(&self, turn: &mut Turn) {
         if self.unpack.is_running {
             turn.act(Action::InterruptUnpacking);
         }
     }
 
-    /// Takes over how far unpacking has come.
+    /// Applies a report from unpacking.
     pub(super) fn on_unpacking(&mut self, progress: UnpackProgress, turn: &mut Turn) {
         let unpack = &mut self.unpack;
         match progress {
@@ -168,7 +170,7 @@ impl State {
                 let failure = UnpackFailureStatus { name, digest, reason };
                 unpack.bad.insert(target, failure);
             }
-            // The end says more.
+            // The report of the end says more.
             UnpackProgress::Failed {
                 is_content: false, ..
             } => {}
@@ -189,7 +191,7 @@ impl State {
         }
     }
 
-    /// The daemon's answer to a client; `None` where nothing is unpacked ahead.
+    /// Returns the daemon's answer to a client, or `None` if nothing is unpacked ahead.
     pub(crate) fn unpack_status(&self) -> Option<UnpackStatus> {
         if self.settings.unpack == Unpack::None {
             return None;
@@ -205,7 +207,8 @@ impl State {
     }
 }
 
-/// The images that bundles vouch for, each target once: those of the first pattern first, then in order of arrival.
+/// Returns the images that bundles vouch for, each target once. Images that match the first pattern
+/// come first. Otherwise the order of arrival decides.
 fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFailureStatus>) -> Vec<Ahead> {
     let mut images: Vec<(usize, u64, Ahead)> = Vec::new();
     for (name, (target, entry)) in ledger.desired_images() {
@@ -242,7 +245,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A world with an image that has just begun to be unpacked.
+    /// Returns a world that has just begun to unpack an image.
     fn unpacking() -> World {
         let mut world = world();
         import(&mut world, "a.tar", 0, 1);
@@ -276,7 +279,7 @@ mod tests {
         })
     }
 
-    /// How long until images are unpacked.
+    /// Returns the time until unpacking is due.
     fn wait(world: &mut World) -> Option<Duration> {
         let now = world.turn().now;
         let due = world.state.unpack_due(now)?;
@@ -305,7 +308,7 @@ mod tests {
         world.pass(SECOND);
         world.go_on();
         assert_eq!((wait(&mut world), status(&world).running), (None, false));
-        // A comparison finds what others have removed.
+        // A comparison finds what other programs removed.
         let now = world.turn().now;
         world.state.compare_soon(now);
         world.go_on();
@@ -335,7 +338,7 @@ mod tests {
         assert_eq!(status(&world).problem.as_deref(), Some("a panic: no way"));
         end(&mut world, UnpackEnd::Failed("the disk is full".to_owned()));
         assert_eq!(said(&world, "images are not unpacked"), 2);
-        // Once it went well, the next failure is the first one again.
+        // After a success, the next failure counts as the first one.
         world.pass(600 * SECOND);
         world.go_on();
         end(&mut world, UnpackEnd::Done);
@@ -386,7 +389,7 @@ mod tests {
         world.state.unpack.doubt();
         world.go_on();
         assert!(world.unpacking.is_none());
-        // A new bundle has another image by that name.
+        // A new bundle has another image under that name.
         import(&mut world, "a.tar", 0, 9);
         world.go_on();
         assert_eq!(targets(&world), Some(vec![digest(9)]));

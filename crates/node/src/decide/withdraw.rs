@@ -1,8 +1,10 @@
-//! Who no longer vouches for what: which source labels go, and our pin with the last of them. Pure.
+//! Decides which bundle labels leave which records, and when the pin goes with the last of them.
+//! Pure.
 //!
-//! A label goes only when it is certain that its bundle is gone, or that the bundle as it is now was imported without the
-//! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
-//! everything as it is: an image too many costs space, one too few costs a node.
+//! A label goes only in two cases: its bundle is certainly gone, or its present bundle was
+//! certainly imported without the image. In doubt everything stays as it is: the bundle may be
+//! about to be replaced, or broken, or the folder itself may have vanished. An image too many costs
+//! space, but an image too few costs a node.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -22,24 +24,24 @@ use crate::state::State;
 use crate::state::ledger::{BundleId, Entry, Imported, label_name};
 use crate::state::roster::Phase;
 
-/// Whether a bundle vouches for an image record.
+/// A bundle's answer to whether it vouches for an image record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Vouch {
-    /// It does.
+    /// The bundle vouches for the record.
     Yes,
-    /// It is gone for good, or holds the image no more.
+    /// The bundle is gone and its grace is over, or it no longer has the image.
     No,
-    /// Nobody can tell at the moment.
+    /// The answer is unknown at the moment.
     Unknown,
 }
 
-/// A bundle's word for records.
+/// A bundle's answer for all records.
 enum Word<'s> {
-    /// The same for each.
+    /// The same answer for each record.
     All(Vouch),
-    /// It goes by the images of its last import.
+    /// An answer by the images of its last import.
     ByImage {
-        /// Its name in labels.
+        /// The bundle's name in labels.
         file: String,
         by_name: &'s ByName<'s>,
         exclude: &'s [Pattern],
@@ -58,33 +60,34 @@ impl Word<'_> {
         };
         let (name, there) = (record.name.as_str(), record.target.digest());
         match by_name.image(file, name) {
-            // What is there of an excluded name stays as it is.
+            // An existing record of an excluded name stays as it is.
             None if exclude.iter().any(|pattern| pattern.matches(name)) => Vouch::Unknown,
             None => Vouch::No,
             Some(target) if target == there => Vouch::Yes,
-            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
+            // Another bundle has the name by now. Otherwise another program moved the record: the
+            // log says so, and the daemon leaves it alone.
             Some(_) if by_name.desired(name) == Some(there) => Vouch::No,
             Some(_) => Vouch::Unknown,
         }
     }
 }
 
-/// A record that loses labels of ours.
+/// A record that loses labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Withdrawal {
-    /// The record.
+    /// Name of the record.
     pub(crate) name: String,
-    /// The bundles that vouch for it no more, by file name.
+    /// The bundles that no longer vouch for it, by file name.
     pub(crate) bundles: BTreeSet<String>,
-    /// Whether the pin goes.
+    /// True if the pin goes.
     pub(crate) unpins: bool,
-    /// Whether the record may go as a whole, if no container was made from it.
+    /// True if the whole record may go, provided that no container was made from it.
     pub(crate) deletes: bool,
     /// The labels that go.
     pub(crate) changes: LabelChanges,
 }
 
-/// Decides which labels go. `vouch` is asked with a bundle's file name and a record.
+/// Decides which labels go. `vouch` takes a bundle's file name and a record.
 pub(crate) fn withdrawals(
     records: &[&ImageRecord],
     vouch: impl Fn(&str, &ImageRecord) -> Vouch,
@@ -122,15 +125,16 @@ fn withdrawal(
     })
 }
 
-/// Whether nothing is left on a record after `changes` but CRI's note that it has seen it.
+/// Returns true if `changes` leave only CRI's note that it has seen the record.
 fn is_nobodys(labels: &Labels, changes: &LabelChanges) -> bool {
     labels
         .keys()
         .all(|key| changes.contains_key(key) || key == CRI_MANAGED)
 }
 
-/// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted: nothing but those would hold
-/// their blobs. `there` are the records that are left of the targets of those that were `deleted`.
+/// Returns the records that CRI keeps by image id (`sha256:…`) of images whose names were all
+/// deleted. Only these records would still keep the blobs. `there` are the remaining records with
+/// the targets of those that were `deleted`.
 pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) -> Vec<&'r ImageRecord> {
     let is_of_cri = |record: &ImageRecord| {
         record.name.starts_with("sha256:") && record.labels.keys().all(|key| key == CRI_MANAGED)
@@ -145,10 +149,10 @@ pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) 
     there.iter().filter(is_left).collect()
 }
 
-/// How much is left of the time that a pin outlives its last bundle.
+/// Returns the rest of the time for which a pin outlives its last bundle.
 ///
-/// A clock that was set back since makes the grace longer, never shorter: [`crate::state::ledger::Ledger::mark_gone`] lets it
-/// begin anew then.
+/// A clock that was set back makes the grace longer, never shorter:
+/// [`crate::state::ledger::Ledger::mark_gone`] then starts it again.
 pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Duration {
     match u64::try_from(now.duration_since(gone).as_millis()) {
         Ok(past) => grace.saturating_sub(Duration::from_millis(past)),
@@ -156,25 +160,25 @@ pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Du
     }
 }
 
-/// Labels and pins that are taken back, and what they were judged by.
+/// Labels and pins to remove, and the survey that the decision used.
 #[derive(Debug)]
 pub(crate) struct Withdrawing {
     pub(crate) plan: Vec<Withdrawal>,
     /// Bundles whose labels stay until a job has ended, by file name.
     withheld: BTreeSet<String>,
     pub(crate) survey: Survey,
-    /// Labels whose records were all looked up.
+    /// Labels of which the survey has all records.
     labels: Vec<String>,
 }
 
-/// The key of the label of a bundle.
+/// Returns the label key of a bundle.
 pub(crate) fn label_of(file: &OsStr) -> String {
     format!("{BUNDLE_PREFIX}{}", BundleId::of(file))
 }
 
 impl State {
-    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where that is wanted. `labels` are
-    /// those whose records were all looked up.
+    /// Removes labels and pins for which no bundle vouches any more, and deletes records if the
+    /// settings ask for that. The survey has all records with these `labels`.
     pub(super) fn withdraw(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
         let records: Vec<&ImageRecord> = survey.records.values().collect();
         let by_name = ByName::of(&self.ledger);
@@ -195,7 +199,7 @@ impl State {
         }
     }
 
-    /// Labels and pins were taken back, but for the `untouched` records.
+    /// Applies the removal of labels and pins. It left out the `untouched` records.
     pub(super) fn on_withdrawn(&mut self, withdrawing: Withdrawing, untouched: &[String], turn: &mut Turn) {
         let Withdrawing {
             plan,
@@ -219,8 +223,9 @@ impl State {
         self.sweep_leases(turn);
     }
 
-    /// Takes out of a plan the records that a job is about to vouch for, and those that are owed to a bundle: the comparison
-    /// after the import does what is left to do. Gives the bundles whose labels stay until then, by file name.
+    /// Takes records out of a plan: those that a job is about to vouch for, and those that a bundle
+    /// is about to get back. The comparison after the import removes the rest. Returns the bundles
+    /// whose labels stay until then, by file name.
     fn withhold(
         &mut self,
         mut plan: Vec<Withdrawal>,
@@ -242,8 +247,9 @@ impl State {
         (plan, withheld)
     }
 
-    /// The records of a plan that an earlier bundle is about to get back. Until then the label of the later bundle shows that no
-    /// other program moved the record, and a daemon that begins meanwhile has nothing else to know that by.
+    /// Returns the records of a plan that an earlier bundle is about to get back. Until then, the
+    /// label of the later bundle shows that no other program moved the record. A daemon that starts
+    /// meanwhile has no other way to know.
     fn owed(&self, plan: &[Withdrawal], survey: &Survey) -> BTreeSet<String> {
         if plan.is_empty() {
             return BTreeSet::new();
@@ -260,7 +266,8 @@ impl State {
         names.filter(is_owed).cloned().collect()
     }
 
-    /// Whether nothing but time keeps a bundle from being imported. The space that one waits for may be that of a pinned image.
+    /// Returns true if only time keeps a bundle from its import. A bundle that waits for room does
+    /// not count, since a pinned image may occupy that room.
     fn is_about_to_be_imported(&self, file: &OsStr) -> bool {
         let phase = self.roster.phase(file);
         let is_queued = matches!(
@@ -270,7 +277,8 @@ impl State {
         is_queued && !self.room.keeps_waiting(file)
     }
 
-    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
+    /// Remembers the bundles whose labels could not be judged yet, or were judged and have to stay
+    /// for now.
     fn note_judged(&mut self, withheld: &BTreeSet<String>) {
         let is_judged = |entry: &Entry| {
             self.imported_as_it_is(entry).is_some() && !withheld.contains(&label_name(&entry.file))
@@ -287,17 +295,18 @@ impl State {
         }
     }
 
-    /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
-    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
-    /// made, or the configuration has changed, every pin of ours is one.
+    /// Returns the labels that may be on records which the ledger does not know, and that may have
+    /// to go. They belong to bundles whose grace is over, that vanished, or that were imported with
+    /// other images than before. After a new connection or a change of the configuration, the pin
+    /// itself is one of them.
     ///
-    /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
-    /// for, and only when there are such labels.
+    /// If containerd has few records, a survey lists them all anyway. If it has very many, these
+    /// are the only lists that a survey asks for.
     pub(super) fn labels_in_doubt(&self, at: Timestamp) -> Vec<String> {
         let grace = self.settings.unpin_grace;
         let is_over = |entry: &&Entry| match entry.gone {
             Some(gone) => grace_left(gone, at, grace).is_zero(),
-            // An operator may have released it by hand.
+            // The operator may have released it by hand.
             None => self.folder.vanished.is_some() && !self.is_there(&entry.file),
         };
         let gone = self.ledger.entries().into_iter().filter(is_over);
@@ -311,7 +320,7 @@ impl State {
         pin.into_iter().chain(labels).collect()
     }
 
-    /// What is known of each bundle's word for records, by the name that labels have for its file.
+    /// Returns each bundle's answer for records, by the name that labels have for its file.
     fn words<'s>(&'s self, by_name: &'s ByName<'s>, at: Timestamp) -> HashMap<String, Word<'s>> {
         let word = |entry: &'s Entry| match entry.gone {
             Some(gone) if grace_left(gone, at, self.settings.unpin_grace).is_zero() => Word::All(Vouch::No),
@@ -329,7 +338,7 @@ impl State {
             .collect()
     }
 
-    /// The imported content of a bundle, if the file is still the same and all of it was imported.
+    /// Returns the last import of a bundle, if the file is still the same and was imported in full.
     fn imported_as_it_is<'e>(&self, entry: &'e Entry) -> Option<&'e Imported> {
         entry.imported.as_ref().filter(|imported| {
             self.roster.phase(&entry.file) == Some(Phase::Done)
@@ -338,7 +347,8 @@ impl State {
         })
     }
 
-    /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
+    /// Forgets absent files if no record carries their label any more. `is_known` tells whether the
+    /// survey has all records with a label.
     fn forget_withdrawn(
         &mut self,
         records: &[&ImageRecord],
@@ -371,7 +381,8 @@ impl State {
         }
     }
 
-    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for a job.
+    /// Schedules a comparison for the moment when the next grace of a gone bundle is over. Bundles
+    /// that wait for a job do not count.
     fn wake_for_grace(&mut self, withheld: &BTreeSet<String>, now: Instant, at: Timestamp) {
         let grace = self.settings.unpin_grace;
         let left = |gone: Timestamp| grace_left(gone, at, grace);
@@ -442,7 +453,7 @@ mod tests {
                 &[A.0],
             ),
             (
-                "a pin of somebody else stays",
+                "a pin of another program stays",
                 &[A, PIN, ("io.k0sproject.ocibundle-paths", "{}")],
                 &[A.0],
             ),
@@ -451,9 +462,9 @@ mod tests {
                 &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
                 &[A.0, OURS.0],
             ),
-            ("what still vouches stays", &[B, PIN, OURS], &[]),
+            ("the label of a bundle that vouches stays", &[B, PIN, OURS], &[]),
             (
-                "what is not ours is not looked at",
+                "labels of other programs do not count",
                 &[PIN, ("other", "a.tar")],
                 &[],
             ),
@@ -495,14 +506,14 @@ mod tests {
         let table: [Row<'_>; 6] = [
             ("ours alone", &[A, PIN, OURS, CRI], true),
             ("another bundle has it", &[A, B, PIN, OURS, CRI], false),
-            ("the pin is somebody else's", &[A, PIN, CRI], false),
+            ("the pin is another program's", &[A, PIN, CRI], false),
             (
                 "k0s has it",
                 &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
                 false,
             ),
             (
-                "somebody has put a label on it",
+                "another program has put a label on it",
                 &[A, PIN, OURS, ("note.test/keep", "")],
                 false,
             ),

@@ -1,8 +1,9 @@
-//! The open images folder, and the door to the modules that list it, open its files, judge its permissions and tell when a
-//! file is finished.
+//! The open images folder. The module also exports the modules around it: they list the folder,
+//! open its files, judge its permissions and decide when a file is finished.
 //!
-//! Listing and opening touch the disk, and no odd entry makes them block. Pure functions decide on the facts, so that
-//! every way of placing a file is a row of a table. Nothing here reads more of a bundle than [`bundle::sniff`] does.
+//! Listing and opening touch the disk, and no odd entry makes them block. Pure functions decide on
+//! the facts. So every way to put a file into the folder is a row of a table. Nothing here reads
+//! more of a bundle than [`bundle::sniff`] does.
 
 use std::ffi::OsStr;
 use std::io;
@@ -25,7 +26,7 @@ pub(crate) use super::settle::{
 };
 pub(crate) use bundle::sniff::may_be_reserved;
 
-/// The open images folder. What it gives belongs to the folder that was opened, even if another one
+/// The open images folder. Its entries belong to the folder that was opened, even if another folder
 /// has taken its place meanwhile.
 #[derive(Debug)]
 pub struct Folder {
@@ -34,11 +35,11 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens the folder; the path itself may be a symbolic link.
+    /// Opens the folder. The path itself may be a symbolic link.
     ///
     /// # Errors
     ///
-    /// As open(2): not found, not a folder, no permission.
+    /// Returns the errors of open(2): not found, not a folder, no permission.
     pub fn open_dir(path: &Path) -> io::Result<Folder> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
@@ -46,12 +47,12 @@ impl Folder {
         Ok(Folder { fd, stat })
     }
 
-    /// Which folder it is: device and inode.
+    /// Returns the folder's device and inode, which identify it.
     pub(crate) fn place(&self) -> (u64, u64) {
         (self.stat.st_dev, self.stat.st_ino)
     }
 
-    /// Opens a folder below, through no link.
+    /// Opens a sub-folder, through no link.
     pub(super) fn sub_folder(&self, name: &OsStr) -> io::Result<Folder> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut fd: Option<OwnedFd> = None;
@@ -68,12 +69,12 @@ impl Folder {
     }
 }
 
-/// Makes sure that the folder is there, creating it and what is missing above it with mode 0755
-/// whatever the umask says. Tells whether anything was created.
+/// Creates the folder and its missing parents, with mode 0755 under any umask. Returns true if
+/// anything was created.
 ///
 /// # Errors
 ///
-/// As mkdir(2); the folder is then waited for.
+/// Returns the errors of mkdir(2). The daemon then waits for the folder.
 pub(crate) fn ensure(path: &Path) -> io::Result<bool> {
     if path.is_dir() {
         return Ok(false);
@@ -83,7 +84,7 @@ pub(crate) fn ensure(path: &Path) -> io::Result<bool> {
     }
     match std::fs::DirBuilder::new().mode(0o755).create(path) {
         Ok(()) => {
-            // mkdir(2) takes the umask off, and the unit's is 0077.
+            // mkdir(2) subtracts the umask, which is 0077 in the unit.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
             Ok(true)
         }

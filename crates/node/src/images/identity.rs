@@ -1,7 +1,7 @@
-//! The identity of an entry of the images folder: two equal ones mean the same file, or a layout folder without a write
-//! in between.
+//! The identity of an entry of the images folder. Equal identities mean the same file, or a layout
+//! folder without a write in between.
 //!
-//! It reads the attributes of entries and never their bytes.
+//! This module reads the attributes of entries and never their bytes.
 
 use std::ffi::OsStr;
 
@@ -20,21 +20,25 @@ pub(super) fn identity_of(stat: &Stat) -> Identity {
     }
 }
 
-/// 64 bits of nanoseconds last from 1677 to 2262; beyond, time stands still.
+/// Returns a time in nanoseconds. 64 bits cover the years 1677 to 2262. Other times become the
+/// nearest limit.
 fn nanoseconds(seconds: i64, part: impl TryInto<i64>) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(part.try_into().unwrap_or(0))
 }
 
-/// The documents of an OCI image layout; one of them makes a folder one (image-spec, image-layout).
+/// The documents of an OCI image layout. A folder with one of them is a layout (image-spec,
+/// image-layout).
 const LAYOUT_FILES: [&str; 2] = ["index.json", "oci-layout"];
-/// Where its blobs are.
+/// The folders of a layout's blobs.
 pub(super) const LAYOUT_FOLDERS: [&str; 3] = ["blobs", "blobs/sha256", "blobs/sha512"];
 
-/// Mixes one identity into another, so that the result changes with each of them, in any order.
+/// Mixes one identity into another. The result changes with each of the parts, and their order does
+/// not matter.
 fn fold(whole: &mut Identity, part: &Identity) {
-    // Multiplying by a large odd number spreads every bit; the sum does not depend on the order (splitmix64).
+    // The multiplication by a large odd number spreads every bit, and a sum does not depend on the
+    // order (splitmix64).
     let spread = |value: u64| {
         let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb)
@@ -46,7 +50,7 @@ fn fold(whole: &mut Identity, part: &Identity) {
     whole.ctime_ns = whole.ctime_ns.wrapping_add(changes.cast_signed());
 }
 
-/// A layout of more blobs than a bundle may have is not looked through to its end.
+/// Most blobs of a layout that count for its identity: more than a bundle may have.
 const MOST_BLOBS: usize = 20_000;
 
 impl Folder {
@@ -57,8 +61,8 @@ impl Folder {
         })
     }
 
-    /// Everything that changes when a layout is written to, in one value: its documents, and name, size and times of
-    /// each of its blobs.
+    /// Returns an identity that changes with every write to a layout. It covers the layout's
+    /// documents, and name, size and times of each blob.
     pub(super) fn layout_identity(&self) -> Identity {
         let mut whole = identity_of(&self.stat);
         for name in LAYOUT_FILES {

@@ -1,6 +1,7 @@
-//! Decides by name, type and first bytes which entries of the images folder the daemon ignores, and for which reason.
+//! Decides by name, type and first bytes which entries of the images folder the daemon ignores, and
+//! for which reason.
 //!
-//! Pure: it never opens a file.
+//! Pure: this module never opens a file.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,37 +11,37 @@ use std::path::Path;
 use bundle::sniff::Ending;
 use rustix::fs::FileType;
 
-/// What an entry of the folder is, before anything is opened.
+/// The class of an entry of the folder, before it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// It may be a bundle; its content will tell.
+    /// It may be a bundle. Its content decides.
     Candidate,
     /// It is a folder that looks like an unpacked OCI image layout.
     Layout,
-    /// It is none, or not yet.
+    /// It is no bundle, or not yet.
     Ignored(Reason),
 }
 
-/// Why an entry of the folder is not looked at.
+/// The reason why an entry of the folder is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Its name begins with a dot.
     Hidden,
-    /// A name that an upload in progress, an editor or a browser gives.
+    /// Its name is typical of an upload in progress, an editor or a browser.
     TemporaryName,
     /// `<bundle>.sha256`, which belongs to the bundle beside it.
     Checksum,
-    /// By its name it belongs to bundles and is none, and its content does not say otherwise.
+    /// Its name is typical of files beside bundles, and its content is no archive.
     Companion,
-    /// It is empty, and its name is not that of a bundle.
+    /// It is empty, and does not have the name of a bundle.
     Empty,
-    /// A folder that is no layout, where sub-folders are not looked into.
+    /// A folder that is no layout, while `recursive` is off.
     Directory,
-    /// A sub-folder that others than root can write.
+    /// A sub-folder that every user can write.
     OpenFolder,
     /// A sub-folder more than 8 levels deep, or beyond the first 256 of a listing.
     TooManyFolders,
-    /// A list of images to pull, which nobody asked for.
+    /// A list of images to pull, while `pullLists` is off.
     List,
     /// A named pipe.
     Fifo,
@@ -63,8 +64,8 @@ impl fmt::Display for Reason {
             Reason::Directory => {
                 "it is a folder and no OCI image layout (`recursive: true` looks for bundles in it)"
             }
-            Reason::OpenFolder => "it is a folder that everybody can write",
-            Reason::TooManyFolders => "it is a folder too deep, or one too many, to be looked into",
+            Reason::OpenFolder => "it is a folder that every user can write",
+            Reason::TooManyFolders => "it is nested too deeply, or there are too many folders",
             Reason::List => "by its name it is a text or a list of images to pull, and `pullLists` is off",
             Reason::Fifo => "it is a FIFO",
             Reason::Socket => "it is a socket",
@@ -74,8 +75,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Judges an entry by its name and type. Symbolic links are candidates: whether their target may be
-/// followed is decided when it is opened (`Folder::open`).
+/// Judges an entry by its name and type. Symbolic links are candidates: `Folder::open` decides
+/// whether their target is trusted.
 pub(super) fn classify(name: &OsStr, file_type: FileType) -> Class {
     match file_type {
         FileType::RegularFile | FileType::Symlink => classify_name(name.as_bytes()),
@@ -88,8 +89,8 @@ pub(super) fn classify(name: &OsStr, file_type: FileType) -> Class {
     }
 }
 
-/// Endings of files that are still being written: vim and emacs, downloaders, WinSCP and FileZilla,
-/// Firefox and Chromium. rsync, k0sctl and k0s's own updater use names that begin with a dot.
+/// Endings of unfinished files: of vim and emacs, downloaders, WinSCP and FileZilla, Firefox and
+/// Chromium. rsync, k0sctl and k0s's own updater use names that begin with a dot.
 const UNFINISHED: [&[u8]; 6] = [b"~", b".tmp", b".part", b".partial", b".filepart", b".crdownload"];
 
 fn classify_name(name: &[u8]) -> Class {
@@ -103,8 +104,8 @@ fn classify_name(name: &[u8]) -> Class {
     }
 }
 
-/// How the names end of what belongs to bundles and is none: texts, checksums, signatures, documents. `.txt` and
-/// `.sha256` are told apart from these, since they have a meaning of their own.
+/// Endings of files that lie beside bundles and are no bundles: texts, checksums, signatures,
+/// documents. `.txt` and `.sha256` are not among them, because they have meanings of their own.
 const COMPANIONS: [&str; 8] = [
     ".md",
     ".asc",
@@ -116,20 +117,20 @@ const COMPANIONS: [&str; 8] = [
     ".md5",
 ];
 
-/// Endings of the names that bundles have, and archives that are taken for some.
+/// Endings of bundles, and of archives that could be bundles.
 const BUNDLES: [&str; 17] = [
     ".tar", ".tgz", ".tzst", ".tzstd", ".txz", ".tlz4", ".tbz", ".tbz2", ".gz", ".zst", ".zstd", ".xz",
     ".lz4", ".bz2", ".lzma", ".zip", ".oci",
 ];
 
-/// The meaning of a file's name where its content means nothing.
+/// The meaning of a file's name, for files whose content decides nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
-    /// It is called as bundles are.
+    /// It is a name of a bundle.
     Bundle,
-    /// It is called as what belongs to bundles is.
+    /// It is a name of a file beside bundles.
     Companion(Reason),
-    /// Any other name, which bundles may have as well.
+    /// It is any other name, which a bundle may have as well.
     Any,
 }
 
@@ -138,7 +139,8 @@ impl Name {
         let name = Path::new(name).file_name().unwrap_or(name);
         let name = name.to_string_lossy().to_ascii_lowercase();
         let ends = |ending: &&str| name.ends_with(*ending);
-        // The ending comes first: a bundle may be called after its digest, or be about a README.
+        // The ending is checked first: the name of a bundle may contain its digest or the word
+        // README.
         if BUNDLES.iter().any(ends) {
             return Name::Bundle;
         }
@@ -153,7 +155,7 @@ impl Name {
         if name.ends_with(".txt") {
             return Name::Companion(Reason::List);
         }
-        // k0s and others give bundles no ending, but call them by what they are.
+        // k0s and others give bundles no ending, but a telling name.
         match name.contains("bundle") || name.contains("airgap") {
             true => Name::Bundle,
             false => Name::Any,
@@ -161,10 +163,11 @@ impl Name {
     }
 }
 
-/// Why a file is no bundle and never was meant to be one; `None` for whatever may be one or become one.
+/// Returns why a file is no bundle and never was meant as one. Returns `None` if it may be a bundle
+/// or become one.
 ///
-/// The content decides first: a file that begins as an archive, or as compressed data, is a bundle under any name. For
-/// all other files a closed list of names decides.
+/// The content decides first: a file that begins like an archive, or like compressed data, is a
+/// bundle under any name. For all other files a closed list of names decides.
 pub(crate) fn why_ignored(name: &OsStr, ending: Ending, size: u64) -> Option<Reason> {
     let is_archive = match ending {
         Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => true,
@@ -178,7 +181,7 @@ pub(crate) fn why_ignored(name: &OsStr, ending: Ending, size: u64) -> Option<Rea
     }
 }
 
-/// Why a file that cannot be opened is none either, by its name alone.
+/// Returns why a file that cannot be opened is no bundle, by its name alone.
 pub(crate) fn why_ignored_by_name(name: &OsStr) -> Option<Reason> {
     why_ignored(name, Ending::Foreign, 1)
 }

@@ -1,6 +1,6 @@
-//! Lists the images folder, and with `recursive` its sub-folders.
+//! Lists the images folder and, with `recursive`, its sub-folders.
 //!
-//! A listing opens folders and never a file, and it follows no link to a folder.
+//! A listing opens folders and never a file. It follows no link to a folder.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -18,46 +18,47 @@ use super::permissions::{FolderTrust, judge_folder, us};
 /// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Relative to the folder that was listed; in a sub-folder, with a slash.
+    /// The path relative to the folder that was listed.
     pub name: OsString,
-    /// What the entry is, by its name and type.
+    /// The entry's class by its name and type.
     pub class: Class,
-    /// For a symbolic link, of what it points to, where that can be told. For a layout, of everything in it together.
+    /// The identity. For a symbolic link it is the target's, if the target exists. For a layout it
+    /// covers everything in the layout.
     pub(crate) identity: Identity,
 }
 
-/// How far a listing goes.
+/// The depth of a listing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Depth {
-    /// Looks for bundles in sub-folders too.
+    /// True if sub-folders are searched for bundles, too.
     pub recursive: bool,
-    /// Even in those that everybody can write.
+    /// True if this includes sub-folders that every user can write.
     pub allow_insecure: bool,
 }
 
-/// What lies in a folder.
+/// The entries of a folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Sorted by name.
+    /// The entries, sorted by name.
     pub entries: Vec<Listed>,
-    /// The folders that matter too, relative to the one that was listed: those that were looked into, and those that
-    /// may become layouts.
+    /// The sub-folders to watch, relative to the folder that was listed: those that the listing
+    /// searched, and those that may become layouts.
     pub(crate) folders: Vec<PathBuf>,
 }
 
-/// How many folders deep a listing goes.
+/// Deepest level of sub-folders that a listing reads.
 const DEEPEST: usize = 8;
-/// How many folders a listing looks into. Each is watched, and the kernel's watches are few.
+/// Most folders that a listing reads. Each of them is watched, and the kernel's watches are few.
 const MOST_FOLDERS: usize = 256;
 
 impl Folder {
-    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out, and links to folders are not
-    /// followed.
+    /// Lists all entries, sorted by name. Leaves out entries that vanish meanwhile, and follows no
+    /// link to a folder.
     ///
     /// # Errors
     ///
-    /// Only when the folder itself cannot be read. A listing that failed half way is no listing:
-    /// nothing may be concluded from a name that is missing in it.
+    /// Returns an error only if a folder cannot be read. A listing that failed half way counts for
+    /// nothing: a name that it lacks may still exist.
     pub fn list(&self, depth: Depth) -> io::Result<Listing> {
         let mut listing = Listing::default();
         self.list_into(Path::new(""), depth, &mut listing)?;
@@ -95,8 +96,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks into a sub-folder: a layout is an entry of its own, and so is one that is left alone. `None` where its
-    /// entries are in the listing instead.
+    /// Looks into a sub-folder. Returns its class if the sub-folder is an entry itself: a layout,
+    /// or a folder that is ignored. Returns `None` if the listing has its entries instead.
     fn look_into(
         &self,
         name: &OsStr,
@@ -110,7 +111,8 @@ impl Folder {
         };
         let is_layout = folder.is_layout();
         if !is_layout && !depth.recursive {
-            // A copy may be about to make it a layout, and only the folder itself tells when.
+            // A copy may be about to make it a layout, and only a watch of the folder itself tells
+            // when.
             if listing.folders.len() < MOST_FOLDERS {
                 listing.folders.push(path.to_owned());
             }
@@ -136,7 +138,8 @@ impl Folder {
             listing.folders.extend(blobs.map(|name| path.join(name)));
             return Ok(Some((Class::Layout, Some(folder.layout_identity()))));
         }
-        // One that cannot be read makes the whole listing fail: nothing may be concluded from it.
+        // If a sub-folder cannot be read, the whole listing fails: a partial listing counts for
+        // nothing.
         folder.list_into(path, depth, listing)?;
         Ok(None)
     }
@@ -145,7 +148,7 @@ impl Folder {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let file_type = FileType::from_raw_mode(stat.st_mode);
         let target = match file_type {
-            // A dangling link keeps its own identity; opening it tells what is wrong.
+            // A dangling link keeps its own identity. Opening it finds the error.
             FileType::Symlink => rustix::fs::statat(&self.fd, name, AtFlags::empty()).ok(),
             _ => None,
         };
@@ -203,7 +206,7 @@ pub(super) mod tests {
         assert_eq!(entries().len(), 5, "a second listing starts from the beginning");
     }
 
-    /// Makes files, with the folders above them.
+    /// Creates files and their parent folders.
     pub(in crate::images) fn write_all(root: &Path, files: &[&str]) {
         for file in files {
             let path = root.join(file);

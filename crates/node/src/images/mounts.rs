@@ -1,6 +1,7 @@
-//! The mounts that a node promises: in fstab(5), and in mount units that are started with it (systemd.mount(5)).
+//! The mounts that a node configures: in fstab(5), and in mount units that start with the node
+//! (systemd.mount(5)).
 //!
-//! A folder on a mount that is not there looks empty, and nobody emptied it.
+//! A folder on a missing mount looks empty, although its files still exist.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -8,15 +9,15 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// The folders of units that an operator or a generator made.
+/// The folders of units from operators and generators.
 const UNITS: [&str; 3] = [
     "etc/systemd/system",
     "run/systemd/system",
     "run/systemd/generator",
 ];
 
-/// The innermost mount that the node below `root` promises for `folder` and that is not there. `None` where each is there, and
-/// where that cannot be told.
+/// Returns the innermost mount that the node below `root` configures for `folder` and that is
+/// missing. Returns `None` if no mount is missing, or if the mounts are unreadable.
 pub(crate) fn missing(folder: &Path, root: &Path) -> Option<PathBuf> {
     let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let mounted = fs::read(root.join("proc/self/mountinfo")).ok()?;
@@ -30,17 +31,18 @@ pub(crate) fn missing(folder: &Path, root: &Path) -> Option<PathBuf> {
     missing.max_by_key(|mount| mount.as_os_str().len())
 }
 
-/// A line of mountinfo.
+/// A mount, as a line of mountinfo describes it.
 struct Mount {
     parent: Vec<u8>,
     device: Vec<u8>,
-    /// What of the file system is mounted.
+    /// The part of the file system that is mounted.
     root: PathBuf,
     point: PathBuf,
 }
 
-/// The mount points of mountinfo, see proc_pid_mountinfo(5), but for those of a folder over itself: systemd makes such mounts for
-/// the folders that a unit may write (`ReadWritePaths=`), whether their disk is there or not.
+/// Returns the mount points of mountinfo, see proc_pid_mountinfo(5), except those of a folder over
+/// itself. systemd makes such mounts for the folders that a unit may write (`ReadWritePaths=`),
+/// even if their disk is not mounted.
 fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     let mounts: HashMap<Vec<u8>, Mount> = lines.filter_map(mount).collect();
@@ -54,7 +56,8 @@ fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     real.map(|mount| mount.point.clone()).collect()
 }
 
-/// The first five fields of a line: the id of the mount and that of its parent, the device, the root and the mount point.
+/// Parses the first five fields of a line: the id of the mount and that of its parent, the device,
+/// the root and the mount point.
 fn mount(line: &[u8]) -> Option<(Vec<u8>, Mount)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = fields.next()?.to_owned();
@@ -67,7 +70,7 @@ fn mount(line: &[u8]) -> Option<(Vec<u8>, Mount)> {
     Some((id, mount))
 }
 
-/// The mount points of an fstab, but for those that are not mounted when the machine starts.
+/// Returns the mount points of an fstab, except those that are not mounted at boot.
 fn of_fstab(fstab: &[u8]) -> Vec<PathBuf> {
     let mut points = Vec::new();
     for line in fstab.split(|byte| *byte == b'\n') {
@@ -88,7 +91,7 @@ fn of_fstab(fstab: &[u8]) -> Vec<PathBuf> {
     points
 }
 
-/// Where the mount units go that other units in this folder want or require.
+/// Returns the mount points of the mount units that other units in this folder want or require.
 fn of_units(units: &Path) -> Vec<PathBuf> {
     let names = |folder: &Path| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -106,14 +109,16 @@ fn of_units(units: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The path after `Where=` in a mount unit. A specifier (`%`) is not resolved, and systemd wants none here.
+/// Returns the path after `Where=` in a mount unit. Specifiers (`%`) are not resolved, since
+/// systemd allows none here.
 fn where_of(unit: &[u8]) -> Option<PathBuf> {
     let mut lines = unit.split(|byte| *byte == b'\n');
     let value = lines.find_map(|line| line.trim_ascii().strip_prefix(b"Where="))?;
     Some(PathBuf::from(OsString::from_vec(value.trim_ascii().to_vec())))
 }
 
-/// A path with its escapes (`\040` for a space) resolved, as fstab and mountinfo have them. A slash at the end does not count.
+/// Returns a path of fstab or mountinfo with its escapes (`\040` for a space) resolved. A slash at
+/// the end does not count.
 fn path(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -131,7 +136,7 @@ fn path(field: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// A root with such files.
+    /// Makes a root folder with these files.
     fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {

@@ -1,7 +1,7 @@
-//! Opens a candidate of the images folder for reading. No odd entry makes it block, and it follows a link only to a file
-//! that only root can write.
+//! Opens a candidate of the images folder for reading. No odd entry makes it block. It follows a
+//! link only to a file that only root can write.
 //!
-//! It never reads a byte.
+//! This module never reads a byte.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,12 +17,12 @@ use super::folder::Folder;
 use super::permissions::is_roots_alone;
 
 impl Folder {
-    /// Opens a candidate for reading, without ever blocking and without following a link to where
-    /// its owner is not trusted.
+    /// Opens a candidate for reading. Never blocks, and rejects a link whose target another user
+    /// may write.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which says why in the operator's words.
+    /// Returns [`Refused`] with the reason, in words for the operator.
     pub fn open(&self, name: &OsStr) -> Result<File, Refused> {
         let path = Path::new(name);
         if let (Some(above), Some(name)) = (path.parent(), path.file_name())
@@ -38,9 +38,10 @@ impl Folder {
         match rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => regular(File::from(fd)),
             Err(Errno::LOOP) => self.open_link(name, flags),
-            // No file has a name that is too long for one, such as a checksum of a bundle whose name is just short enough.
+            // No file can have a name that is too long. A bundle with a name just short enough
+            // makes the name of its checksum file too long.
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Err(Refused::Gone),
-            // open(2) of a socket, or of a device that does not exist
+            // open(2) has these errors for a socket, and for a device that does not exist.
             Err(Errno::NXIO | Errno::NODEV) => Err(Refused::NotRegular),
             Err(error) => Err(Refused::Unreadable(error.into())),
         }
@@ -62,11 +63,11 @@ impl Folder {
         }
     }
 
-    /// Opens a layout below the folder, through no link, and tells what it is now.
+    /// Opens a layout below the folder, through no link. Returns it with its current identity.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which says why in the operator's words.
+    /// Returns [`Refused`] with the reason, in words for the operator.
     pub(crate) fn open_layout(&self, name: &OsStr) -> Result<(File, Identity), Refused> {
         match self.sub_folder(name) {
             Ok(folder) if folder.is_layout() => {
@@ -80,8 +81,8 @@ impl Folder {
     }
 }
 
-/// Opens whatever lies at a path for reading, without ever blocking. Links are followed: the path was typed by whoever
-/// runs the command.
+/// Opens a file of any kind at a path for reading, and never blocks. Follows links, because the
+/// path comes from the user who runs the command.
 pub fn open_path(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
@@ -95,10 +96,10 @@ fn regular(file: File) -> Result<File, Refused> {
     }
 }
 
-/// Why a candidate was not opened.
+/// The reason why a candidate was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// No entry has the name any more.
+    /// The entry no longer exists.
     #[error("it is gone")]
     Gone,
     /// The entry, or the target of the link, is a folder, a pipe, a socket or a device.

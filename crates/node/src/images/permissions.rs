@@ -1,7 +1,7 @@
-//! Judges by owner and mode whether the images folder and the targets of its links can be trusted: a user who can write
-//! there can put images on the node.
+//! Judges by owner and mode whether the images folder and the targets of its links can be trusted.
+//! A user who can write there can put images on the node.
 //!
-//! It changes no permission.
+//! This module changes no permission.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,31 +12,31 @@ pub(super) fn us() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Whether a file belongs to root, or to us, and nobody else can write it.
+/// Returns true if a file belongs to root or to the daemon's user, and no other user can write it.
 pub(crate) fn is_roots_alone(mode: u32, owner: u32) -> bool {
     is_trusted_target(mode, owner, us())
 }
 
-/// Whoever can write the target of a link can put images on the node, so it has to be as safe as the
-/// folder: owned by root (or us) and writable by nobody else.
+/// Returns true if the target of a link is as safe as the folder: owned by root or the daemon's
+/// user, and writable by no other. A user who can write the target can put images on the node.
 fn is_trusted_target(mode: u32, owner: u32, us: u32) -> bool {
     (owner == 0 || owner == us) && mode & 0o022 == 0
 }
 
-/// Whether the images folder's permissions may be trusted. Who can write it can give any image any
-/// name on the node, which is as good as root.
+/// The verdict on the images folder's permissions. A user who can write the folder is as powerful
+/// as root: such a user can give any image any name on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FolderTrust {
-    /// Only root, or the daemon's own user, can write it.
+    /// Only root or the daemon's own user can write the folder.
     Trusted,
-    /// Good enough to go on, but the operator should know.
+    /// The daemon uses the folder, but the operator should know of a risk.
     Warning(String),
-    /// Nothing is imported from it.
+    /// The daemon imports nothing from the folder.
     Refused(String),
 }
 
 impl FolderTrust {
-    /// The worse of two verdicts; of two equally bad ones, this.
+    /// Returns the worse of two verdicts, or `self` if they are equally bad.
     fn or_worse(self, other: FolderTrust) -> FolderTrust {
         match (&self, &other) {
             (FolderTrust::Refused(_), _) | (_, FolderTrust::Trusted) => self,
@@ -46,8 +46,8 @@ impl FolderTrust {
     }
 }
 
-/// Judges an open folder and every folder above it, by the path as it is given and as it is without links: whoever can
-/// rename a folder above can put another one in its place.
+/// Judges an open folder and every folder above it, both on the given path and on the path without
+/// links. A user who can rename a folder above can put another folder in its place.
 pub fn judge(folder: &Folder, path: &Path, allow_insecure: bool) -> FolderTrust {
     let own = judge_folder(folder.stat.st_mode, folder.stat.st_uid, us(), allow_insecure);
     let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -69,23 +69,23 @@ fn judge_above(ancestor: &Path, allow_insecure: bool) -> FolderTrust {
     }
 }
 
-/// Judges a folder above by its mode and owner. In one with the sticky bit (`/tmp`) nobody can rename what is root's,
-/// so it does no harm that everybody can write it (inode(7)).
+/// Judges a folder above by its mode and owner. A folder with the sticky bit (`/tmp`) is safe even
+/// if every user can write it: no other user can rename root's files there (inode(7)).
 fn judge_ancestor(mode: u32, owner: u32, us: u32, allow_insecure: bool) -> FolderTrust {
     const STICKY: u32 = 0o1000;
     let mode = if mode & STICKY == 0 { mode } else { mode & !0o022 };
     judge_folder(mode, owner, us, allow_insecure)
 }
 
-/// Judges a folder by its mode and owner; `us` is the effective user id of the daemon.
+/// Judges a folder by its mode and owner. `us` is the effective user id of the daemon.
 pub(super) fn judge_folder(mode: u32, owner: u32, us: u32, allow_insecure: bool) -> FolderTrust {
     let mode = mode & 0o7777;
     if mode & 0o002 != 0 {
-        let what = format!("everybody can write it (mode {mode:04o}), and with it give any image any name");
+        let what = format!("every user can write it (mode {mode:04o}), and with it give any image any name");
         return match allow_insecure {
             true => FolderTrust::Warning(what),
             false => FolderTrust::Refused(format!(
-                "{what}; run chmod o-w on it, or set `allowInsecureDir: true`"
+                "{what}: run chmod o-w on it, or set `allowInsecureDir: true`"
             )),
         };
     }

@@ -1,7 +1,8 @@
-//! Lists of images to pull, as k3s knows them: `*.txt` in the images folder, one reference on each line.
+//! Lists of images to pull, as in k3s: `*.txt` in the images folder, one reference on each line.
 //!
-//! They are for nodes that do have a registry: CRI pulls the images with its own credentials and mirrors, and we pin
-//! them like those of a bundle. What is a list is told by name and content together, since a bundle may have any name.
+//! They are for nodes that have a registry. CRI pulls the images with its own credentials and
+//! mirrors, and airgapd pins them like images of a bundle. Name and content together decide that a
+//! file is a list, because a bundle may have any name.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -17,14 +18,15 @@ use oci_spec::image::Digest;
 use crate::images::folder::{self, Ending, Reason};
 use crate::state::ledger::ImageEntry;
 
-/// A list may be this long, in bytes.
+/// Longest list, in bytes.
 const LARGEST: u64 = 1 << 20;
 
 /// The namespace that CRI pulls into.
 const KUBERNETES: &str = "k8s.io";
 
-/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive, or it is called
-/// as lists of checksums and other texts are. What is shorter than a tar header is no archive.
+/// Returns true if a file of this size is a list: its name says so, and its first bytes are not
+/// those of an archive. Lists of checksums and other known texts are none. A file that is shorter
+/// than a tar header is no archive.
 pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     let is_text = match head {
         Ending::Foreign => true,
@@ -39,7 +41,7 @@ pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
 ///
 /// # Errors
 ///
-/// When it cannot be read, is too long or is no text.
+/// Returns an error if the list cannot be read, is too long or is no text.
 pub(crate) fn read(file: File) -> io::Result<String> {
     let mut text = String::new();
     file.take(LARGEST + 1).read_to_string(&mut text)?;
@@ -51,7 +53,7 @@ pub(crate) fn read(file: File) -> io::Result<String> {
     Ok(text)
 }
 
-/// The references of a list, each once, or what is wrong with a line of it.
+/// Returns the references of a list, each once, or what is wrong with a line.
 pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String>> {
     let mut references = Vec::new();
     let mut seen = HashSet::new();
@@ -72,13 +74,15 @@ pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String
     references
 }
 
-/// Sees to it that an image is there, lets CRI pull it if it is not, and vouches for its records.
+/// Makes an image of a list present: lets CRI pull it if it is missing, and vouches for its
+/// records.
 ///
-/// Cancelling it leaves an image that is there and not pinned, or none; the next try goes on from there.
+/// Cancelling leaves the image either missing, or present and not pinned. The next try continues
+/// from there.
 ///
 /// # Errors
 ///
-/// Why the image is not there, or not pinned.
+/// Returns the reason why the image is missing or not pinned.
 pub(crate) async fn provide(
     client: &Client,
     reference: &Reference,
@@ -113,7 +117,7 @@ pub(crate) async fn provide(
     Ok(entries)
 }
 
-/// Puts our labels on a record, and tells what it points at; `None` where there is none.
+/// Puts airgapd's labels on a record, and returns its target. Returns `None` if there is no record.
 async fn vouch(client: &Client, name: &str, source: &Source) -> Result<Option<Digest>, containerd::Error> {
     let Some(record) = client.image(name).await? else {
         return Ok(None);
@@ -127,17 +131,17 @@ async fn vouch(client: &Client, name: &str, source: &Source) -> Result<Option<Di
     Ok(Some(record.target.digest().clone()))
 }
 
-/// Why an image of a list is not in place.
+/// The reason why an image of a list is not in place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unprovided {
-    /// containerd, CRI or the registry would not.
+    /// containerd, CRI or the registry has refused or failed.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
     /// CRI works in one namespace only.
-    #[error("CRI pulls into the namespace {KUBERNETES} alone, and another one is configured")]
+    #[error("CRI pulls only into the namespace {KUBERNETES}, and another namespace is configured")]
     Elsewhere,
-    /// CRI says it has pulled the image, and containerd has none of that name.
-    #[error("CRI has pulled it, but there is no image record of that name")]
+    /// CRI reports that it has pulled the image, and containerd has no record of that name.
+    #[error("CRI has pulled the image, but containerd has no image record of that name")]
     NoRecord,
 }
 

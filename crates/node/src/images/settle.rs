@@ -1,4 +1,4 @@
-//! Decides whether a file or a layout folder is finished, from an observation of it.
+//! Decides from an observation whether a file or a layout folder is finished.
 //!
 //! An observation looks at an open file. The decisions are pure and take the time as a value.
 
@@ -13,30 +13,31 @@ use bundle::sniff::Ending;
 
 use crate::sys::{self, Probe};
 
-/// Whether somebody may still be writing a file.
+/// The answer whether a program may still be writing a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writer {
-    /// Nobody is.
+    /// No program has the file open for writing.
     None,
-    /// Somebody is.
+    /// A program has the file open for writing.
     Present,
-    /// This file system, or our privileges, cannot tell.
+    /// The file system or the daemon's privileges do not allow the question.
     Unknown,
 }
 
-/// Everything [`settle`] goes by.
+/// The facts for [`settle`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observation {
-    /// In bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
     pub(crate) writer: Writer,
     pub(crate) ending: Ending,
-    /// When the last change was noticed: an event on the name, or another identity than before.
+    /// Time of the last noticed change: an event on the name, or a new identity.
     pub(crate) changed: Instant,
 }
 
 impl Observation {
-    /// Looks at an open file. `changed` is the caller's, who sees events and earlier identities.
+    /// Looks at an open file. The caller gives `changed`, since it sees events and earlier
+    /// identities.
     pub(crate) fn of(file: &File, changed: Instant) -> io::Result<Observation> {
         let size = file.metadata()?.len();
         let writer = match sys::probe_writers(file.as_fd()) {
@@ -53,28 +54,28 @@ impl Observation {
     }
 }
 
-/// Whether a file is finished.
+/// The verdict whether a file is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settle {
-    /// It may be read now.
+    /// The file may be read now.
     Settled,
-    /// Look again then, or when something changes.
+    /// Look again at this time, or when something changes.
     Wait { until: Instant, why: Why },
-    /// Nothing has happened for [`STALLED`]: tell the operator, once, and look again then.
+    /// Nothing has happened for [`STALLED`]. Tell the operator once, and look again at this time.
     Stalled { until: Instant, why: Why },
 }
 
-/// What an unfinished file waits for.
+/// The reason why a file is unfinished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Why {
     Changing,
     Empty,
     Written,
     NoEndMarker,
-    /// It ends in more zeros than a tar does.
+    /// The file ends in more zeros than a tar does.
     Reserved,
     QuietTime,
-    /// A layout folder lacks something that it refers to.
+    /// A layout folder lacks parts that it refers to.
     Incomplete,
 }
 
@@ -85,34 +86,35 @@ impl fmt::Display for Why {
             Why::Empty => "it is empty",
             Why::Written => "a program still has it open for writing",
             Why::NoEndMarker => "it has no end-of-archive marker, so the upload may have been cut off",
-            Why::Reserved => "it ends in zeros only, so the rest of it may still be to come",
-            Why::Incomplete => "it is a layout folder and lacks something that it refers to, so the copy may have been cut off",
+            Why::Reserved => "it ends in zeros only, so the rest may still be to come",
+            Why::Incomplete => "it is a layout folder and lacks parts that it refers to, so the copy may have been cut off",
             Why::QuietTime => {
-                "this file system cannot tell whether it is being written, so quiet time decides"
+                "the file system does not show whether a program writes it, so the daemon waits for quiet time"
             }
         })
     }
 }
 
-/// How long a finished file must have been still: enough for programs that write in several goes
-/// (open, write, close, open again), and longer than any kernel's time stamps are coarse.
+/// Quiet time of a finished file. It is longer than a tick of any kernel's time stamps. It covers
+/// the pauses of programs that open, write and close a file several times.
 const STILL: Duration = Duration::from_millis(500);
-/// The same for an archive whose end has been seen and that nobody writes.
+/// Quiet time of an archive whose end was seen and that no program writes.
 const STILL_WHOLE: Duration = Duration::from_millis(200);
-/// The coarsest time stamps there are: FAT counts two seconds, ext3 and some servers one.
+/// Coarsest time stamps of file systems: FAT counts two seconds, ext3 and some servers one.
 const COARSEST: Duration = Duration::from_secs(2);
-/// How soon to ask again whether the writer is gone. Its close(2) is an event too; this is for file
-/// systems without events.
+/// Time until the next check for a writer. The writer's close(2) is an event, too, but some file
+/// systems have no events.
 const AGAIN: Duration = Duration::from_secs(1);
-/// When an upload without progress is reported.
+/// Time without progress after which an upload is reported.
 const STALLED: Duration = Duration::from_secs(30);
-/// When a tar without end marker is taken all the same; its graph then tells whether it is whole.
+/// Time after which a tar without end marker is read nevertheless. Its graph then shows whether it
+/// is whole.
 const WITHOUT_MARKER: Duration = Duration::from_secs(60);
-/// Quiet time where writers cannot be seen.
+/// Quiet time if writers are not visible.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Decides whether a file may be read. A wrong "settled" costs a failed try and never makes a wrong
-/// image, since every blob is checked; a wrong "wait" costs time.
+/// Decides whether a file may be read. A wrong "settled" costs a failed try. It never makes a wrong
+/// image, since every blob is checked. A wrong "wait" costs time.
 pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
     let quiet = now.saturating_duration_since(seen.changed);
     let until_quiet_for = |wanted: Duration, why| Settle::Wait {
@@ -151,19 +153,20 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
     }
 }
 
-/// Until when a file that looks cut off may be an upload that goes on; `None` when nothing has happened for so long that
-/// it is to be taken for what it is.
+/// Returns the time until which a file that looks cut off may be an upload that continues. Returns
+/// `None` if nothing has happened for so long that the file counts as it is.
 pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant> {
     let until = changed + STALLED;
     (now < until).then_some(until)
 }
 
-/// How much longer a file can change without its identity showing it, by the wall clock `now` that was read before the
-/// file was looked at; `None` when any change shows.
+/// Returns how much longer a file can change without a change of its identity. `now` is the wall
+/// clock before the look at the file. Returns `None` if any change shows.
 ///
-/// A write in the same tick of the clock leaves a file of the same size with the same times. What is finished has been
-/// still for longer than the ticks of kernels that have fine ones ([`STILL_WHOLE`]); this is for file systems that keep
-/// whole seconds. A time in the future, where the clock was set back, is not that of the next write either.
+/// A write in the same tick of the clock leaves a file of the same size with the same times. On
+/// kernels with fine ticks, [`STILL_WHOLE`] is longer than a tick. This function is for file
+/// systems that keep whole seconds. If the clock was set back, the file's time may be in the
+/// future. The next write then gets another time.
 pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
     let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
     let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;
@@ -172,11 +175,11 @@ pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Dur
     COARSEST.checked_sub(age).filter(|left| !left.is_zero())
 }
 
-/// How long a layout folder must have been still: nobody can ask who is about to write to a folder.
+/// Quiet time of a layout folder: no kernel tells who is about to write into a folder.
 const STILL_LAYOUT: Duration = Duration::from_secs(2);
 
-/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` says whether everything that
-/// it refers to is there, where that is known.
+/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` is false
+/// if the folder is known to lack parts that it refers to.
 pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> Settle {
     let quiet = now.saturating_duration_since(changed);
     let until = |wanted: Duration| changed + wanted;

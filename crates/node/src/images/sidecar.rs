@@ -1,7 +1,8 @@
-//! `<bundle>.sha256` beside a bundle: what it says, and whether the bundle's bytes agree.
+//! `<bundle>.sha256` beside a bundle: its content, and the check of the bundle's bytes against it.
 //!
-//! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar is pure; hashing
-//! happens on the descriptor that the images are then read from, so that nobody can swap the file in between.
+//! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar
+//! is pure. Hashing reads the same descriptor as the import, so the file cannot be swapped in
+//! between.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -19,16 +20,16 @@ use oci_spec::image::Digest;
 use crate::images::folder::Refused;
 use crate::settings::Checksums;
 
-/// What the name of a sidecar adds to that of its bundle.
+/// Ending that a sidecar's name adds to the name of its bundle.
 const ENDING: &str = ".sha256";
 
-/// A list of the checksums of a whole release is a few KiB.
+/// Largest sidecar, in bytes. A list with the checksums of a whole release has a few KiB.
 const LARGEST: u64 = 1 << 20;
 
-/// How much is read at once, in bytes: enough to keep the disk busy, little enough to be nothing.
+/// Bytes of one read: enough to keep the disk busy, and little memory.
 const CHUNK: usize = 1 << 20;
 
-/// The name of the sidecar of a bundle.
+/// Returns the name of a bundle's sidecar.
 pub fn sidecar_of(bundle: &OsStr) -> OsString {
     let mut name = bundle.to_owned();
     name.push(ENDING);
@@ -41,19 +42,19 @@ fn from_hex(hex: &[u8]) -> Option<Digest> {
     digest::parse_sha256(&format!("sha256:{hex}")).ok()
 }
 
-/// Why a bundle is not taken.
+/// The reason why the check of a bundle failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// There has to be a sidecar, and there is none.
-    #[error("there is no {sidecar} beside it, and `checksums: require` asks for one")]
+    /// A sidecar is required, and there is none.
+    #[error("there is no {sidecar} beside it, and `checksums: require` demands one")]
     Missing {
         /// The name that the sidecar would have.
         sidecar: String,
     },
-    /// What is to be checked has no bytes of its own.
-    #[error("a folder has no checksum, and `checksums: require` asks for one")]
+    /// A folder has no bytes of its own to check.
+    #[error("a folder has no checksum, and `checksums: require` demands one")]
     NoFile,
-    /// The sidecar says nothing about this bundle.
+    /// The sidecar has no checksum for this bundle.
     #[error("{sidecar} cannot be used: {why}")]
     Unusable {
         /// The name of the sidecar.
@@ -61,7 +62,7 @@ pub enum Failure {
         /// The reason, without the name.
         why: String,
     },
-    /// The bundle is another one than the sidecar was made for.
+    /// The sidecar was made for other bytes than the bundle's.
     #[error(
         "its sha256 is {}, but {sidecar} says {}: copy the bundle again, and the checksum with it",
         found.digest(),
@@ -75,7 +76,7 @@ pub enum Failure {
         /// The digest of the bundle's bytes.
         found: Digest,
     },
-    /// Somebody wrote to the bundle meanwhile.
+    /// A program wrote to the bundle meanwhile.
     #[error("it changed while its checksum was computed")]
     Changed,
     /// The bundle cannot be read.
@@ -83,11 +84,11 @@ pub enum Failure {
     Read(#[source] io::Error),
 }
 
-/// What is expected of a bundle, by the sidecar that was found (or not) under its name.
+/// Returns the checksum that a bundle must have, from the sidecar that was opened under its name.
 ///
 /// # Errors
 ///
-/// [`Failure::Missing`] and [`Failure::Unusable`].
+/// Returns [`Failure::Missing`] or [`Failure::Unusable`].
 pub fn expected(
     bundle: &OsStr,
     sidecar: Result<File, Refused>,
@@ -113,11 +114,12 @@ pub fn expected(
     }
 }
 
-/// Finds what a checksum file says about a bundle: a digest alone, or the line that names the bundle.
+/// Returns the checksum of a bundle from the text of a sidecar: a digest alone, or the line that
+/// names the bundle.
 ///
 /// # Errors
 ///
-/// Why it says nothing, or several things, about it.
+/// Returns the reason if the text has no checksum for the bundle, or several.
 pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Digest, String> {
     let mut found = None;
     let (mut lines, mut others) = (0, None);
@@ -150,15 +152,16 @@ pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Digest, String> {
     }
 }
 
-/// Lines without their ends, blank ones and comments left out.
+/// Returns the lines without their ends, except blank lines and comments.
 pub(crate) fn text_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
-/// One line: a sha256 and the name it is for, if it has one. As `sha256sum` writes it (`<hex>  name`, `<hex> *name`,
-/// escaped with a backslash in front), as BSD does (`SHA256 (name) = <hex>`), or alone.
+/// Parses a line: a sha256 and the name that it is for, if it has a name. It knows three forms:
+/// `sha256sum`'s (`<hex>  name`, `<hex> *name`, escaped with a backslash in front), BSD's (`SHA256
+/// (name) = <hex>`), and a sha256 alone.
 pub(crate) fn parse_line(line: &[u8]) -> Option<(Digest, Option<Vec<u8>>)> {
     if let Some(rest) = line.strip_prefix(b"SHA256 (") {
         let close = rest.windows(4).rposition(|part| part == b") = ")?;
@@ -174,13 +177,14 @@ pub(crate) fn parse_line(line: &[u8]) -> Option<(Digest, Option<Vec<u8>>)> {
         [] => Some((checksum, None)),
         [b' ', b' ' | b'*', name @ ..] if escaped => Some((checksum, Some(unescape(name)))),
         [b' ', b' ' | b'*', name @ ..] => Some((checksum, Some(name.to_vec()))),
-        // One space or a tab is what people type.
+        // Operators type one space or a tab.
         [b' ' | b'\t', name @ ..] => Some((checksum, Some(name.trim_ascii_start().to_vec()))),
         _ => None,
     }
 }
 
-/// sha256sum writes a backslash, a line feed and a carriage return in names as `\\`, `\n` and `\r`.
+/// Resolves the escapes of sha256sum in a name: `\\`, `\n` and `\r` stand for a backslash, a line
+/// feed and a carriage return.
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut bytes = name.iter();
@@ -198,19 +202,20 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Checksums are often made from a folder above: `./bundle.tar`, `dist/bundle.tar`.
+/// Returns the last part of a name. Checksums are often made from a folder above: `./bundle.tar`,
+/// `dist/bundle.tar`.
 fn base_name(name: &[u8]) -> &[u8] {
     name.rsplit(|byte| *byte == b'/').next().unwrap_or(name)
 }
 
-/// Hashes an open file and compares. Gives the file as it was while it was read.
+/// Hashes an open file and compares the checksum. Returns the file's identity during the reading.
 ///
-/// Reads the whole file in pieces, off the runtime's threads and without touching its position. Cancelling it stops
-/// the reading.
+/// Reads the whole file in pieces, on a blocking thread and without moving the file's position.
+/// Cancelling stops the reading.
 ///
 /// # Errors
 ///
-/// [`Failure::Mismatch`], [`Failure::Changed`] and [`Failure::Read`].
+/// Returns [`Failure::Mismatch`], [`Failure::Changed`] or [`Failure::Read`].
 pub async fn check(file: File, bundle: &OsStr, expected: Digest) -> Result<Identity, Failure> {
     let abandoned = Arc::new(AtomicBool::new(false));
     let _abandon = Abandon(Arc::clone(&abandoned));
@@ -227,7 +232,8 @@ pub async fn check(file: File, bundle: &OsStr, expected: Digest) -> Result<Ident
     })
 }
 
-/// A blocking task cannot be cancelled, and the program could not end before it: so it is told.
+/// Tells the blocking task to stop when it is dropped. Such a task cannot be cancelled, and the
+/// program could not end before it.
 struct Abandon(Arc<AtomicBool>);
 
 impl Drop for Abandon {

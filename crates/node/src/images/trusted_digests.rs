@@ -1,7 +1,7 @@
-//! Which bundles the operator has allowed: a folder of files with the digests of their catalogs.
+//! The bundles that the operator has allowed: a folder of files with the digests of their catalogs.
 //!
-//! It is read anew each time it is asked, so that adding a line is all there is to do. Whatever others than root could
-//! have written there counts for nothing, and says so.
+//! Each check reads the folder again, so a new line is all that the operator has to add. A file
+//! that others than root could have written does not count, and the message says so.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,14 +15,14 @@ use oci_spec::image::Digest;
 use crate::images::folder::{self, Class, Depth, Folder, FolderTrust, Listed};
 use crate::images::sidecar::{parse_line, text_lines};
 
-/// One file of digests may be this large, in bytes.
+/// Largest file of digests, in bytes.
 const LARGEST: u64 = 4 << 20;
 
-/// Whether the folder lists the digest of a bundle's catalog.
+/// Checks that the folder lists the digest of a bundle's catalog.
 ///
 /// # Errors
 ///
-/// Why it is not allowed, with what to do about it.
+/// Returns why the bundle is not allowed, and what to do.
 pub fn check(trusted: &Path, catalog: &Digest) -> Result<(), String> {
     let list = || -> Result<(Folder, Vec<Listed>), String> {
         let folder = Folder::open_dir(trusted).map_err(|error| error.to_string())?;
@@ -44,17 +44,17 @@ pub fn check(trusted: &Path, catalog: &Digest) -> Result<(), String> {
         match digests_in(&folder, entry) {
             Ok(digests) if digests.iter().any(|digest| digest == catalog.as_ref()) => return Ok(()),
             Ok(_) => {}
-            Err(why) => remarks.push(format!("; {} there does not count: {why}", entry.name.display())),
+            Err(why) => remarks.push(format!(" ({} there does not count: {why})", entry.name.display())),
         }
     }
     Err(format!(
-        "its content {catalog} is not among the trusted ones: if it should be, add that digest as a line to a file in {}{}",
+        "its content {catalog} is not among the trusted digests: if it should be, add that digest as a line to a file in {}{}",
         trusted.display(),
         remarks.concat()
     ))
 }
 
-/// How the folder looks: when this is equal, so is what it says.
+/// Returns the names and identities of the folder and its files. Equal stamps mean equal content.
 pub(crate) fn stamp(trusted: &Path) -> Vec<(OsString, Identity)> {
     let listed = Folder::open_dir(trusted).and_then(|folder| folder.list(Depth::default()));
     let entries = listed.unwrap_or_default().entries.into_iter();
@@ -89,7 +89,7 @@ fn read(file: File) -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
-/// The digests of all lines; what follows a digest on its line is the operator's own business.
+/// Returns the digests of all lines. The rest of a line is the operator's remark.
 fn digests(text: &[u8]) -> Vec<String> {
     let checksums = text_lines(text).filter_map(|line| parse_line(line.trim_ascii_start()));
     checksums.map(|(checksum, _)| checksum.to_string()).collect()

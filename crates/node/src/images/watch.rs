@@ -1,15 +1,15 @@
-//! Tells when the images folder may have changed.
+//! Reports that the images folder may have changed.
 //!
-//! An event is only a hint to list the folder again, so a [`Watch`] says nothing but "look": no names, no
-//! kinds, no queue that could fill. That is why a lost event, an overflow of the kernel's queue and an
-//! error are all the same thing here, and why a flood of events costs no memory.
+//! An event is only a hint to list the folder again. So a [`Watch`] reports neither names nor
+//! kinds, and has no queue that could fill. A lost event, an overflow of the kernel's queue and an
+//! error therefore all have the same effect. A flood of events costs no memory.
 //!
-//! inotify watches an inode and not a path, and says nothing when something is mounted over it. So the
-//! nearest folder above is watched too, the mount table is polled, and a timer compares what the path
-//! leads to with what is watched; it also covers file systems without events.
+//! inotify watches an inode and not a path, and does not report a mount over it. So the watch
+//! includes the nearest folder above, and it polls the mount table. A timer compares the folder at
+//! the path with the watched folder. The timer also covers file systems without events.
 //!
-//! More than half of the file is its tests. They place files in every way and look at the watch from outside, so a split
-//! would only move its inside apart.
+//! More than half of the file is its tests. They place files in every way and look at the watch
+//! from outside, so they stay beside its internals.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -28,16 +28,16 @@ use tracing::{info, warn};
 
 use crate::sys;
 
-/// How often the folder is listed although nothing has happened.
+/// Time between two listings when nothing has happened.
 const RESCAN: Duration = Duration::from_secs(30);
-/// The same where the kernel gives us no watch (its limits are reached).
+/// Time between two listings if the kernel allows no watch (its limits are reached).
 const RESCAN_BLIND: Duration = Duration::from_secs(5);
-/// Hints come at most this often, so that ten thousand new files do not mean ten thousand listings. The
-/// first one after a quiet time comes at once.
+/// Shortest time between two hints, so that ten thousand new files do not mean ten thousand
+/// listings. The first hint after a quiet time comes at once.
 const PACE: Duration = Duration::from_millis(50);
 
-/// Everything but MODIFY and OPEN: one comes with every write(2) and floods the kernel's queue, the other
-/// with every look of our own.
+/// Returns all kinds of events except MODIFY and OPEN. MODIFY comes with every write(2) and floods
+/// the kernel's queue. OPEN comes with every look of the daemon itself.
 fn wanted_events() -> EventKindMask {
     EventKindMask::CREATE
         | EventKindMask::REMOVE
@@ -46,12 +46,13 @@ fn wanted_events() -> EventKindMask {
         | EventKindMask::ACCESS_CLOSE
 }
 
-/// Takes one of the kernel's watches over the folder, or over the nearest one above that exists, and gives it back at once.
+/// Checks that the kernel allows a watch on the folder, or on the nearest existing folder above.
+/// Takes the watch and drops it at once.
 ///
 /// # Errors
 ///
-/// The reason why the kernel gives none, such as a limit that is reached. The daemon then lists the folder every few
-/// seconds instead.
+/// Returns the reason why the kernel refuses a watch, such as a limit that is reached. The
+/// daemon then lists the folder every few seconds instead.
 pub fn try_watch(folder: &Path) -> Result<(), String> {
     let there = folder.ancestors().find(|folder| folder.is_dir());
     let there = there.unwrap_or(Path::new("/"));
@@ -60,24 +61,24 @@ pub fn try_watch(folder: &Path) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// A watch over one folder, which may come and go. It ends when it is dropped.
+/// A watch on one folder, which may appear and disappear. The watch ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
     hint: Arc<Notify>,
     earliest: Instant,
-    /// Folders below the folder, by their paths.
+    /// Folders below the folder, relative to it.
     below: watch::Sender<Vec<PathBuf>>,
     keeper: JoinHandle<()>,
 }
 
 impl Watch {
-    /// Begins to watch; the folder need not exist. What changes after this call is hinted at. Must be
+    /// Starts to watch. The folder need not exist. Changes after this call lead to a hint. Must be
     /// called inside a tokio runtime.
     ///
     /// # Errors
     ///
-    /// When `folder` is relative and the working directory is gone. Where the kernel gives no watch, the
-    /// folder is looked at every few seconds instead, with a warning.
+    /// Returns an error if `folder` is relative and the working directory is gone. If the kernel
+    /// allows no watch, the daemon lists the folder every few seconds instead, with a warning.
     pub(crate) fn start(folder: &Path) -> io::Result<Watch> {
         let hint = Arc::new(Notify::new());
         let mut ground = Ground::new(std::path::absolute(folder)?, Arc::clone(&hint));
@@ -92,14 +93,15 @@ impl Watch {
         })
     }
 
-    /// Watches these folders below the folder too, given relative to it, and none but them. To be called after each
-    /// listing: where one of them is new, or another one by now, a hint follows, since things may have happened in it
-    /// before.
+    /// Also watches these folders below the folder, given relative to it, and no others. Must be
+    /// called after each listing. If one of them is new or was replaced, a hint follows, because
+    /// its content may have changed before.
     pub(crate) fn also(&self, below: Vec<PathBuf>) {
         self.below.send_replace(below);
     }
 
-    /// Waits until the folder may have changed since the last time. Cancelling it loses nothing.
+    /// Waits until the folder may have changed since the last call. Safe to cancel: no hint is
+    /// lost.
     pub(crate) async fn changed(&mut self) {
         tokio::time::sleep_until(self.earliest).await;
         self.hint.notified().await;
@@ -113,7 +115,7 @@ impl Drop for Watch {
     }
 }
 
-/// Device and inode: what a path leads to.
+/// Device and inode of the folder at a path.
 type Place = (u64, u64);
 
 fn place(path: &Path) -> Option<Place> {
@@ -121,18 +123,19 @@ fn place(path: &Path) -> Option<Place> {
     metadata.is_dir().then(|| (metadata.dev(), metadata.ino()))
 }
 
-/// What is watched, and whether that is still what the path leads to.
+/// The folders that are watched, and the wanted folders.
 struct Ground {
     folder: PathBuf,
     hint: Arc<Notify>,
-    /// The ground itself may have moved: something happened to the folder and not in it.
+    /// Notified if the ground itself may have moved: an event about the folder and not in it.
     moved: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
-    /// Folders below the folder that are to be watched too, relative to it.
+    /// Folders below the folder to watch, too, relative to it.
     below: Vec<PathBuf>,
-    /// What is watched now: the folder where it exists, the nearest folder above it, and those below.
+    /// The folders that are watched now: the folder if it exists, the folders below, and the
+    /// nearest folder above.
     watched: Vec<(PathBuf, Place)>,
-    /// Why there is no watch, once it was said.
+    /// The reason why there is no watch, once it was logged.
     blind: Option<String>,
 }
 
@@ -150,7 +153,7 @@ impl Ground {
         }
     }
 
-    /// Keeps the watch on the path for ever.
+    /// Keeps the watch on the path until it is dropped.
     async fn keep(mut self, mut wanted: watch::Receiver<Vec<PathBuf>>) {
         let mounts = Mounts::open();
         let moved = Arc::clone(&self.moved);
@@ -165,7 +168,7 @@ impl Ground {
                 () = mounts.changed() => self.check(),
                 Ok(()) = wanted.changed() => {
                     self.below.clone_from(&wanted.borrow_and_update());
-                    // Without a watch every look would ask for the next one.
+                    // Without a watch, every listing would request the next.
                     if self.blind.is_none() {
                         self.check();
                     }
@@ -178,14 +181,14 @@ impl Ground {
         }
     }
 
-    /// Establishes the watch anew if the path leads somewhere else by now.
+    /// Renews the watch if the path leads to another folder by now.
     fn check(&mut self) {
         if self.blind.is_some() || self.watched != self.wanted() {
             self.establish();
         }
     }
 
-    /// The folders to watch, as they are at this moment.
+    /// Returns the current folders to watch.
     fn wanted(&self) -> Vec<(PathBuf, Place)> {
         let above = self.folder.ancestors().skip(1);
         let nearest = above
@@ -200,9 +203,11 @@ impl Ground {
             .collect()
     }
 
-    /// Watches what the path leads to now, and hints, since anything may have happened before.
+    /// Watches the current folders at the paths, and hints, because anything may have happened
+    /// before.
     fn establish(&mut self) {
-        // Between looking and watching the ground may move again; the kernel tells us only after.
+        // The ground may move again between the look and the watch. The kernel reports only later
+        // moves.
         for _ in 0..3 {
             let wanted = self.wanted();
             self.watch(&wanted);
@@ -217,7 +222,8 @@ impl Ground {
         let mut failure = None;
         match self.watcher() {
             Ok(mut watcher) => {
-                // Always anew: a watch of the same path may be on an inode that is elsewhere by now.
+                // Always renew each watch: a watch of the same path may be on an inode that has
+                // moved.
                 for (path, _) in &self.watched {
                     let _ = watcher.unwatch(path);
                 }
@@ -237,13 +243,13 @@ impl Ground {
         self.tell(failure);
     }
 
-    /// The watcher at hand, or a new one where its thread has died.
+    /// Returns the current watcher, or a new one if its thread has died.
     fn watcher(&mut self) -> notify::Result<RecommendedWatcher> {
         if let Some(watcher) = self.watcher.take() {
             if watcher.watched_paths().is_ok() {
                 return Ok(watcher);
             }
-            // Dropping it would panic, since nobody is left to tell to stop.
+            // Dropping it would panic, since the thread that it wants to stop is gone.
             std::mem::forget(watcher);
         }
         let (folder, hint, moved) = (
@@ -267,7 +273,7 @@ impl Ground {
         match (&failure, &self.blind) {
             (Some(why), None) => {
                 warn!(
-                    "cannot watch the images folder ({why}); it is looked at every {RESCAN_BLIND:?} instead"
+                    "cannot watch the images folder ({why}): the daemon lists it every {RESCAN_BLIND:?} instead"
                 );
             }
             (None, Some(_)) => info!("the images folder is watched again"),
@@ -287,14 +293,14 @@ fn describe(error: &notify::Error) -> String {
     }
 }
 
-/// What an event is about.
+/// The subject of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Concern {
-    /// Something beside the folder.
+    /// Something outside the folder.
     Nothing,
     /// Something in the folder.
     Content,
-    /// The folder itself, a folder above it, or nobody knows what.
+    /// The folder itself, a folder above it, or an unknown subject.
     Ground,
 }
 
@@ -309,7 +315,8 @@ fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
     );
     let concern = |path: &PathBuf| match () {
         () if folder.starts_with(path) => Concern::Ground,
-        // A folder below that is made anew may have the old one's inode, and is not watched all the same.
+        // A folder below that was created again may have the inode of the old folder, and yet not
+        // be watched.
         () if of_a_folder && path.starts_with(folder) => Concern::Ground,
         () if path.starts_with(folder) => Concern::Content,
         () => Concern::Nothing,
@@ -330,7 +337,7 @@ impl Mounts {
         Mounts(file.and_then(|file| sys::watch_urgent(file).ok()))
     }
 
-    /// Waits for a change; for ever where /proc does not tell, the timer does then.
+    /// Waits for a change, forever if /proc does not report it. The timer then finds the change.
     async fn changed(&self) {
         if let Some(file) = &self.0
             && let Ok(mut ready) = file.ready(Interest::PRIORITY).await
@@ -350,7 +357,8 @@ mod tests {
 
     use super::*;
 
-    /// Far longer than any of this takes, and far shorter than the timer that would hide a lost event.
+    /// Longest wait for a hint: far longer than a hint takes, and far shorter than the timer that
+    /// would hide a lost event.
     const SOON: Duration = Duration::from_secs(10);
 
     struct Trial {
@@ -360,7 +368,7 @@ mod tests {
     }
 
     impl Trial {
-        /// A watch over `data/images`, with the part of the path that exists.
+        /// Starts a watch on `data/images`, of which this part exists.
         async fn start(existing: &str) -> Trial {
             let temporary = tempfile::tempdir().unwrap();
             fs::create_dir_all(temporary.path().join(existing)).unwrap();
@@ -389,14 +397,14 @@ mod tests {
             while tokio::time::timeout(4 * PACE, self.watch.changed()).await.is_ok() {}
         }
 
-        /// Does something and expects a hint, with all hints of earlier deeds taken before.
+        /// Runs a deed and expects a hint, after it has taken all hints of earlier deeds.
         async fn expect(&mut self, what: &str, deed: impl FnOnce(&Path) -> io::Result<()>) {
             self.quiet().await;
             deed(&self.folder).unwrap();
             self.hinted(what).await;
         }
 
-        /// Expects that the folder as it is now is watched.
+        /// Expects that the current folder is watched.
         async fn expect_watched(&mut self) {
             self.expect("a file was written", |folder| {
                 fs::write(folder.join("probe"), "x")
@@ -513,7 +521,7 @@ mod tests {
         trial.quiet().await;
         fs::write(trial.folder.join("sub/b"), "x").unwrap();
         let hint = tokio::time::timeout(4 * PACE, trial.watch.changed()).await;
-        assert!(hint.is_err(), "it is not watched any more");
+        assert!(hint.is_err(), "it is no longer watched");
     }
 
     #[tokio::test]
@@ -553,7 +561,7 @@ mod tests {
         let folder = trial.folder.clone();
         let (a, b) = (folder.join("a"), folder.join("b"));
         fs::write(&a, "x").unwrap();
-        // The runtime has one thread here, so nobody takes a hint before all this has happened.
+        // The runtime has one thread here, so no hint is taken before all this has happened.
         for _ in 0..5_000 {
             fs::rename(&a, &b).unwrap();
             fs::rename(&b, &a).unwrap();
@@ -562,7 +570,7 @@ mod tests {
         trial.expect_watched().await;
     }
 
-    /// Runs in a mount namespace of its own, so that nothing is left behind.
+    /// Runs in a separate mount namespace, so no mount is left behind.
     #[tokio::test]
     #[ignore = "the next test runs it where it may mount"]
     async fn mounting() {
@@ -595,18 +603,15 @@ mod tests {
             return; // mount(2) is root's
         }
         let test = std::env::current_exe().unwrap();
-        let arguments = ["--exact", "watch::tests::mounting", "--ignored"];
+        let arguments = ["--exact", "images::watch::tests::mounting", "--ignored"];
         let output = std::process::Command::new("unshare")
             .arg("--mount")
             .arg(test)
             .args(arguments)
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
     }
 
     #[test]
@@ -643,7 +648,7 @@ mod tests {
     async fn a_change_during_a_cancelled_wait_is_not_lost() {
         let mut trial = Trial::start("data/images").await;
         fs::write(trial.folder.join("a"), "x").unwrap();
-        // However often the wait is given up, the hint stays until it is taken.
+        // The hint stays until it is taken, however many waits are cancelled.
         let mut taken = false;
         for _ in 0..1000 {
             taken |= tokio::time::timeout(Duration::ZERO, trial.watch.changed())

@@ -7,13 +7,13 @@ use super::*;
 use crate::status::{ContainerdStatus, ErrorStatus, UnpackStatus, VanishedStatus};
 use crate::verdict::Verdict;
 
-/// The lines of a family that are samples.
+/// Returns the samples of a family.
 fn samples<'t>(text: &'t str, name: &str) -> Vec<&'t str> {
     let is_of = |line: &&str| line.split(['{', ' ']).next() == Some(name);
     text.lines().filter(is_of).collect()
 }
 
-/// A thousand bundles, in this state each.
+/// Returns a status with a thousand bundles, each with the state that `state` returns.
 fn thousand(state: impl Fn(usize) -> State) -> Status {
     let bundle = |number: usize| {
         let mut bundle = BundleStatus::named(format!("{number:04}.tar").as_ref(), state(number));
@@ -54,7 +54,7 @@ fn thousand(state: impl Fn(usize) -> State) -> Status {
     status.judged()
 }
 
-/// Metrics in which each import that there can be has been counted.
+/// Returns metrics that have counted every kind of import.
 fn of_a_long_life() -> Metrics {
     let metrics = Metrics::new();
     for outcome in ["imported", "unchanged", "partial", "skipped", "failed"] {

@@ -15,20 +15,21 @@ pub(super) struct Unit {
     pub(super) command: Vec<String>,
 }
 
-/// What of one distribution was found on the node.
+/// The traces of one distribution on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Traces {
     /// Programs, by path.
     pub(super) programs: Vec<PathBuf>,
     pub(super) units: Vec<Unit>,
-    /// The default data folder, where it holds more than an images folder. That one alone proves
-    /// nothing: we create it ourselves, and operators do before they install.
+    /// The default data folder, if it has other content than an images folder. An images folder
+    /// alone proves nothing: airgapd creates it, and operators create it before they install the
+    /// distribution.
     pub(super) data: Option<PathBuf>,
 }
 
 impl Traces {
-    /// A unit is better evidence than a program, and a program than a data folder, which an
-    /// uninstallation may have left behind.
+    /// Returns how good the evidence is. A unit is better than a program. A program is better than
+    /// a data folder, which may be the rest of an earlier installation.
     pub(super) fn strength(&self) -> u8 {
         match (self.units.is_empty(), self.programs.is_empty(), &self.data) {
             (false, _, _) => 3,
@@ -61,7 +62,7 @@ impl Traces {
     }
 }
 
-/// Everything [`super::decide`] goes by, as [`probe`] found it.
+/// The evidence for [`super::decide`], as [`probe`] found it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
     pub(super) k0s: Traces,
@@ -81,8 +82,8 @@ impl Evidence {
         }
     }
 
-    /// Whether this is a k0s controller on which no worker, and so no containerd, runs: the daemon
-    /// is idle there, which is no error.
+    /// Returns true on a k0s controller without a worker, where no containerd runs. The daemon is
+    /// idle there, which is no error.
     pub fn is_controller_without_worker(&self) -> bool {
         let runs_worker = |unit: &Unit| {
             let given = |name: &str| {
@@ -96,7 +97,8 @@ impl Evidence {
     }
 }
 
-/// The value of the first of `names` on a command line, given as `--flag=value` or `--flag value`.
+/// Returns the value of the first of `names` on a command line, given as `--flag=value` or `--flag
+/// value`.
 fn flag_value<'a>(command: &'a [String], names: &[&str]) -> Option<&'a str> {
     command.iter().enumerate().find_map(|(position, word)| {
         names.iter().find_map(|name| match word.strip_prefix(name)? {
@@ -106,8 +108,8 @@ fn flag_value<'a>(command: &'a [String], names: &[&str]) -> Option<&'a str> {
     })
 }
 
-/// Looks for traces of all distributions below `root` (`/`, unless a test says otherwise). What
-/// cannot be read is no evidence.
+/// Looks for traces of all distributions below `root`, which is `/` outside of tests. An unreadable
+/// file is no evidence.
 pub fn probe(root: &Path) -> Evidence {
     let traces = |distribution| traces(root, distribution);
     Evidence {
@@ -139,7 +141,7 @@ fn traces(root: &Path, distribution: Distribution) -> Traces {
     }
 }
 
-/// Where systemd looks for units (systemd.unit(5)), the strongest first.
+/// The folders in which systemd looks for units (systemd.unit(5)), the strongest first.
 const UNIT_FOLDERS: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -163,7 +165,8 @@ fn unit(root: &Path, name: &str) -> Option<Unit> {
     })
 }
 
-/// The words of `ExecStart=` (systemd) or `command_args=` (OpenRC), with continuation lines joined.
+/// Returns the words of `ExecStart=` (systemd) or `command_args=` (OpenRC), with continuation lines
+/// joined.
 fn command_line(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().map(str::trim);
@@ -178,8 +181,8 @@ fn command_line(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a data folder holds anything besides the images folder that we or an operator may have
-/// made before the distribution was installed.
+/// Returns true if a data folder has other content than the images folder. airgapd or an operator
+/// may have created that folder before the distribution was installed.
 fn is_lived_in(folder: &Path) -> bool {
     let others = |folder: &Path, expected: &str| {
         std::fs::read_dir(folder)

@@ -1,10 +1,13 @@
-//! The note that a daemon leaves when it dies at work, and the conclusions of its successor.
+//! The note that a daemon leaves if it dies during a job, and the conclusions of the next daemon.
 //!
-//! [`Marker`] is a small file beside the ledger. It names the files whose jobs run, and is empty while none do. It is
-//! never synced: the end of a process loses nothing that was written, and after a power cut the boot is another one.
-//! A panic and a fatal signal of the daemon's own making add a line with the cause. A memory kill leaves no line, so the
-//! marker has the kernel's count of such kills as it was when the job began. [`Left::verdict`] is pure: without a line
-//! and without a new memory kill the end came from outside, and no file is to blame.
+//! [`Marker`] is a small file beside the ledger. It names the files whose jobs run, and it is empty
+//! while no job runs. The daemon never syncs it: the end of a process loses no written bytes, and
+//! after a power cut the boot id differs.
+//!
+//! A panic and a fatal signal that the daemon itself raised add a line with the cause. A memory
+//! kill adds no line. So the marker has the kernel's count of such kills from the start of the job.
+//! [`Left::verdict`] is pure. Without a line and without a new memory kill, the end came from
+//! outside and no file is to blame.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,31 +26,32 @@ use crate::sys;
 
 const FILE: &str = "under-way";
 
-/// A marker with two jobs has less than a KiB; a file name has at most 255 bytes for each of its folders.
+/// Bound for the marker's size, in bytes. A marker with two jobs has less than 1 KiB. A file name
+/// has at most 255 bytes for each of its folders.
 const LARGEST: u64 = 1 << 20;
 
-/// How a memory kill is called in messages.
+/// The words for a memory kill in messages.
 const MEMORY_KILL: &str = "a memory kill (OOM) of its own group";
 
 /// The daemon's note of the files that it works on.
 #[derive(Debug)]
 pub(crate) struct Marker {
-    /// `None` where the state folder takes no file: then no crash is remembered.
+    /// `None` if the state folder takes no file. The daemon then remembers no crash.
     file: Option<File>,
     /// The content of the file, as this process wrote it.
     noted: BTreeMap<OsString, Identity>,
 }
 
-/// The note of the daemon before this one.
+/// The note of the previous daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Left(String);
 
-/// The files that a daemon may have died of, and how it died.
+/// The files that may have killed a daemon, and the cause of its death.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// The cause of the daemon's end, for messages.
     pub(crate) cause: String,
-    /// The files whose jobs ran. Empty where none did.
+    /// The files whose jobs ran. Empty if no job ran.
     pub(crate) suspects: Vec<(OsString, Identity)>,
 }
 
@@ -65,15 +69,16 @@ struct Suspect {
     identity: Identity,
 }
 
-/// How many processes the kernel has killed for memory, as far as that can be seen.
+/// Number of processes that the kernel killed for memory, as far as the daemon can see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kills {
-    /// Which memory group the daemon is in: the inode of its folder.
+    /// The daemon's memory group, as the inode of its folder.
     group: Option<u64>,
-    /// In that group alone.
+    /// Kills in that group alone.
     own: Option<Count>,
-    /// In the smallest area around it that outlives it: the group above, or else the machine. A service manager makes
-    /// a new group for each start, and the counts of the old one go with it.
+    /// Kills in the smallest area that contains the group and outlives it: the group above, or else
+    /// the machine. A service manager makes a new group for each start, and the counts of the old
+    /// group go with it.
     around: Option<Count>,
 }
 
@@ -82,14 +87,15 @@ pub(crate) struct Kills {
 struct Count {
     /// Processes killed for memory.
     oom_kill: u64,
-    /// How often a limit of the group left no other way; absent where that is not counted. A machine that is short of
-    /// memory as a whole kills without it.
+    /// Times that a limit of the group forced a kill. `None` if the kernel does not count this. A
+    /// machine that is short of memory as a whole kills without raising this count.
     oom: Option<u64>,
 }
 
 impl Marker {
-    /// Opens the marker in a state folder that this process has the lock of, and reads what is in it. From then on, a
-    /// fatal signal of the process's own making is noted in it.
+    /// Opens the marker and reads the previous note. This process must have the lock of the state
+    /// folder. From then on, a fatal signal that the process itself raises adds a line to the
+    /// marker.
     pub(crate) fn open(folder: &Path) -> (Marker, Left) {
         let opened = OpenOptions::new()
             .read(true)
@@ -118,13 +124,13 @@ impl Marker {
         (Marker { file, noted }, left)
     }
 
-    /// Empties the note: no job runs.
+    /// Empties the note, since no job runs.
     pub(crate) fn clear(&mut self) {
         self.noted.clear();
         self.write(b"");
     }
 
-    /// Notes the files whose jobs run, before they go on.
+    /// Notes the files whose jobs run. The jobs wait until this is done.
     pub(crate) fn note(&mut self, files: BTreeMap<OsString, Identity>) {
         if files == self.noted {
             return;
@@ -149,14 +155,14 @@ impl Marker {
         self.noted = files;
     }
 
-    /// Adds the cause of the process's end, which is about to come.
+    /// Adds the cause just before the process ends.
     pub(crate) fn dies_of(&mut self, cause: &str) {
         let line = format!("{}\n", Foreign::new(cause));
         let written = self.file.as_mut().map(|file| file.write_all(line.as_bytes()));
         drop(written);
     }
 
-    /// A marker that cannot be written blames nothing.
+    /// Replaces the note. A marker that cannot be written blames no file.
     fn write(&mut self, text: &[u8]) {
         let Some(file) = &mut self.file else { return };
         let written = file.set_len(0).and_then(|()| file.write_all(text));
@@ -168,12 +174,13 @@ impl Marker {
 }
 
 impl Left {
-    /// Why the daemon before this one died, where that was a fault of its own. `boot` and `kills` are those of now.
+    /// Returns how the previous daemon died, if the fault was its own. `boot` and `kills` are the
+    /// present values.
     pub(crate) fn verdict(&self, boot: Option<&str>, kills: &Kills) -> Option<Verdict> {
         let mut lines = self.0.lines();
         let noted: Option<Noted> = lines.next().and_then(|line| serde_json::from_str(line).ok());
         let Some(noted) = noted else {
-            // No job ran: the first line is the cause, unless it is a note that was cut off.
+            // No job ran. The first line is the cause, unless it is a note that was cut off.
             let cause = self.0.lines().next().filter(|line| !line.starts_with('{'))?;
             let cause = cause.to_owned();
             let suspects = Vec::new();
@@ -195,7 +202,7 @@ impl Left {
 }
 
 impl Kills {
-    /// The counts as they are now.
+    /// Reads the present counts.
     pub(crate) fn now() -> Kills {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let group = memory_group(&groups);
@@ -204,7 +211,7 @@ impl Kills {
             let modern = Count::of(&group.join("memory.events.local"));
             modern.or_else(|| Count::of(&group.join("memory.oom_control")))
         });
-        // In the second version, the counts of a group are part of those of the groups above it.
+        // In cgroup v2, the counts of a group include those of the groups below it.
         let above = group.and_then(|group| Count::of(&group.parent()?.join("memory.events")));
         Kills {
             group: found.map(|found| found.ino()),
@@ -213,7 +220,8 @@ impl Kills {
         }
     }
 
-    /// Whether the kernel has killed in between. Where the group is still the same, its own count tells.
+    /// Returns true if the kernel killed a process in between. The group's own count decides if the
+    /// group is still the same.
     fn grew_to(&self, now: &Kills) -> bool {
         let is_same = self.group.is_some() && self.group == now.group;
         match (self.own, now.own) {
@@ -249,7 +257,7 @@ impl Count {
     }
 }
 
-/// The folder of this process's memory group, from `/proc/self/cgroup` (cgroups(7)).
+/// Returns the folder of this process's memory group, from `/proc/self/cgroup` (cgroups(7)).
 fn memory_group(groups: &str) -> Option<PathBuf> {
     let below = |root: &str, path: &str| Path::new(root).join(path.trim_start_matches('/'));
     let lines = || {
@@ -265,7 +273,7 @@ fn memory_group(groups: &str) -> Option<PathBuf> {
     }
 }
 
-/// The text of a panic.
+/// Returns the text of a panic for messages.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
@@ -277,18 +285,19 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     )
 }
 
-/// The kernel's id of this boot, where /proc tells it.
+/// Returns the kernel's id of this boot, if /proc has it.
 pub(crate) fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
 }
 
-/// Which program this is: its version and its bytes, so that a build with a remedy counts as another program. Reads the whole
-/// executable, so it is asked for only where a crash is known.
+/// Returns the identity of this program: its version and the digest of its bytes, so that a
+/// repaired build counts as another program. This reads the whole executable, so callers ask only
+/// if they know of a crash.
 ///
 /// # Errors
 ///
-/// Those of reading `/proc/self/exe`.
+/// Returns an error if `/proc/self/exe` cannot be read.
 pub(crate) fn program() -> std::io::Result<String> {
     let digest = digest::of(&mut File::open("/proc/self/exe")?, Hasher::sha256())?;
     Ok(format!("{} {digest}", ledger::PROGRAM))
@@ -345,17 +354,17 @@ mod tests {
         type Row<'a> = (&'a str, &'a str, Kills, Option<&'a str>);
         let table: [Row<'_>; 10] = [
             ("now", "SIGABRT\n", before.clone(), Some("SIGABRT")),
-            // A stack overflow is a fault of memory first, and then an abort.
+            // A stack overflow first raises SIGSEGV and then SIGABRT.
             ("now", "SIGSEGV\nSIGABRT\n", before.clone(), Some("SIGSEGV")),
             ("earlier", "SIGABRT\n", before.clone(), None),
-            // Killed from outside, or a watchdog.
+            // A kill from outside, or a watchdog.
             ("now", "", before.clone(), None),
             ("now", "", kills(7, 2, 6), Some(MEMORY_KILL)),
-            // The machine was short of memory, and not the group.
+            // The machine was short of memory, not the group.
             ("now", "", machine_wide, None),
             // Another group was short of memory.
             ("now", "", kills(7, 1, 6), None),
-            // The group was made anew.
+            // The service manager made a new group.
             ("now", "", kills(8, 0, 6), Some(MEMORY_KILL)),
             ("now", "", kills(8, 0, 5), None),
             ("earlier", "", kills(8, 0, 9), None),
@@ -376,7 +385,7 @@ mod tests {
         assert_eq!(verdict(""), None);
         let Verdict { cause, suspects } = verdict("SIGSEGV\n").unwrap();
         assert_eq!((cause.as_str(), suspects.len()), ("SIGSEGV", 0));
-        // Cut off in the middle of a note.
+        // A note that was cut off in the middle.
         assert_eq!(verdict("{\"boot\":\"no"), None);
     }
 
@@ -442,7 +451,7 @@ mod tests {
             assert_eq!(memory_group(text), Some(PathBuf::from(path)), "{text:?}");
         }
         assert_eq!(memory_group(""), None);
-        // This machine has counts of one kind or the other.
+        // This machine has one kind of count or the other.
         assert!(Kills::now().around.is_some());
     }
 }

@@ -1,6 +1,5 @@
-//! What is known of one file in the images folder: the last try with it, and the images that it put into containerd.
-//!
-//! It knows no other file and no disk.
+//! The ledger's entry for one file in the images folder: the last try, and the images that it put
+//! into containerd. An entry knows no other file and no disk.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -21,14 +20,15 @@ use super::suspects::Crashes;
 pub(crate) struct BundleId(String);
 
 impl BundleId {
-    /// The id of the bundle with this file name.
+    /// Returns the id of the bundle with this file name.
     pub(crate) fn of(file: &OsStr) -> BundleId {
         BundleId(import::bundle_id(&label_name(file)))
     }
 }
 
-/// A file's name as labels and leases have it. Names are bytes and labels are text (protobuf has no other strings), so
-/// bytes that are no UTF-8 are written as `\xff`: two files that differ in them only are two bundles.
+/// Returns a file's name in the form that labels and leases have. Names are bytes and labels are
+/// text (protobuf has no other strings), so bytes that are not UTF-8 become `\xff`. Two files that
+/// differ in such bytes only are two bundles.
 pub fn label_name(file: &OsStr) -> String {
     Foreign::file_name(file).raw().to_owned()
 }
@@ -39,35 +39,37 @@ impl fmt::Display for BundleId {
     }
 }
 
-/// What is known of one file in the images folder.
+/// The ledger's entry for one file in the images folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The file's name in the folder. Names are bytes; one that is not UTF-8 is kept as hex.
+    /// The file's name in the folder. Names are bytes: a name that is not UTF-8 is kept as hex.
     #[serde(with = "file_name")]
     pub(crate) file: OsString,
-    /// Position in the order in which bundles arrived; a file that was replaced arrives anew.
+    /// Position in the order in which bundles arrived. A replaced file arrives again.
     pub(crate) arrival: u64,
-    /// The file as it was when it was last tried.
+    /// The file as it was at the last try.
     pub(crate) identity: Identity,
-    /// How that try ended.
+    /// The result of that try.
     pub(crate) outcome: LastTry,
-    /// How often this very file was tried without success; 0 after one.
+    /// Number of tries of this very file since the last success.
     #[serde(default)]
     pub(crate) attempts: u32,
     #[serde(default)]
     pub(crate) last_error: Option<LastError>,
-    /// What the bundle last put into containerd. It outlives a failed try with a newer file, since a
-    /// bundle that was replaced by a broken file unpins nothing.
+    /// The images that the bundle last put into containerd. They outlive a failed try with a newer
+    /// file: replacing a bundle by a broken file unpins nothing.
     #[serde(default)]
     pub(crate) imported: Option<Imported>,
-    /// When the same catalog was first imported, where that was before `imported.at`. Versions that do not know the key read
-    /// the rest.
+    /// Time of the first import of the same catalog, if it was before `imported.at`. Versions that
+    /// do not know the key read the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) first: Option<Timestamp>,
-    /// Since when the file is gone. What it vouched for is withdrawn, and then the entry goes.
+    /// Time since which the file is gone. The daemon withdraws its labels and pins and then removes
+    /// the entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gone: Option<Timestamp>,
-    /// That the daemon crashed while it worked on this file. Versions that do not know the key read the rest.
+    /// Crashes of the daemon while it worked on this file. Versions that do not know the key read
+    /// the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) crashes: Option<Crashes>,
 }
@@ -76,20 +78,21 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LastTry {
-    /// It is finished, and its first import is still to come or was interrupted.
+    /// The file is finished. Its first import has not ended yet, or was interrupted.
     Pending,
-    /// How it ended.
+    /// The outcome of a try that ended.
     #[serde(untagged)]
     Ended(Outcome),
 }
 
-/// Why the last try failed.
+/// The error of the last try.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastError {
     pub(crate) text: String,
     pub(crate) class: ErrorClass,
     pub(crate) at: Timestamp,
-    /// How many images failed, each target counted once. Versions that do not know the key read the rest.
+    /// Number of images that failed, each target counted once. Versions that do not know the key
+    /// read the rest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) images: usize,
 }
@@ -99,29 +102,31 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// What has to happen before another try makes sense.
+/// The condition for a useful retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorClass {
-    /// Time: containerd was away, a lock was held.
+    /// Time: containerd was away, or another process had a lock.
     Transient,
-    /// Space on containerd's disk.
+    /// Room on containerd's disk.
     Space,
-    /// A disk that works: containerd's, or the one that the bundle is on.
+    /// A sound disk for containerd or for the bundle.
     Disk,
-    /// Another file: this one is bad.
+    /// Another file: this one is damaged.
     Bundle,
-    /// Somebody who changes the configuration or the permissions.
+    /// Other settings or permissions.
     Permanent,
-    /// Another file, checksum or rule: the node must not take this one. What it imported is not wanted any more.
+    /// Another file, checksum or rule: this node must not take this file. The images that it
+    /// brought are not wanted any more.
     Refused,
-    /// Another file, or another version of this program, which crashed over this one again and again. Only in documents:
-    /// the ledger counts the crashes of an entry instead, so that earlier versions can read it.
+    /// Another file, or another version of this program, which crashed over this file again and
+    /// again. Only documents have this class. The ledger counts the crashes of an entry instead, so
+    /// that earlier versions can read it.
     Crash,
 }
 
 impl ErrorClass {
-    /// Every one.
+    /// Every class.
     pub const ALL: [ErrorClass; 7] = [
         ErrorClass::Transient,
         ErrorClass::Space,
@@ -132,7 +137,7 @@ impl ErrorClass {
         ErrorClass::Crash,
     ];
 
-    /// As in documents and metrics.
+    /// Returns the word for documents and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorClass::Transient => "transient",
@@ -145,7 +150,7 @@ impl ErrorClass {
         }
     }
 
-    /// Whether time may help without a change of the file or the rules.
+    /// Returns true if time may help, without a change of the file or the rules.
     pub(super) fn may_pass(self) -> bool {
         match self {
             ErrorClass::Transient | ErrorClass::Space | ErrorClass::Disk => true,
@@ -155,7 +160,8 @@ impl ErrorClass {
 }
 
 impl Entry {
-    /// Whether the last try brought a part of the images, and time alone does not bring the others.
+    /// Returns true if the last try brought only some of the images and time alone does not bring
+    /// the others.
     pub(crate) fn is_incomplete(&self) -> bool {
         let is_partial = self.outcome == LastTry::Ended(Outcome::Partial);
         is_partial
@@ -165,47 +171,48 @@ impl Entry {
                 .is_some_and(|error| !error.class.may_pass())
     }
 
-    /// What was found wrong with this very file, where only another file could help.
+    /// Returns the error of this very file, if only another file could help.
     pub(crate) fn damage(&self, identity: &Identity) -> Option<&str> {
         let error = self.last_error.as_ref()?;
         let is_bad = error.class == ErrorClass::Bundle && self.identity == *identity;
         is_bad.then_some(error.text.as_str())
     }
 
-    /// Time of the earliest import of its present catalog that is known.
+    /// Returns the time of the earliest known import of its present catalog.
     pub(crate) fn first_imported(&self) -> Option<Timestamp> {
         self.imported
             .as_ref()
             .map(|imported| self.first.unwrap_or(imported.at))
     }
 
-    /// Whether what it has imported is wanted.
+    /// Returns true if the images that it imported are wanted.
     pub(crate) fn is_vouching(&self) -> bool {
         !self.is_refused() && self.gone.is_none()
     }
 
-    /// Whether the node's rules are against this file, whatever it has imported.
+    /// Returns true if the node's rules forbid this file, regardless of earlier imports.
     pub(crate) fn is_refused(&self) -> bool {
         let class = self.last_error.as_ref().map(|error| error.class);
         class == Some(ErrorClass::Refused)
     }
 
-    /// Whether the daemon crashed over this very file until it was left alone.
+    /// Returns true if the daemon crashed over this very file so often that it leaves the file
+    /// alone.
     pub fn is_set_aside(&self, identity: &Identity) -> bool {
         let is_worn = |crashes: &Crashes| crashes.times >= Crashes::MOST;
         self.identity == *identity && self.crashes.as_ref().is_some_and(is_worn)
     }
 }
 
-/// A successful import, whole or in part.
+/// A successful import, in full or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Imported {
-    /// The file as it was read.
+    /// The file that was read.
     pub(crate) identity: Identity,
-    /// The checksum file that it was found to match.
+    /// The checksum file that the bundle matched.
     #[serde(default)]
     pub(crate) sidecar: Option<Identity>,
-    /// Digest of the catalog (`index.json` or `manifest.json`): the identity of the content.
+    /// Digest of the catalog (`index.json` or `manifest.json`), which identifies the content.
     pub(crate) catalog: Digest,
     pub(crate) images: Vec<ImageEntry>,
     pub(crate) at: Timestamp,
@@ -221,7 +228,7 @@ pub(crate) struct ImageEntry {
     pub(crate) target: Digest,
 }
 
-/// File names as text where they are UTF-8, as `{"hex": "…"}` where they are not.
+/// File names as text if they are UTF-8, otherwise as `{"hex": "…"}`.
 pub(crate) mod file_name {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -256,7 +263,7 @@ pub(crate) mod file_name {
                 let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
                 bytes
                     .map(OsString::from_vec)
-                    .ok_or_else(|| D::Error::custom("a file name with broken hex"))
+                    .ok_or_else(|| D::Error::custom("a file name has invalid hex digits"))
             }
         }
     }
@@ -279,7 +286,7 @@ mod tests {
         for (file, expected) in table {
             let file = OsStr::from_bytes(file);
             assert_eq!(label_name(file), expected);
-            // What a label says leads back to the bundle.
+            // The label's text leads back to the bundle.
             assert_eq!(BundleId::of(OsStr::new(&label_name(file))), BundleId::of(file));
         }
     }

@@ -1,7 +1,8 @@
-//! The ledger: what the daemon did, so that a restart with unchanged bundles opens none of them.
+//! The ledger: the daemon's record of its imports. With it, a restart opens no unchanged bundle.
 //!
-//! It is a cache of the truth, which lies in the bundles and in containerd. Losing it costs time and nothing else, and it
-//! never decides that a pin goes. The ledger is a value and knows no disk: `store` keeps it in `state.json`.
+//! The ledger is a cache. The truth lies in the bundles and in containerd. A lost ledger costs time
+//! and nothing else, and the ledger never decides to remove a pin. It is a value without a disk:
+//! `store` keeps it in `state.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -23,38 +24,39 @@ pub(crate) use super::suspects::{Crash, Crashes};
 /// The version of `state.json` that this program reads and writes.
 pub(crate) const VERSION: u32 = 1;
 
-/// What is remembered between runs.
+/// The daemon's memory between runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     version: u32,
-    /// Under which circumstances the rest is true.
+    /// The circumstances in which the rest is true.
     #[serde(default)]
     pub(crate) context: Context,
-    /// The arrival number that the next new bundle gets; never given out twice.
+    /// Arrival number of the next new bundle. No number is used twice.
     next_arrival: u64,
     #[serde(default)]
     pub(super) bundles: BTreeMap<BundleId, Entry>,
-    /// Every digest that a target needs on this node, target included: once per target, however many
-    /// names and bundles share it.
+    /// Every digest that a target needs on this node, including the target. Each target has one
+    /// entry, no matter how many names and bundles share it.
     #[serde(default, with = "closures")]
     closures: BTreeMap<String, Vec<Digest>>,
 }
 
-/// The circumstances in which a ledger was written. When one differs, what the ledger says must be
-/// checked again before it is believed.
+/// The circumstances in which a ledger was written. If one differs, the daemon checks the ledger's
+/// claims again before it relies on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Context {
-    /// containerd's own uuid: a wiped or another containerd has another one.
+    /// containerd's own uuid. It changes if containerd is wiped or replaced.
     pub(crate) containerd: Option<String>,
-    /// The kernel's boot id: after a power cut, blobs may be gone.
+    /// The kernel's boot id. After a power cut, blobs may be gone.
     pub(crate) boot: Option<String>,
-    /// The settings that decide what an import yields (platforms, aliases, names, …), in any form
-    /// that is equal when they are equal.
+    /// The settings that decide what an import yields (platforms, aliases, names, …). Any form will
+    /// do in which equal settings give equal text.
     pub(crate) selection: Option<String>,
-    /// Device and inode of the images folder: another one is not the folder whose bundles are known.
+    /// Device and inode of the images folder. The ledger knows the bundles of the folder with these
+    /// numbers only.
     #[serde(default)]
     pub(crate) folder: Option<(u64, u64)>,
-    /// The version of the program: another one may read what this one refused.
+    /// The version of the program. Another version may read a file that this one refused.
     #[serde(default)]
     pub(crate) program: Option<String>,
 }
@@ -75,21 +77,22 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// The entry of a file, by its name in the folder.
+    /// Returns the entry of a file, by its name in the folder.
     pub fn get(&self, file: &OsStr) -> Option<&Entry> {
         self.bundles
             .get(&BundleId::of(file))
             .filter(|entry| entry.file == file)
     }
 
-    /// All entries, in the order in which the bundles arrived.
+    /// Returns all entries in the order in which the bundles arrived.
     pub(crate) fn entries(&self) -> Vec<&Entry> {
         let mut entries: Vec<_> = self.bundles.values().collect();
         entries.sort_by_key(|entry| entry.arrival);
         entries
     }
 
-    /// Gives a finished file its place in the order of arrival, before anything of it is imported. Whether it is news.
+    /// Gives a finished file its place in the order of arrival, before any of its images is
+    /// imported. Returns true if the ledger changed.
     pub(crate) fn arrive(&mut self, file: &OsStr, identity: &Identity) -> bool {
         let before = self.get(file);
         if before.is_some_and(|entry| entry.identity == *identity && entry.gone.is_none()) {
@@ -101,14 +104,15 @@ impl Ledger {
             identity: identity.clone(),
             outcome: LastTry::Pending,
             attempts: 0,
-            // A rule against the file before it holds until this one was looked at.
+            // A new file under the name of a refused one counts as refused until the daemon has
+            // examined it.
             last_error: before
                 .filter(|entry| entry.is_refused())
                 .and_then(|entry| entry.last_error.clone()),
             imported: before.and_then(|entry| entry.imported.clone()),
             first: before.and_then(|entry| entry.first),
             gone: None,
-            // Another file by the name of a suspect is a suspect, too.
+            // A new file under the name of a suspect is a suspect, too.
             crashes: before
                 .and_then(|entry| entry.crashes.clone())
                 .map(|crashes| Crashes { times: 0, ..crashes }),
@@ -119,7 +123,8 @@ impl Ledger {
         true
     }
 
-    /// The names that bundles vouch for which arrived after this one, with what they want them to point at.
+    /// Returns the names that later bundles vouch for, each with the target that the later bundle
+    /// wants.
     pub(crate) fn later_claims(&self, file: &OsStr) -> BTreeMap<&str, &Digest> {
         let arrival = self.get(file).map_or(u64::MAX, |entry| entry.arrival);
         let later = self
@@ -133,7 +138,7 @@ impl Ledger {
             .collect()
     }
 
-    /// Writes down a try that put images into containerd, with the closure of each target.
+    /// Records a try that put images into containerd, with the closure of each target.
     pub(crate) fn record_import(
         &mut self,
         file: &OsStr,
@@ -167,8 +172,8 @@ impl Ledger {
         self.drop_unused_closures();
     }
 
-    /// Writes down an error beside the last outcome: the reason of a failed try, or what kept a
-    /// partial one from being whole. What was imported before stays remembered.
+    /// Records an error beside the last outcome: why a try failed, or why a partial one is not
+    /// whole. The ledger keeps the earlier import.
     pub(crate) fn record_failure(
         &mut self,
         file: &OsStr,
@@ -181,7 +186,7 @@ impl Ledger {
         let attempts = before
             .filter(|entry| entry.identity == identity)
             .map_or(0, |entry| entry.attempts);
-        // A containerd that went away says nothing of a suspect.
+        // An error such as a lost containerd does not clear a suspect.
         let may_pass = error.class.may_pass();
         let crashes = before.and_then(|entry| entry.crashes.clone());
         let entry = Entry {
@@ -199,31 +204,31 @@ impl Ledger {
         self.bundles.insert(BundleId::of(file), entry);
     }
 
-    /// Writes down since when files are gone, and that those which are back are not.
+    /// Records the time since which files are gone, and clears it for files that are back.
     pub(crate) fn mark_gone(&mut self, is_there: impl Fn(&OsStr) -> bool, now: Timestamp) {
         for entry in self.bundles.values_mut() {
             match (is_there(&entry.file), entry.gone) {
                 (true, _) => entry.gone = None,
                 (false, None) => entry.gone = Some(now),
-                // The clock was set back: it cannot have gone in the future.
+                // The clock was set back. A file cannot disappear in the future.
                 (false, Some(gone)) => entry.gone = Some(gone.min(now)),
             }
         }
     }
 
-    /// Forgets a file and every closure that only it needed; tells what was known of it.
+    /// Forgets a file and every closure that only this file needed. Returns its last entry.
     pub(crate) fn forget(&mut self, file: &OsStr) -> Option<Entry> {
         let entry = self.bundles.remove(&BundleId::of(file))?;
         self.drop_unused_closures();
         Some(entry)
     }
 
-    /// Whether an image of a bundle needs this blob.
+    /// Returns true if an image of a bundle needs this blob.
     pub(crate) fn needs(&self, digest: &Digest) -> bool {
         self.closures.values().any(|closure| closure.contains(digest))
     }
 
-    /// Whether a bundle vouches for a record of this name, as [`Ledger::desired_images`] has it.
+    /// Returns true if [`Ledger::desired_images`] has a record of this name.
     pub(crate) fn vouches_for(&self, name: &str) -> bool {
         let vouching = self.bundles.values().filter(|entry| entry.is_vouching());
         let mut images = vouching
@@ -232,7 +237,8 @@ impl Ledger {
         images.any(|image| image.name == name)
     }
 
-    /// The bundles that vouch for an image with this target, by the names that labels have for their files.
+    /// Returns the bundles that vouch for an image with this target, by the names that labels have
+    /// for their files.
     pub fn bundles_with(&self, target: &Digest) -> BTreeSet<String> {
         let vouching = self.bundles.values().filter(|entry| entry.is_vouching());
         let has = |entry: &&Entry| {
@@ -245,13 +251,13 @@ impl Ledger {
             .collect()
     }
 
-    /// What a target needs on this node, the target itself included.
+    /// Returns the digests that a target needs on this node, including the target.
     pub(crate) fn closure(&self, target: &Digest) -> Option<&[Digest]> {
         self.closures.get(target.as_ref()).map(Vec::as_slice)
     }
 
-    /// Which images the bundles vouch for, by name, without those that are refused. Where two disagree,
-    /// the one that arrived last counts.
+    /// Returns the images that bundles vouch for, by name. Refused bundles do not count. If two
+    /// bundles disagree, the bundle that arrived last decides.
     pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
         for entry in self.entries().into_iter().filter(|entry| entry.is_vouching()) {
@@ -273,7 +279,8 @@ impl Ledger {
         }
     }
 
-    /// Makes sure that a ledger that was edited by hand does not give the same arrival twice.
+    /// Makes sure that a ledger that was edited by hand does not assign the same arrival number
+    /// twice.
     pub(super) fn go_on_counting(&mut self) {
         let last = self.bundles.values().map(|entry| entry.arrival).max();
         self.next_arrival = self.next_arrival.max(last.unwrap_or(0).saturating_add(1));
@@ -291,8 +298,8 @@ impl Ledger {
     }
 }
 
-/// Closures by target. `Digest` has no order and a file should always look the same, so the key is
-/// its text; both are checked as digests when they are read.
+/// Closures by target. `Digest` has no order, so the key is its text and a file always looks the
+/// same. Both are checked as digests when they are read.
 mod closures {
     use std::collections::{BTreeMap, HashMap};
 

@@ -1,8 +1,8 @@
-//! The files in the images folder and how far each has come: the daemon's work list. `listing` takes over what the folder holds,
-//! and this module moves files on.
+//! The files in the images folder and the phase of each: the daemon's work list. `listing` takes
+//! over the folder's content, and this module moves files from phase to phase.
 //!
-//! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here touches a file or
-//! containerd, and nothing but the daemon's one loop owns it.
+//! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here
+//! touches a file or containerd. Only the daemon's loop owns the roster.
 
 mod listing;
 
@@ -19,7 +19,7 @@ use basics::backoff::Backoff;
 pub(crate) use self::listing::split_off_sidecars;
 pub use self::listing::why_ignored;
 
-/// The waits after tries that may go better later.
+/// The delays between tries of a file that may succeed later.
 const RETRY: Backoff = Backoff {
     first: Duration::from_secs(1),
     longest: Duration::from_secs(300),
@@ -29,26 +29,26 @@ const RETRY: Backoff = Backoff {
 #[derive(Debug, Default)]
 pub struct Roster {
     files: BTreeMap<OsString, Tracked>,
-    /// Entries that are no bundles as their names and types show, with the reason.
+    /// Entries that are no bundles by name or type, with the reason.
     others: BTreeMap<OsString, Reason>,
-    /// What was said about a name already, so that it is said once.
+    /// Remarks about a name that the log already has, so that it gets each only once.
     said: HashMap<OsString, HashSet<Remark>>,
 }
 
-/// A file as it was listed, with what stands for its checksum beside it.
+/// A file as it was listed, together with the checksum file beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// The file as it was listed.
     pub identity: Identity,
-    /// Of `<file>.sha256`, where there is one.
+    /// Identity of `<file>.sha256`, if it exists.
     pub(crate) sidecar: Option<Identity>,
-    /// It is a folder, an unpacked layout.
+    /// True for a folder, which is an unpacked layout.
     pub is_layout: bool,
 }
 
 impl Version {
-    /// Whether the ledger's last import of the bundle by this name is of this very file, checked against this very
-    /// checksum, and nothing was left to try again.
+    /// Returns true if the ledger's last import under this name read this very file. It must have
+    /// checked the file against this very checksum and left nothing to retry.
     pub fn is_known(&self, ledger: &Ledger, name: &OsStr) -> bool {
         ledger.get(name).is_some_and(|entry| {
             let imported = entry.imported.as_ref().is_some_and(|imported| {
@@ -62,55 +62,57 @@ impl Version {
 #[derive(Debug)]
 struct Tracked {
     version: Version,
-    /// When this version was first seen: the file has been still since then.
+    /// Time at which this version was first seen. The file has not changed since.
     since: Instant,
     phase: Phase,
-    /// How often in a row this version was tried in vain.
+    /// Number of failed tries of this version in a row.
     attempts: u32,
 }
 
-/// How far a file has come.
+/// The phase of a file on its way into containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It may still be written to: looked at again then.
+    /// The file may still be written, so the daemon examines it again later.
     Settling {
         /// Time of the next look.
         look: Instant,
     },
-    /// Finished; imported as soon as there is a containerd.
+    /// Finished. The import starts as soon as containerd is there.
     Ready,
-    /// A job of the daemon is at it.
+    /// A job works on the file.
     Running,
-    /// Finished, and left to another importer first.
+    /// Finished. Another importer may import it first.
     Following,
-    /// The ledger knows this very file: compared with containerd before it is opened.
+    /// The ledger knows this very file. The daemon compares it with containerd before it opens it.
     Known,
-    /// Finished, and missing something beside it: looked at again when that comes.
+    /// Finished, but a file beside it is missing. The daemon examines it again when that file
+    /// appears.
     Waiting,
-    /// No bundle, as its content shows; left alone until it changes.
+    /// Not a bundle by its content. The daemon leaves it alone until it changes.
     Ignored(Reason),
-    /// Its images are in place, as far as they can be.
+    /// As many of its images as possible are in place.
     Done,
-    /// It could not be imported; tried again then, or when it changes.
+    /// The file could not be imported. The daemon retries it at the given time, or when it changes.
     Failed {
-        /// Time of the next try; `None` where only another file or a change on the node helps.
+        /// Time of the next try. `None` if only another file or a change on the node helps.
         retry: Option<Instant>,
     },
 }
 
 impl Phase {
-    /// The moves that decisions make. A file that was replaced begins anew, whatever it was.
+    /// Returns true for the moves that decisions make. A replaced file starts over from any phase.
     fn may_become(self, to: Phase) -> bool {
         use Phase::{Done, Failed, Following, Ignored, Known, Ready, Running, Settling, Waiting};
         match (self, to) {
-            // To be looked at: not finished after all, or by rules that have changed.
+            // To be examined: not finished after all, or the rules changed.
             (Settling { .. } | Ready | Running | Ignored(_) | Failed { .. }, Settling { .. }) => true,
-            // To be imported: finished, given up, restored, or by rules that have changed.
+            // To be imported: finished, given up by a job or an importer, to be restored, or the
+            // rules changed.
             (Ignored(_), Ready) => false,
             (_, Ready) => true,
             (Ready | Failed { retry: Some(_) }, Running | Following) => true,
             (_, Running | Following) => false,
-            // Compared and in place, imported, or gone before it was opened.
+            // In place after a comparison or an import, or removed before it was opened.
             (Running | Known | Done | Settling { .. } | Ready | Failed { .. }, Done) => true,
             (Done | Settling { .. }, Known) => true,
             (Running, Waiting) => true,
@@ -129,7 +131,8 @@ enum Remark {
 }
 
 impl Roster {
-    /// The files that are due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
+    /// Returns the files that are due for a look, and those that are due for an import and pass
+    /// `may_start`. Files that have waited longest come first.
     pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Vec<OsString> {
         let due = |(name, file): &(&OsString, &Tracked)| match file.due() {
             Some((at, Step::Look)) => at.is_none_or(|at| at <= now),
@@ -141,7 +144,8 @@ impl Roster {
         due.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// When the next file is due that is not due now. What waits for `may_start` wakes nobody.
+    /// Returns the time at which the next file becomes due. A file that only waits for `may_start`
+    /// sets no time.
     pub(crate) fn next_due(&self, now: Instant, connected: bool) -> Option<Instant> {
         let wakes = |file: &Tracked| match file.due()? {
             (at, Step::Look) => at,
@@ -150,32 +154,33 @@ impl Roster {
         self.files.values().filter_map(wakes).min()
     }
 
-    /// How long the file has been as it is; `None` when it is not in the list any more.
+    /// Returns the time since which the file has not changed, or `None` if it is not on the roster.
     pub(crate) fn still_since(&self, name: &OsStr) -> Option<Instant> {
         self.files.get(name).map(|file| file.since)
     }
 
-    /// How far a file has come.
+    /// Returns the phase of a file.
     pub(crate) fn phase(&self, name: &OsStr) -> Option<Phase> {
         self.files.get(name).map(|file| file.phase)
     }
 
-    /// The identity a file was listed with.
+    /// Returns the identity that a file was listed with.
     pub fn identity(&self, name: &OsStr) -> Option<Identity> {
         self.version(name).map(|version| version.identity)
     }
 
-    /// What a file and its checksum were listed as.
+    /// Returns the identities that a file and its checksum were listed with.
     pub fn version(&self, name: &OsStr) -> Option<Version> {
         self.files.get(name).map(|file| file.version.clone())
     }
 
-    /// Whether it is still to be found out whether a file is finished.
+    /// Returns true if it is still unknown whether the file is finished.
     pub(crate) fn is_settling(&self, name: &OsStr) -> bool {
         matches!(self.phase(name), Some(Phase::Settling { .. }))
     }
 
-    /// Moves a file on. Moves that no decision makes are a fault of the program: they stop a test, and a daemon goes on.
+    /// Moves a file to another phase. A move that no decision makes is a fault of the program. It
+    /// stops a test, but not the daemon.
     fn go(&mut self, name: &OsStr, to: Phase) {
         let Some(file) = self.files.get_mut(name) else {
             return;
@@ -192,7 +197,7 @@ impl Roster {
         }
     }
 
-    /// Has a file looked at (again) to find out whether it is finished.
+    /// Schedules a look that finds out whether the file is finished.
     pub(crate) fn look_at(&mut self, name: &OsStr, look: Instant) {
         self.go(name, Phase::Settling { look });
     }
@@ -202,12 +207,13 @@ impl Roster {
         self.go(name, Phase::Ready);
     }
 
-    /// A job begins with a file that was queued or whose next try is due.
+    /// Marks a file as running: it was queued, or its next try is due.
     pub(crate) fn begin(&mut self, name: &OsStr) {
         self.go(name, Phase::Running);
     }
 
-    /// Queues a file again whose job came to nothing. Whether it still counted as running.
+    /// Queues a file again after its job ended without a result. Returns true if the file still
+    /// counted as running.
     pub(crate) fn stop_running(&mut self, name: &OsStr) -> bool {
         let is_running = self.phase(name) == Some(Phase::Running);
         if is_running {
@@ -216,7 +222,7 @@ impl Roster {
         is_running
     }
 
-    /// The images of a file are in place, as far as they can be.
+    /// Marks a file as done: as many of its images as possible are in place.
     pub(crate) fn finish(&mut self, name: &OsStr) {
         self.go(name, Phase::Done);
     }
@@ -226,22 +232,23 @@ impl Roster {
         self.go(name, Phase::Following);
     }
 
-    /// Has a file compared with containerd that an earlier run imported in part.
+    /// Schedules a comparison with containerd for a file that an earlier run imported in part.
     pub(crate) fn recall(&mut self, name: &OsStr) {
         self.go(name, Phase::Known);
     }
 
-    /// Does not try a file again until it changes.
+    /// Stops trying a file until it changes.
     pub fn refuse(&mut self, name: &OsStr) {
         self.go(name, Phase::Failed { retry: None });
     }
 
-    /// Puts a file off that could be imported now.
+    /// Postpones a file that could be imported now.
     pub(crate) fn postpone(&mut self, name: &OsStr, until: Instant) {
         self.go(name, Phase::Failed { retry: Some(until) });
     }
 
-    /// Writes down that a file failed. With `retry`, a random number, it is tried again, later each time.
+    /// Counts a failure. `retry` is a random number: if it is given, the daemon retries the file
+    /// with increasing delay.
     pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: Option<u64>) {
         let Some(file) = self.files.get_mut(name) else {
             return;
@@ -252,18 +259,18 @@ impl Roster {
         self.go(name, Phase::Failed { retry });
     }
 
-    /// Leaves a file alone. Whether that is to be said: the first time only.
+    /// Leaves a file alone. Returns true if the log does not have this yet.
     pub fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
         self.go(name, Phase::Ignored(reason));
         self.remark(name, Remark::Ignored(reason))
     }
 
-    /// Notes that something is said of a name; whether that is the first time.
+    /// Notes a remark about a name. Returns true if the remark is new.
     fn remark(&mut self, name: &OsStr, what: Remark) -> bool {
         self.said.entry(name.to_owned()).or_default().insert(what)
     }
 
-    /// Everything that is left alone, with the reason, by name.
+    /// Returns everything that is left alone, with the reason, sorted by name.
     pub(crate) fn ignored(&self) -> Vec<(&OsStr, Reason)> {
         let of_files = self.files.iter().filter_map(|(name, file)| match file.phase {
             Phase::Ignored(reason) => Some((name.as_os_str(), reason)),
@@ -278,13 +285,14 @@ impl Roster {
         ignored
     }
 
-    /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
+    /// Lets a file wait for its checksum. Returns true if the log does not have this yet.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
         self.go(name, Phase::Waiting);
         self.remark(name, Remark::NoChecksum)
     }
 
-    /// Takes over whether a file is finished. What should be said about it, the first time only.
+    /// Applies the answer to whether a file is finished. Returns the reason of a stall if the log
+    /// does not have it yet.
     pub(crate) fn settle(&mut self, name: &OsStr, settle: Settle) -> Option<Why> {
         match settle {
             Settle::Settled => {
@@ -302,7 +310,7 @@ impl Roster {
         }
     }
 
-    /// Why a file that does not get finished was reported.
+    /// Returns the reported reason why a file is not finished.
     pub(crate) fn stalled(&self, name: &OsStr) -> Option<Why> {
         self.said.get(name)?.iter().find_map(|what| match what {
             Remark::Waiting(why) => Some(*why),
@@ -310,7 +318,7 @@ impl Roster {
         })
     }
 
-    /// The names in one phase, told by `is`.
+    /// Returns the names of the files whose phase `is` accepts.
     pub fn names(&self, is: impl Fn(Phase) -> bool) -> Vec<OsString> {
         self.files
             .iter()
@@ -319,12 +327,13 @@ impl Roster {
             .collect()
     }
 
-    /// How many files are in one phase, told by `is`.
+    /// Returns the number of files whose phase `is` accepts.
     pub(crate) fn count(&self, is: impl Fn(Phase) -> bool) -> usize {
         self.files.values().filter(|file| is(file.phase)).count()
     }
 
-    /// Everything is to be compared with containerd again: it was away, or is another one.
+    /// Schedules a comparison for every file that is done, since containerd was away or was
+    /// replaced.
     pub(crate) fn doubt(&mut self) {
         for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
             file.phase = Phase::Known;
@@ -332,16 +341,17 @@ impl Roster {
     }
 }
 
-/// What a file is due for.
+/// The step that a file is due for.
 enum Step {
-    /// A look whether it is finished.
+    /// A look that finds out whether the file is finished.
     Look,
     /// An import.
     Start,
 }
 
 impl Tracked {
-    /// What the file waits for, and until when if time is all it waits for.
+    /// Returns the next step of the file and its time. The time is `None` if the file waits for
+    /// more than time.
     fn due(&self) -> Option<(Option<Instant>, Step)> {
         match self.phase {
             Phase::Settling { look } => Some((Some(look), Step::Look)),
@@ -363,7 +373,7 @@ mod tests {
     use super::*;
     use crate::images::folder::{Class, Listed};
 
-    /// Tried again, after the whole wait.
+    /// A `chance` that gives the whole delay before a retry.
     const AGAIN: Option<u64> = Some(0);
 
     pub(super) fn identity(inode: u64) -> Identity {

@@ -1,6 +1,8 @@
-//! The ledger's place on disk: `state.json`, replaced as a whole and locked against a second daemon.
+//! The ledger on disk: `state.json`. The store replaces the file as a whole and locks it against a
+//! second daemon.
 //!
-//! A broken file is set aside, and one that a newer version wrote is left alone. It never looks into a ledger.
+//! The store moves a broken file aside and leaves a file of a newer version alone. It does not look
+//! into a ledger.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -12,10 +14,12 @@ use serde::Deserialize;
 
 use super::ledger::{Ledger, VERSION};
 
-/// A ledger of a thousand bundles is a few MiB; anything beyond this is not ours.
+/// Bound for the file's size, in bytes. A ledger of a thousand bundles has a few MiB, so a larger
+/// file is not a ledger.
 const LARGEST: u64 = 64 << 20;
 
-/// What the daemon last wrote down, for commands beside it. `None` where there is nothing to be read.
+/// Reads the ledger that the daemon last saved, for commands that run beside it. Returns `None` if
+/// there is no readable ledger.
 pub fn read(folder: &Path) -> Option<Ledger> {
     match load(&folder.join(FILE)) {
         Loaded::Ledger(ledger, _) => Some(*ledger),
@@ -26,19 +30,19 @@ pub fn read(folder: &Path) -> Option<Ledger> {
 const FILE: &str = "state.json";
 const ASIDE: &str = "state.json.bad";
 const LOCK: &str = "lock";
-/// One fixed name rather than a random one: it is written under the lock only, and a kill in the
-/// middle of a save cannot leave more than one behind.
+/// A fixed name rather than a random one: only the owner of the lock writes this file, and a kill
+/// during a save leaves at most one behind.
 const TEMPORARY: &str = ".state.json.new";
 
-/// Why a state folder cannot be taken over.
+/// An obstacle to the use of a state folder.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another daemon has it.
+    /// Another daemon uses it.
     #[error("another airgapd{} already uses the state folder {}", owner(*pid), folder.display())]
     Taken {
         /// The state folder.
         folder: PathBuf,
-        /// Its process id, where the lock file has it.
+        /// The process id of that daemon, if the lock file has it.
         pid: Option<u32>,
     },
 }
@@ -47,16 +51,16 @@ fn owner(pid: Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
 
-/// Something about the state that the operator should know. None of it keeps the daemon from working.
+/// News about the state for the operator. The daemon works in all of these cases.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    /// The file was broken; it is kept under another name and the ledger starts empty.
+    /// The file was broken. It has a new name, and the ledger starts empty.
     SetAside { reason: String, kept_as: PathBuf },
-    /// The file was broken and could not even be moved; the ledger starts empty and replaces it.
+    /// The file was broken and could not be moved. The ledger starts empty and replaces it.
     Broken { reason: String },
-    /// A newer airgapd wrote the file. It is left alone, and this run saves nothing.
+    /// A newer airgapd wrote the file. The daemon leaves it alone and saves nothing in this run.
     Newer { version: u64 },
-    /// Nothing can be remembered: the folder or the file cannot be read or written.
+    /// The folder or the file cannot be read or written, so the daemon remembers nothing.
     CannotRemember { path: PathBuf, error: io::Error },
 }
 
@@ -65,24 +69,24 @@ impl fmt::Display for Notice {
         match self {
             Notice::SetAside { reason, kept_as } => write!(
                 f,
-                "the state file was unreadable ({reason}); it is kept as {} and built anew from the bundles",
+                "the state file was unreadable ({reason}). It was moved to {}. The daemon reads the bundles again",
                 kept_as.display()
             ),
             Notice::Broken { reason } => {
                 write!(
                     f,
-                    "the state file was unreadable ({reason}); it is built anew from the bundles"
+                    "the state file was unreadable ({reason}). The daemon replaces it and reads the bundles again"
                 )
             }
             Notice::Newer { version } => write!(
                 f,
-                "the state file has version {version} of a newer airgapd (this one knows {VERSION}); \
-                 it is left alone and nothing is remembered in this run"
+                "the state file has version {version} of a newer airgapd (this one knows {VERSION}). \
+                 It stays as it is, and this run saves nothing"
             ),
             Notice::CannotRemember { path, error } => {
                 write!(
                     f,
-                    "cannot keep the state in {}: {error}; going on without memory",
+                    "cannot keep the state in {}: {error}. After a restart the daemon reads every bundle again",
                     path.display()
                 )
             }
@@ -90,34 +94,36 @@ impl fmt::Display for Notice {
     }
 }
 
-/// What a call to [`Store::save`] came to.
+/// The result of [`Store::save`].
 #[derive(Debug)]
 #[expect(clippy::enum_variant_names, reason = "the opposite of saved is not saved")]
 pub(crate) enum Saved {
     Written,
-    /// The file already says the same.
+    /// The file already has this content.
     Unchanged,
-    /// It could not be written; the notice comes the first time only, until a save succeeds again.
+    /// Writing failed. The first failure has a notice, and so has the first one after a successful
+    /// save.
     NotSaved(Option<Notice>),
 }
 
-/// The ledger's place on disk. It holds the lock until it is dropped.
+/// The ledger on disk. It has the lock until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Store {
     folder: PathBuf,
     lock: Option<File>,
-    /// Cleared where a newer version owns the file.
+    /// False if a newer version owns the file.
     may_save: bool,
     told: bool,
     on_disk: Option<Vec<u8>>,
 }
 
 impl Store {
-    /// Takes over the state folder, creating it (0700) where needed, and reads the ledger.
+    /// Locks the state folder, creates it (mode 0700) if needed, and reads the ledger.
     ///
     /// # Errors
     ///
-    /// Only [`LockError::Taken`]. Everything else gives an empty ledger and a notice.
+    /// Returns [`LockError::Taken`] if another daemon uses the folder. Any other fault gives an
+    /// empty ledger and a notice.
     pub(crate) fn open(folder: &Path) -> Result<(Store, Ledger, Vec<Notice>), LockError> {
         let mut notices = Vec::new();
         let lock = match lock(folder) {
@@ -177,9 +183,9 @@ impl Store {
         }
     }
 
-    /// Replaces the file by this ledger: temporary file, fsync, rename, fsync of the folder. It
-    /// blocks for as long as the disk takes, and a crash at any instant leaves the old file or the
-    /// new one.
+    /// Replaces the file by this ledger: temporary file, fsync, rename, fsync of the folder. The
+    /// call blocks for as long as the disk takes. A crash at any moment leaves either the old file
+    /// or the new one.
     pub(crate) fn save(&mut self, ledger: &Ledger) -> Saved {
         if !self.may_save {
             return Saved::NotSaved(None);
@@ -195,7 +201,7 @@ impl Store {
                 Saved::Written
             }
             Err(error) => {
-                // After a failed fsync nobody knows what the disk has.
+                // After a failed fsync, the content on the disk is unknown.
                 self.on_disk = None;
                 let first = !std::mem::replace(&mut self.told, true);
                 let path = self.folder.join(FILE);
@@ -206,7 +212,8 @@ impl Store {
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.lock.is_none() {
-            // The folder was not writable at start; without the lock a second daemon may be at work.
+            // The folder was not writable at start. Without the lock, a second daemon may be
+            // running.
             self.lock =
                 Some(lock(&self.folder)?.ok_or_else(|| io::Error::other("another airgapd has the lock"))?);
         }
@@ -230,7 +237,7 @@ enum Loaded {
 }
 
 fn load(path: &Path) -> Loaded {
-    // Should somebody have put a FIFO there, a blocking open would hang for ever.
+    // If the path is a FIFO, a blocking open would hang for ever.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -259,7 +266,7 @@ fn parse(bytes: Vec<u8>) -> Loaded {
     }
     match serde_json::from_slice(&bytes) {
         Ok(Header { version }) if version > u64::from(VERSION) => return Loaded::Newer(version),
-        Ok(Header { version: 0 }) => return Loaded::Broken("there is no version 0".into()),
+        Ok(Header { version: 0 }) => return Loaded::Broken("version 0 does not exist".into()),
         Ok(_) => {}
         Err(error) => return Loaded::Broken(error.to_string()),
     }
@@ -283,8 +290,8 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Takes the folder's lock; `None` where somebody else has it. The kernel frees it when its owner
-/// dies, so a left-over file means nothing.
+/// Takes the folder's lock. Returns `None` if another process has it. The kernel frees the lock
+/// when its owner dies, so a left-over lock file means nothing.
 fn lock(folder: &Path) -> io::Result<Option<File>> {
     std::fs::DirBuilder::new()
         .recursive(true)

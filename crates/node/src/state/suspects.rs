@@ -1,7 +1,7 @@
-//! Crashes over a file, as the ledger counts them: after the first the file is a suspect and tried alone, after several in a
-//! row it is set aside.
+//! Crashes over a file, as the ledger counts them. After the first crash the file is a suspect, and
+//! the daemon tries it alone. After several in a row the daemon sets it aside.
 //!
-//! Pure. Which file a crash is blamed on is decided in [`super::crash`].
+//! Pure. [`super::crash`] decides which file to blame for a crash.
 
 use std::ffi::OsStr;
 
@@ -13,20 +13,20 @@ use super::entry::{BundleId, ErrorClass, LastError, LastTry};
 use super::ledger::Ledger;
 use import::Outcome;
 
-/// Crashes of the daemon, or of a job in it, in a row and in one boot, while it worked on a file.
+/// Consecutive crashes of the daemon, or of one of its jobs, in one boot while it worked on a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Crashes {
-    /// How many. With [`Crashes::MOST`] the file is set aside. With fewer it is a suspect and tried alone, with 0 because
-    /// the file or the program changed since.
+    /// Number of crashes. At [`Crashes::MOST`] the file is set aside. Below that it is a suspect,
+    /// which the daemon tries alone. 0 means that the file or the program changed since.
     pub(crate) times: u32,
-    /// The boot in which they happened.
+    /// The boot in which the crashes happened.
     pub(crate) boot: Option<String>,
     /// The program that crashed ([`crate::state::crash::program`]).
     pub(crate) program: Option<String>,
 }
 
 impl Crashes {
-    /// So many in a row set a file aside.
+    /// Number of crashes in a row that sets a file aside.
     pub(crate) const MOST: u32 = 3;
 }
 
@@ -41,8 +41,9 @@ pub(crate) struct Crash {
 }
 
 impl Ledger {
-    /// Writes down a crash over a file: the last of [`Crashes::MOST`] in a row and in one boot sets it aside, with `way_out`
-    /// for those who read of it. How many there are now.
+    /// Records a crash over a file and returns the number of crashes so far. The crash that reaches
+    /// [`Crashes::MOST`] in one boot sets the file aside. The error then ends with `way_out`, the
+    /// remedy for the operator.
     pub(crate) fn record_crash(
         &mut self,
         file: &OsStr,
@@ -59,7 +60,7 @@ impl Ledger {
             entry.outcome = LastTry::Ended(Outcome::Failed);
             entry.last_error = Some(LastError {
                 text: format!(
-                    "set aside: the daemon crashed over it {times} times in one boot, the last time by {}; {way_out}",
+                    "set aside: the daemon crashed over it {times} times in one boot, the last time by {}. {way_out}",
                     crash.cause
                 ),
                 class: ErrorClass::Permanent,
@@ -76,17 +77,17 @@ impl Ledger {
         times
     }
 
-    /// Whether the daemon crashed over a file by this name, so that the daemon tries it alone.
+    /// Returns true if the daemon crashed over a file of this name and therefore tries it alone.
     pub(crate) fn is_suspect(&self, file: &OsStr) -> bool {
         self.get(file).is_some_and(|entry| entry.crashes.is_some())
     }
 
-    /// Whether any file is a suspect or set aside.
+    /// Returns true if any file is a suspect or set aside.
     pub(crate) fn has_crashes(&self) -> bool {
         self.bundles.values().any(|entry| entry.crashes.is_some())
     }
 
-    /// Lets the daemon try files again that another program crashed over.
+    /// Lets the daemon retry files that another program crashed over.
     pub(crate) fn acquit_of_others(&mut self, program: &str) {
         for entry in self.bundles.values_mut() {
             let Some(crashes) = &mut entry.crashes else {
@@ -118,7 +119,7 @@ mod tests {
         }
     }
 
-    /// The counts after a crash in each of these boots.
+    /// Returns the counts after a crash in each of these boots.
     fn crashed(ledger: &mut Ledger, boots: &[&str]) -> Vec<u32> {
         let file = name("a.tar");
         let crash =
@@ -138,7 +139,7 @@ mod tests {
             assert!(!entry.is_set_aside(&identity(2)), "another file");
             let text = &entry.last_error.as_ref().unwrap().text;
             assert!(
-                text.contains("3 times in one boot, the last time by SIGABRT; change it"),
+                text.contains("3 times in one boot, the last time by SIGABRT. change it"),
                 "{text}"
             );
         }
@@ -172,7 +173,7 @@ mod tests {
         let mut ledger = Ledger::default();
         crashed(&mut ledger, &["x", "x", "x"]);
         assert!(ledger.arrive(name("a.tar"), &identity(2)));
-        assert!(ledger.is_suspect(name("a.tar")), "it is tried alone");
+        assert!(ledger.is_suspect(name("a.tar")), "the daemon tries it alone");
         assert_eq!(
             ledger.record_crash(name("a.tar"), &identity(2), crash("x", "1"), ""),
             1
@@ -188,11 +189,11 @@ mod tests {
         ledger.acquit_of_others("2");
         let entry = ledger.get(name("a.tar")).unwrap();
         assert!(!entry.is_set_aside(&identity(1)) && entry.last_error.is_none());
-        assert!(ledger.is_suspect(name("a.tar")), "it is tried alone");
+        assert!(ledger.is_suspect(name("a.tar")), "the daemon tries it alone");
         assert_eq!(crashed(&mut ledger, &["x"]), [1]);
     }
 
-    /// A class that an earlier version does not know would cost it the whole ledger.
+    /// An error class that an earlier version does not know would cost it the whole ledger.
     #[test]
     fn a_ledger_with_crashes_is_written_in_words_that_earlier_versions_know() {
         let mut ledger = Ledger::default();

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn no_more_images_are_in_place_than_there_are() {
     let table = [
-        // All, failed, seen in place -> the text.
+        // All, failed, seen in place -> text.
         ((3, 0, 2), "2 of 3 images in place"),
         ((3, 0, 4), "4 of 4 images in place"),
         ((3, 1, 2), "2 of 3 images in place, 1 failed"),
@@ -60,7 +60,7 @@ fn rate_and_rest_follow_from_what_was_sent() {
         ((0, 1000, 1000), (Some(1000), 0, None)),
         ((0, 0, 0), (None, 0, None)),
         ((10, 0, 100), (None, 100, None)),
-        // More than was planned: another image turned out to need it.
+        // The bytes sent exceed the plan, because another image turned out to need the blob.
         ((1500, 1000, 1000), (Some(1500), 1500, Some(0))),
         ((u64::MAX, u64::MAX, 1), (Some(u64::MAX), u64::MAX, Some(0))),
     ];

@@ -67,7 +67,7 @@ fn each_state_of_a_bundle_has_its_verdict() {
     for (state, class, wanted) in table {
         let verdict = of([bundle(state, class)]);
         assert_eq!(verdict.in_short(), wanted, "{state:?} {class:?}");
-        // Where somebody has to do something, it is said.
+        // A reason that needs an action names it.
         for reason in verdict.reasons.iter().filter(|reason| !reason.health.is_well()) {
             assert!(reason.remedy.is_some(), "{reason:?}");
         }

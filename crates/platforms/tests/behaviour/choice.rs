@@ -173,7 +173,8 @@ fn tree() -> impl Strategy<Value = Listed> {
     proptest::collection::vec(nested, 0..6).prop_map(index)
 }
 
-/// The same in the steps that containerd takes: a walk over lists that were filtered, sorted and cut to one.
+/// The same in the steps that containerd takes: a walk over lists that were filtered, sorted and
+/// cut to one.
 fn by_sorting(root: &Listed, matcher: &Matcher) -> Option<(usize, bool)> {
     let mut at = root;
     while let What::Index(entries) = &at.behind {

@@ -12,8 +12,8 @@ use airgapd_platforms::{Platform, Rules};
 
 const ALL_RULES: [Rules; 3] = [Rules::V0_2, Rules::Rc1, Rules::Rc3];
 
-/// A platform as an index gives it, nothing resolved: `os/architecture[/variant]`, or without the system
-/// for linux: `amd64`, `arm/v7`.
+/// A platform as an index gives it, nothing resolved: `os/architecture[/variant]`, or without the
+/// system for linux: `amd64`, `arm/v7`.
 fn raw(text: &str) -> Platform {
     let parts: Vec<&str> = text.split('/').collect();
     match parts[..] {

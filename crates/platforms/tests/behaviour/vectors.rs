@@ -489,7 +489,8 @@ fn windows_hosts_run_what_their_release_allows() {
         ("10.0.26101", "10.0.26100", true),
         ("10.0.26101", "10.0.25398", false),
         ("10.0.26100", "11.0.26100", false),
-        // Absent or unreadable wanted versions restrict nothing, unreadable candidates match nothing.
+        // Absent or unreadable wanted versions restrict nothing, unreadable candidates match
+        // nothing.
         ("", "10.0.17763", true),
         ("10.0", "10.0.17763", true),
         ("10.0.x", "10.0.17763", true),

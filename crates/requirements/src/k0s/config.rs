@@ -1,7 +1,7 @@
 //! k0s's cluster configuration, as far as it decides which images are needed.
 //!
-//! Fields that are not known here are none of our business; those that are must have the right type. Source: k0s
-//! documentation, "Configuration options".
+//! Fields that are not known here are none of our business; those that are must have the right
+//! type. Source: k0s documentation, "Configuration options".
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -82,8 +82,8 @@ impl PullPolicies {
     }
 }
 
-/// Reads a configuration: an object of the kind `ClusterConfig`, or the one in a k0sctl configuration, or a document
-/// that leaves out its kind. An empty text has all defaults.
+/// Reads a configuration: an object of the kind `ClusterConfig`, or the one in a k0sctl
+/// configuration, or a document that leaves out its kind. An empty text has all defaults.
 ///
 /// # Errors
 ///
@@ -117,7 +117,8 @@ pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
     }
 }
 
-/// The configuration among the documents, with the release that stands beside it and the path to it.
+/// The configuration among the documents, with the release that stands beside it and the path to
+/// it.
 fn find<'t>(trees: impl Iterator<Item = &'t Tree>) -> Option<(&'t Tree, Option<String>, &'static str)> {
     let trees: Vec<_> = trees.collect();
     let of_kind = |wanted: Option<&str>| trees.iter().copied().find(|tree| tree.text("kind") == wanted);

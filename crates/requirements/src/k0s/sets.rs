@@ -1,8 +1,9 @@
 //! Image sets: which images each release of k0s has by default.
 //!
-//! They are data, one file for each minor version, taken from k0s's own source code at the tag of the release. A file
-//! says under `listing` how that generation lists its images, and under `releases` the images of each release by
-//! component. A release that is not here is taken from a file of the same form, or asked of its own program.
+//! They are data, one file for each minor version, taken from k0s's own source code at the tag of
+//! the release. A file says under `listing` how that generation lists its images, and under
+//! `releases` the images of each release by component. A release that is not here is taken from a
+//! file of the same form, or asked of its own program.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,8 +28,8 @@ const FILES: [&str; 8] = [
 /// How a generation of k0s lists its images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listing {
-    /// `fixed`, up to 1.35: always the same list for Linux, whichever network is configured, and the load balancer
-    /// where it is enabled.
+    /// `fixed`, up to 1.35: always the same list for Linux, whichever network is configured, and
+    /// the load balancer where it is enabled.
     Fixed,
     /// `by-platform`, from 1.36 on: what the configuration uses on the platform.
     ByPlatform,
@@ -96,7 +97,8 @@ pub fn newest() -> ImageSet {
     all().pop().expect("sets come with the program")
 }
 
-/// The set of a release that came with this program: `v1.34.10+k0s.0`, or the newest of `1.34` or `1.34.10`.
+/// The set of a release that came with this program: `v1.34.10+k0s.0`, or the newest of `1.34` or
+/// `1.34.10`.
 ///
 /// # Errors
 ///

@@ -1,11 +1,12 @@
 //! What a kubelet remembers of the images it pulled.
 //!
-//! A kubelet that verifies credentials (KEP-2535) writes a file below `image_manager` of its root folder when it begins
-//! to pull an image (`pulling`), and another when the image is there (`pulled`). A record lives on when its image is
-//! removed, and belongs to the image's id, not to its name. So an image that comes by a bundle may meet the record of
-//! an earlier pull, and then kubelet takes it for one that it pulled itself (kubernetes#138175).
-//! Source: the types `ImagePulledRecord` and `ImagePullIntent` of `kubelet.config.k8s.io/v1beta1`, and what kubelet 1.36
-//! does with them.
+//! A kubelet that verifies credentials (KEP-2535) writes a file below `image_manager` of its root
+//! folder when it begins to pull an image (`pulling`), and another when the image is there
+//! (`pulled`). A record lives on when its image is removed, and belongs to the image's id, not to
+//! its name. So an image that comes by a bundle may meet the record of an earlier pull, and then
+//! kubelet takes it for one that it pulled itself (kubernetes#138175). Source: the types
+//! `ImagePulledRecord` and `ImagePullIntent` of `kubelet.config.k8s.io/v1beta1`, and what kubelet
+//! 1.36 does with them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -29,8 +30,9 @@ pub enum Folder {
 }
 
 impl Folder {
-    /// Both of them, in the order in which they have to be read. A kubelet that notes the end of a pull writes the
-    /// second file before it removes the first, so a reader that goes the other way may miss both.
+    /// Both of them, in the order in which they have to be read. A kubelet that notes the end of a
+    /// pull writes the second file before it removes the first, so a reader that goes the other way
+    /// may miss both.
     pub const ALL: [Self; 2] = [Self::Pulling, Self::Pulled];
 
     /// The name below `image_manager`.
@@ -94,7 +96,8 @@ pub struct Refusal {
 pub enum Reason {
     /// It cannot be read, and kubelet then refuses whatever its policy is.
     Unreadable(String),
-    /// It allows other repositories of the same image; where there is none, a crash cut the pull short.
+    /// It allows other repositories of the same image; where there is none, a crash cut the pull
+    /// short.
     OtherRepositories(Vec<String>),
     /// It allows pods that bring one of these credentials. Whether a pod does is not known here.
     Credentials(Vec<String>),
@@ -133,7 +136,8 @@ impl fmt::Display for Reason {
 }
 
 impl Records {
-    /// Takes one file in. What is in it may be anything: a file that cannot be read is a reason to refuse.
+    /// Takes one file in. What is in it may be anything: a file that cannot be read is a reason to
+    /// refuse.
     pub fn add(&mut self, folder: Folder, file: &str, text: &str) {
         let path = format!("{}/{file}", folder.name());
         let taken = match folder {
@@ -157,7 +161,8 @@ impl Records {
         self.pulled.len() + self.pulling.len() + self.unreadable.len()
     }
 
-    /// What stands in the way before any policy is asked: a record of this image that cannot be read.
+    /// What stands in the way before any policy is asked: a record of this image that cannot be
+    /// read.
     pub(super) fn unreadable(&self, given: &str, id: &str) -> Option<Refusal> {
         let known = self.pulled.contains_key(id);
         let pulled = (!known).then_some((Folder::Pulled, id));
@@ -170,7 +175,8 @@ impl Records {
         })
     }
 
-    /// What the records say of an image that a pod gives like that; `None` where kubelet never pulled it.
+    /// What the records say of an image that a pod gives like that; `None` where kubelet never
+    /// pulled it.
     pub(super) fn said_of(&self, given: &str, id: &str) -> Option<Result<(), Refusal>> {
         let Some(record) = self.pulled.get(id) else {
             let refusal = |file: &String| Refusal {
@@ -190,8 +196,8 @@ impl Records {
     }
 }
 
-/// The repository of a reference as it stands there, without tag and digest. kubelet completes no name before it looks
-/// one up in its records and in `preloadedImagesVerificationAllowlist`.
+/// The repository of a reference as it stands there, without tag and digest. kubelet completes no
+/// name before it looks one up in its records and in `preloadedImagesVerificationAllowlist`.
 #[must_use]
 pub fn repository(given: &str) -> &str {
     let name = given.split('@').next().unwrap_or(given);

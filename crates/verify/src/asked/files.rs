@@ -1,4 +1,4 @@
-//! Files of the operator's, read with limits.
+//! Reads the operator's files, within limits.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -7,14 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The largest file that is read.
+/// Largest file that is read, in bytes.
 const LARGEST: u64 = 64 << 20;
 
-/// The most files of one folder, and how deep it may be.
+/// Most files of a folder, and its deepest level of sub-folders.
 const MOST_FILES: usize = 10_000;
 const DEEPEST: usize = 16;
 
-/// A text and what to call it.
+/// A text and its name for messages.
 #[derive(Clone, Debug)]
 pub struct Text {
     /// The path as given, or `standard input`.
@@ -22,14 +22,14 @@ pub struct Text {
     pub text: String,
 }
 
-/// Whether standard input was read: it can be only once, and a second reader would find it empty.
+/// True once standard input was read. A second reader would find it empty.
 static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Reads a file, or standard input for `-`.
 ///
 /// # Errors
 ///
-/// A sentence that names the file.
+/// Returns a sentence that names the file.
 pub fn read(path: &Path) -> Result<Text, String> {
     let is_stdin = path.as_os_str() == "-";
     let name = if is_stdin {
@@ -38,7 +38,7 @@ pub fn read(path: &Path) -> Result<Text, String> {
         path.display().to_string()
     };
     if is_stdin && STDIN_TAKEN.swap(true, Ordering::Relaxed) {
-        return Err("standard input was asked for twice: give one of the two as a file".to_owned());
+        return Err("standard input was given twice: give one of the two as a file".to_owned());
     }
     let bytes = if is_stdin {
         bounded(io::stdin().lock())
@@ -50,7 +50,8 @@ pub fn read(path: &Path) -> Result<Text, String> {
     Ok(Text { name, text })
 }
 
-/// Pipes are fine, as shells make them for `<(…)`; other devices have no end.
+/// Opens a file or a pipe, which shells make for `<(…)`. Rejects other devices, because they have
+/// no end.
 fn open(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::FileTypeExt;
     let kind = fs::metadata(path)?.file_type();
@@ -72,8 +73,9 @@ fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The manifests of a file or of a folder: `.yaml`, `.yml` and `.json`, at any depth, in the order of their names. A
-/// folder of static pods is read as kubelet does it: the files in it, whatever they are called.
+/// Returns the manifests of a file or of a folder: `.yaml`, `.yml` and `.json`, at any depth, in
+/// the order of their names. A folder of static pods is read like kubelet reads it: all files in
+/// it, under any name.
 pub(super) fn texts(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) -> Vec<Text> {
     let mut paths = Vec::new();
     if path.as_os_str() != "-" && path.is_dir() {
@@ -100,7 +102,7 @@ pub(super) fn texts(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) 
 struct Walk<'a> {
     static_pods: bool,
     paths: &'a mut Vec<PathBuf>,
-    /// Folders by device and inode: links may lead back.
+    /// Folders by device and inode, because links may lead back.
     seen: HashSet<(u64, u64)>,
     mistakes: &'a mut Vec<String>,
 }
@@ -127,7 +129,8 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: PathBuf, depth: usize) {
-        // Dot files are nobody's manifests; so a mounted ConfigMap's real files are met once, by their links.
+        // Hidden files are no manifests. The real files of a mounted ConfigMap are hidden, so they
+        // are read only once, through their links.
         let is_hidden = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
@@ -139,9 +142,10 @@ impl Walk<'_> {
                 return;
             }
             if depth == DEEPEST {
-                return self
-                    .mistakes
-                    .push(format!("{} is too deep a folder", path.display()));
+                return self.mistakes.push(format!(
+                    "{} is nested more than {DEEPEST} folders deep",
+                    path.display()
+                ));
             }
             return self.folder(&path, depth + 1);
         }

@@ -1,4 +1,5 @@
-//! The images of k0s: asked of its own program where that can answer, and otherwise from the image set of a release.
+//! The images of k0s: from k0s's own program if it can answer, and otherwise from the image set of
+//! a release.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -16,20 +17,21 @@ use serde::Serialize;
 
 use super::{Kind, Needs, Source, files};
 
-/// Where the configuration of a running k0s lies. Its program then answers for that one and for no other.
+/// The configuration of a running k0s. k0s's program then answers for this configuration and for no
+/// other.
 const RUNNING: &str = "/run/k0s/k0s.yaml";
 
 /// The first minor version whose program knows other platforms than its own.
 const PLATFORM_SINCE: u64 = 36;
 
-/// How long the program may take, and how much it may say.
+/// Longest run time of the program, and its longest answer in bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LONGEST_ANSWER: u64 = 1 << 20;
 
-/// The images of k0s that are asked for, and where they are to be learned from.
+/// The wanted images of k0s, and the sources for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct K0sQuestion {
-    /// The cluster configuration, of k0s or k0sctl; `-` is standard input.
+    /// The cluster configuration, of k0s or k0sctl. `-` is standard input.
     pub k0s_config: Option<PathBuf>,
     /// The release of k0s, such as v1.34.10+k0s.0 or 1.34.
     pub k0s_version: Option<String>,
@@ -37,24 +39,24 @@ pub struct K0sQuestion {
     pub k0s: Option<PathBuf>,
     /// A file with the images of other releases.
     pub image_set: Option<PathBuf>,
-    /// Also the images that the configuration of k0s does not use.
+    /// True to include the images that the configuration of k0s does not use.
     pub all: bool,
-    /// Whether the release has to be given: nothing is guessed, and no program is started.
+    /// True if the release must be given. Then nothing is guessed, and no program is started.
     pub is_release_wanted: bool,
 }
 
 impl K0sQuestion {
-    /// Whether anything of k0s was asked for.
+    /// Returns true if any image of k0s is wanted.
     pub fn is_given(&self) -> bool {
         let files = [&self.k0s_config, &self.k0s, &self.image_set];
         files.iter().any(|file| file.is_some()) || self.k0s_version.is_some() || self.all
     }
 }
 
-/// Where the list of k0s comes from.
+/// The origin of k0s's list.
 #[derive(Clone, Debug, Serialize)]
 pub struct K0sAnswer {
-    /// The release; `null` where its program did not say.
+    /// The release. `null` if the program did not tell.
     pub release: Option<String>,
     /// `built-in`, `file` or `program`.
     pub source: &'static str,
@@ -62,14 +64,15 @@ pub struct K0sAnswer {
     pub path: Option<String>,
     /// The platform that the list is for, such as `linux/amd64`.
     pub platform: String,
-    /// Whether the list has the images of every feature, and not only of those that the configuration turns on.
+    /// True if the list has the images of every feature. Otherwise it has those of the features
+    /// that the configuration turns on.
     pub all: bool,
     /// The pull policy of k0s's own pods, unless the load balancer has one of its own.
     pub default_pull_policy: String,
 }
 
 impl K0sAnswer {
-    /// For people.
+    /// Returns a line for people.
     pub fn text(&self) -> String {
         let release = self.release.as_deref().unwrap_or("of an unknown release");
         let from = match (self.source, &self.path) {
@@ -81,11 +84,11 @@ impl K0sAnswer {
     }
 }
 
-/// A list of k0s, or why there is none.
+/// A list of k0s, or the reason why there is none.
 type Listed = Result<(Vec<Source>, K0sAnswer), String>;
 
 impl Needs {
-    /// Adds the images of k0s for nodes of a platform; `None` is this machine's.
+    /// Adds the images of k0s for nodes of a platform. `None` is this machine's.
     pub async fn add_k0s(&mut self, args: &K0sQuestion, platform: Option<&Platform>) {
         match list(args, platform, &mut self.notes).await {
             Ok((sources, answer)) => {
@@ -103,7 +106,7 @@ struct Asked<'a> {
     /// The text of the configuration and its name.
     text: Option<files::Text>,
     platform: Platform,
-    /// Whether the program of this machine can only answer when it is told the platform.
+    /// True if this machine's program needs to know the platform for its answer.
     is_foreign: bool,
 }
 
@@ -155,7 +158,7 @@ impl Asked<'_> {
             }
             if Path::new(RUNNING).exists() {
                 notes.push(format!(
-                    "k0s runs here, so its program answers for {RUNNING} whatever it is given"
+                    "k0s runs here, so its program answers for {RUNNING} and ignores any other configuration"
                 ));
             }
             let release = version(program).await?;
@@ -166,7 +169,7 @@ impl Asked<'_> {
             return self.by_set(&set, None);
         }
         if self.args.is_release_wanted {
-            return Err("no release of k0s is given: `require.k0sVersion` does".to_owned());
+            return Err("no release of k0s is given: set `require.k0sVersion`".to_owned());
         }
         match self.installed(notes).await {
             Some(listed) => Ok(listed),
@@ -181,7 +184,7 @@ impl Asked<'_> {
         }
     }
 
-    /// Asks the program that is installed here, or at least which release it is.
+    /// Asks the installed program for its images, or at least for its release.
     async fn installed(&self, notes: &mut Vec<String>) -> Option<(Vec<Source>, K0sAnswer)> {
         let program = find()?;
         let release = match version(&program).await {
@@ -195,9 +198,9 @@ impl Asked<'_> {
         let cannot = if self.config.is_of_k0sctl {
             Some("it reads no configuration of k0sctl".to_owned())
         } else if Path::new(RUNNING).exists() {
-            Some(format!("it answers for {RUNNING} alone while k0s runs"))
+            Some(format!("while k0s runs, it answers only for {RUNNING}"))
         } else if self.is_foreign && !knows_platform {
-            Some("it lists images for its own platform alone".to_owned())
+            Some("it lists images only for its own platform".to_owned())
         } else {
             None
         };
@@ -239,7 +242,7 @@ impl Asked<'_> {
         if self.is_foreign {
             arguments.push(format!("--platform={}", self.platform).into());
         }
-        // Without a configuration it would take whatever lies in /etc/k0s.
+        // Without a configuration the program would read any configuration in /etc/k0s.
         arguments.push("--config=-".into());
         let text = self.text.as_ref().map_or("{}", |text| &text.text);
         let answer = ask(program, &arguments, text).await?;
@@ -250,7 +253,7 @@ impl Asked<'_> {
                     pull_policy: Some(self.config.policies.of(k0s::Component::Pause).to_owned()),
                     ..self.source(reference)
                 }),
-                Err(error) => Err(format!("it answers with something else than images: {error}")),
+                Err(error) => Err(format!("its answer is no list of images: {error}")),
             }
         });
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
@@ -289,7 +292,7 @@ impl Asked<'_> {
     }
 }
 
-/// The program of k0s on this machine.
+/// Finds the program of k0s on this machine.
 fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/local/bin")]);
@@ -320,7 +323,7 @@ fn minor(release: &str) -> Option<u64> {
         .ok()
 }
 
-/// Runs the program with a text on its standard input, and gives what it writes.
+/// Runs the program with a text on its standard input, and returns its output.
 async fn ask(program: &Path, arguments: &[OsString], input: &str) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(arguments);
@@ -337,7 +340,7 @@ fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<Stri
         .stderr(Stdio::piped());
     let mut child = piped.spawn().map_err(cannot)?;
     let mut stdin = child.stdin.take().expect("it is piped");
-    // A program that does not read its input has closed it: that is no mistake.
+    // A program that does not read its input has closed it, which is no mistake.
     thread::spawn(move || drop(stdin.write_all(&input)));
     let said = read_beside(child.stdout.take().expect("it is piped"));
     let complained = read_beside(child.stderr.take().expect("it is piped"));
@@ -349,7 +352,7 @@ fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<Stri
         let _ = child.wait();
         return Err(format!("{name} did not end within {} s", PATIENCE.as_secs()));
     };
-    // It has closed its output, or said more than anybody reads.
+    // The program has closed its output, or written more than is read.
     let status = child.wait().map_err(cannot)?;
     if !status.success() {
         let complaint = String::from_utf8_lossy(&complained);
@@ -359,10 +362,11 @@ fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<Stri
             basics::foreign::quoted(complaint)
         ));
     }
-    String::from_utf8(said).map_err(|_| format!("{name} answers with something else than text"))
+    String::from_utf8(said).map_err(|_| format!("the answer of {name} is no text in UTF-8"))
 }
 
-/// Reads a pipe in a thread of its own, up to the longest answer; dropping it then ends who goes on writing.
+/// Reads a pipe in a separate thread, up to the longest answer. The pipe is then dropped, which
+/// ends a program that writes more.
 fn read_beside(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

@@ -1,7 +1,7 @@
-//! The bundles that are imported for measuring: made once, kept in `target/bench`.
+//! The bundles for the measurements. They are made once and kept in `target/bench`.
 //!
-//! Their layers are tars of files of which two thirds are noise and one third is text, and, but for the compressed
-//! bundles, each layer is compressed with gzip as registries have them.
+//! Their layers are tars of files with two thirds of noise and one third of text. Except in the
+//! compressed bundles, each layer is compressed with gzip, like the layers of registries.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -12,19 +12,19 @@ use bundle::Compression;
 use bundle::fixtures::{Image, Layer, LayerFile, Layout, compress};
 use workshop::demo_bundle;
 
-/// Changes with what is made here, so that bundles of before are not taken for today's.
+/// Name of the folder. It changes with this code, so that the bench does not use old bundles.
 const VERSION: &str = "bundles-2";
 
-/// The image of [`Bundles::runnable`].
+/// Name of the image of [`Bundles::runnable`].
 pub(super) const RUNNABLE: &str = "registry.example/run/app:1";
 
-/// Images of the bundle of small ones.
+/// Number of images in the bundle of small images.
 pub(super) const SMALL_IMAGES: usize = 200;
 
 const MIB: usize = 1 << 20;
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Bundles by name, in a folder.
+/// A folder of bundles.
 pub(super) struct Bundles {
     folder: PathBuf,
 }
@@ -33,7 +33,7 @@ pub(super) struct Bundles {
 #[derive(Clone)]
 pub(super) struct Bundle {
     pub(super) path: PathBuf,
-    /// Image records that an import of it makes: a name and a digest for each image.
+    /// Number of image records that an import of it makes: a name and a digest for each image.
     pub(super) records: usize,
 }
 
@@ -44,17 +44,18 @@ impl Bundles {
         Ok(Self { folder })
     }
 
-    /// Six images for one platform on a common base, some 600 MB.
+    /// Writes six images for one platform on a common base, some 600 MB.
     pub(super) fn single(&self) -> Result<Bundle> {
         self.layout("single.tar", 6, || single("1"))
     }
 
-    /// The same with a tenth of its bytes changed, as the next release of one of the images has it.
+    /// Writes the same images with a tenth of the bytes changed, like the next release of one
+    /// image.
     pub(super) fn single_changed(&self) -> Result<Bundle> {
         self.layout("single-changed.tar", 6, || single("2"))
     }
 
-    /// Three images for four platforms each, some 600 MB.
+    /// Writes three images for four platforms each, some 600 MB.
     pub(super) fn platforms(&self) -> Result<Bundle> {
         self.layout("platforms.tar", 3, || {
             (0..3).fold(Layout::new(), |layout, number| {
@@ -63,7 +64,7 @@ impl Bundles {
         })
     }
 
-    /// Two hundred images of 40 KB, each with a layer, a config and a manifest of its own.
+    /// Writes two hundred images of 40 KB. Each has its own layer, config and manifest.
     pub(super) fn small(&self) -> Result<Bundle> {
         self.layout("small.tar", SMALL_IMAGES, || {
             (0..SMALL_IMAGES).fold(Layout::new(), |layout, number| {
@@ -73,7 +74,8 @@ impl Bundles {
         })
     }
 
-    /// Layers as `docker save` writes them, not compressed, and all of it compressed as one: 600 MB before.
+    /// Writes layers like `docker save`, without compression. The whole bundle is compressed: 600
+    /// MB before.
     pub(super) fn compressed(&self, codec: Compression) -> Result<Bundle> {
         let plain = self.layout("plain-layers.tar", 4, || {
             (0..4).fold(Layout::new(), |layout, number| {
@@ -101,7 +103,7 @@ impl Bundles {
         })
     }
 
-    /// One of many bundles of ten small images each.
+    /// Writes one of many bundles, each with ten small images.
     pub(super) fn many(&self, number: usize) -> Result<Bundle> {
         self.layout(&format!("many-{number}.tar"), 10, || {
             (0..10).fold(Layout::new(), |layout, image_number| {
@@ -111,7 +113,7 @@ impl Bundles {
         })
     }
 
-    /// 10 MB for three platforms, with images that run.
+    /// Writes 10 MB for three platforms, with images that run.
     pub(super) fn demo(&self) -> Result<Bundle> {
         let path = self.folder.join("demo.tar");
         if !path.exists() {
@@ -123,7 +125,7 @@ impl Bundles {
         })
     }
 
-    /// An image that runs, of 120 MB before compression.
+    /// Writes an image that runs, with 120 MB before compression.
     pub(super) fn runnable(&self) -> Result<Bundle> {
         let program = fs::read(lab::parts::busybox()?)?;
         let files = [
@@ -156,7 +158,7 @@ fn single(release: &str) -> Layout {
     let base = gzip_layer("base", 36 * MIB);
     (0..6).fold(Layout::new(), |layout, number| {
         let name = format!("registry.example/single/app{number}:1");
-        // Only the last image differs between releases.
+        // Releases differ only in the last image.
         let seed = if number == 5 { release } else { "1" };
         let sizes: &[usize] = match number {
             0 => &[155, 10],
@@ -219,7 +221,7 @@ fn gzip(plain: &Layer) -> Layer {
     Layer::compressed(plain, bytes, GZIP_LAYER)
 }
 
-/// A tar of files of a MiB at most.
+/// Returns a tar of files, each at most a MiB.
 fn plain_layer(seed: &str, size: usize) -> Layer {
     let mut noise = Noise::of(seed);
     let files = (0..size.div_ceil(MIB)).map(|number| {
@@ -242,7 +244,7 @@ struct Noise(u64);
 
 impl Noise {
     fn of(seed: &str) -> Self {
-        // FNV-1a; any spread will do, but never zero.
+        // FNV-1a. Any hash serves as a seed that is not zero.
         let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });

@@ -1,4 +1,4 @@
-//! Who is compared with whom: airgapd, containerd's own importer in two ways, and what the machine could do.
+//! The contenders: airgapd, two ways of containerd's own importer, and the limits of the machine.
 
 use std::fs::File;
 use std::io;
@@ -13,24 +13,24 @@ use lab::runtime::NAMESPACE;
 use super::measure::{self, Sample};
 use super::{Bench, Scenario, machine};
 
-/// One that takes part.
+/// A program or a limit that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contender {
-    /// `airgapd import`, or its daemon.
+    /// `airgapd import`, or the daemon.
     Airgapd,
     /// The daemon with `unpack: before-record`.
     AirgapdUnpacking,
-    /// What k0s and k3s do inside: the client writes blob after blob.
+    /// The importer inside k0s and k3s: the client writes blob after blob.
     CtrLocal,
-    /// What `ctr` does when nothing else is said: in containerd 2, the transfer service; with unpacking.
+    /// The default of `ctr`: in containerd 2 the transfer service, with unpacking.
     Ctr,
     /// [`CtrLocal`](Self::CtrLocal) behind a decompressor.
     CtrLocalPiped,
     /// [`Ctr`](Self::Ctr) behind a decompressor.
     CtrPiped,
-    /// Only the checksum, with the processor's instructions for it.
+    /// Only the checksum, with the processor's instructions for SHA-256.
     Hash,
-    /// Only the copy, as far as the disk.
+    /// Only the copy, until it is on the disk.
     Copy,
 }
 
@@ -49,14 +49,14 @@ impl Contender {
     }
 }
 
-/// Has a contender import the scenario's bundle once.
+/// Runs a contender on the scenario's bundle once.
 pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     let (before, bundle) = bench.scenario.bundles(&bench.bundles)?;
     bench.empty()?;
     if let Some(before) = before {
         measure::pipeline(&bench.containerd, commands(bench, contender, &before.path))?;
     }
-    // Everybody finds the disk idle and the bundle in memory.
+    // Every contender starts with an idle disk and with the bundle in memory.
     rustix::fs::sync();
     let makes_many_files = bench.scenario.makes_many_files();
     thread::sleep(machine::rest(&bench.containerd.root(), makes_many_files));
@@ -66,7 +66,7 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     Ok(sample)
 }
 
-/// The commands of a contender, the output of each going into the next.
+/// Returns the commands of a contender. Each reads the output of the command before.
 fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Vec<Command> {
     match contender {
         Contender::Airgapd | Contender::AirgapdUnpacking => vec![airgapd(bench, bundle)],
@@ -106,7 +106,7 @@ fn airgapd(bench: &Bench, bundle: &Path) -> Command {
     command
 }
 
-/// The environment of whoever starts the bench configures nothing.
+/// Removes the bench's own `AIRGAPD_` variables, so that they do not configure the daemon.
 pub(super) fn without_our_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AIRGAPD_")) {
         command.env_remove(name);
@@ -119,7 +119,8 @@ fn ctr(bench: &Bench, flags: &[&str], bundle: &Path) -> Command {
     command
 }
 
-/// `ctr` of 1.6 knows no `--local`: there is nothing else.
+/// Returns the flags for an import by the client. `ctr` of 1.6 has no `--local` and always works
+/// this way.
 fn local(bench: &Bench) -> &'static [&'static str] {
     match bench.containerd.generation() {
         Generation::V1_6 => &["--no-unpack"],

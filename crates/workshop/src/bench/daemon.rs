@@ -1,4 +1,5 @@
-//! What the daemon needs: to be ready again after a restart, and for a bundle that is dropped.
+//! Measures the daemon: the time until it is ready after a restart, and until a new bundle is
+//! imported.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -17,13 +18,13 @@ use super::contender::{Contender, without_our_environment};
 use super::measure::{self, Sample};
 use super::{Bench, Scenario};
 
-/// How long anything here may take.
+/// Longest time for any step here.
 const WITHIN: Duration = Duration::from_secs(120);
 
-/// How many bundles of ten images lie in the folder when the daemon is restarted.
+/// Number of bundles, with ten images each, in the folder of the restarted daemon.
 const MANY: usize = 50;
 
-/// Starts the daemon on a folder that it knows, until it says that all is in place.
+/// Starts the daemon on a folder that it knows, and waits until it reports all bundles in place.
 pub(super) fn restart(bench: &Bench) -> Result<Sample> {
     let node = Node::of(bench);
     if !node.images.exists() {
@@ -53,7 +54,8 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
     })
 }
 
-/// Copies a bundle into the folder of a running daemon, until containerd has told of its last record.
+/// Copies a bundle into the folder of a running daemon, and waits until containerd reports the last
+/// record.
 pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
     let node = Node::anew(bench)?;
@@ -77,8 +79,8 @@ pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     })
 }
 
-/// Copies a bundle into the folder of a running daemon, waits for its records and runs a container: all of it counts, or
-/// only the container.
+/// Copies a bundle into the folder of a running daemon, waits for its records and runs a container.
+/// Measures all of it, or only the container.
 pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
     let node = Node::anew(bench)?;
@@ -127,7 +129,7 @@ impl Node {
         }
     }
 
-    /// New folders, and a containerd that is as empty as they are.
+    /// Makes new folders and empties containerd.
     fn anew(bench: &Bench) -> Result<Self> {
         let node = Self::of(bench);
         if node.images.exists() {
@@ -151,7 +153,7 @@ impl Node {
     }
 }
 
-/// A running daemon that tells us what it would tell systemd.
+/// A running daemon that sends this program the messages for systemd.
 struct Daemon {
     child: Child,
     notifications: UnixDatagram,
@@ -162,7 +164,7 @@ impl Daemon {
         Self::start_with(bench, node, &[])
     }
 
-    /// With settings of its own, as environment variables.
+    /// Starts the daemon with settings as environment variables.
     fn start_with(bench: &Bench, node: &Node, settings: &[(&str, &str)]) -> Result<Self> {
         let path = bench.folder.path().join("notify.sock");
         if path.exists() {
@@ -181,13 +183,13 @@ impl Daemon {
             .arg(bench.containerd.socket())
             .stdin(Stdio::null());
         without_our_environment(&mut command);
-        // After ours are gone: this one it shall see.
+        // The removal of this process's variables comes first, since the daemon needs this one.
         command.env("NOTIFY_SOCKET", &path).envs(settings.iter().copied());
         let child = command.spawn().context("cannot start the daemon")?;
         Ok(Self { child, notifications })
     }
 
-    /// Waits for a status that begins so.
+    /// Waits for a status that starts with this text.
     fn until(&mut self, status: &str) -> Result<()> {
         self.notifications
             .set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -205,16 +207,16 @@ impl Daemon {
                 }
             }
             if let Some(status) = self.child.try_wait()? {
-                bail!("the daemon ended by itself ({status})");
+                bail!("the daemon exited on its own ({status})");
             }
         }
         bail!(
-            "the daemon did not say `{wanted}` in {} s; its last word was {last:?}",
+            "the daemon did not report `{wanted}` in {} s. Its last status was {last:?}",
             WITHIN.as_secs()
         )
     }
 
-    /// Processor time in seconds and peak memory in MiB so far.
+    /// Returns the processor time in seconds and the peak memory in MiB so far.
     fn usage(&self) -> Result<(f64, f64)> {
         let pid = self.child.id();
         Ok((
@@ -237,7 +239,7 @@ impl Drop for Daemon {
     }
 }
 
-/// What containerd tells of new image records, each with the moment at which it was told.
+/// containerd's events about new image records, each with the time of its arrival.
 struct Events {
     child: Child,
     told: Receiver<Instant>,
@@ -256,7 +258,8 @@ impl Events {
         let (teller, told) = channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // CRI adds records under the ids of images, which are not waited for.
+                // CRI adds records named after the ids of images. The bench does not wait for
+                // those.
                 let is_record = line.contains("/images/create") && !line.contains("\"name\":\"sha256:");
                 let is_probe = line.contains("/namespaces/create");
                 if (is_record || is_probe) && teller.send(Instant::now()).is_err() {
@@ -269,7 +272,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Events are not repeated to those who come late: something else is made to happen until it is heard of.
+    /// Waits until the subscription works. containerd does not repeat events for a late subscriber,
+    /// so this creates namespaces until an event arrives.
     fn wait_until_heard(&self, bench: &Bench) -> Result<()> {
         let deadline = Instant::now() + WITHIN;
         while Instant::now() < deadline {
@@ -281,17 +285,17 @@ impl Events {
                 return Ok(());
             }
         }
-        bail!("containerd tells no events")
+        bail!("containerd sent no events")
     }
 
-    /// Waits for so many records, and gives the moment of the last.
+    /// Waits for a number of records, and returns the time of the last.
     fn wait_for(&self, records: usize) -> Result<Instant> {
         let mut last = Instant::now();
         for number in 0..records {
             last = self
                 .told
                 .recv_timeout(WITHIN)
-                .with_context(|| format!("only {number} of {records} records have come"))?;
+                .with_context(|| format!("only {number} of {records} records have arrived"))?;
         }
         Ok(last)
     }

@@ -1,4 +1,4 @@
-//! `docs/performance.md`, made of what was measured.
+//! Makes `docs/performance.md` from the results of the bench.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,21 +10,21 @@ use super::measure::Sample;
 use super::results::{Measured, Outcome};
 use super::scenario;
 
-/// What the figures mean and where the time goes; written by hand.
+/// The meaning of the figures, and where the time goes. This text is written by hand.
 const FINDINGS: &str = include_str!("findings.md");
 
-/// Writes it from everything that was measured on this machine so far.
+/// Writes the document from all results that this machine has.
 pub(super) fn write() -> Result<()> {
     let mut outcomes = Outcome::all_saved()?;
     if outcomes.is_empty() {
-        bail!("nothing was measured yet: run `cargo xtask bench` as root");
+        bail!("no results yet: run `cargo xtask bench` as root");
     }
     outcomes.sort_by_key(|outcome| (scenario::position_of(&outcome.scenario), order_of(outcome)));
     let path = workspace().join("docs/performance.md");
     fs::write(&path, text(&outcomes)).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The newest containerd first.
+/// Returns the position of a result. The newest containerd comes first.
 fn order_of(outcome: &Outcome) -> usize {
     let order = ["2", "1.7", "1.6"];
     order
@@ -34,7 +34,7 @@ fn order_of(outcome: &Outcome) -> usize {
 }
 
 fn text(outcomes: &[Outcome]) -> String {
-    let mut text = "# Performance\n\nMade by `cargo xtask bench`; the text is in `crates/xtask/src/bench/findings.md`.\n\n".to_owned();
+    let mut text = "# Performance\n\n`cargo xtask bench` makes this page. Its text is in `crates/workshop/src/bench/findings.md`.\n\n".to_owned();
     text += FINDINGS;
     text += "\n## The machine\n\n";
     let mut machines: Vec<_> = outcomes
@@ -45,13 +45,13 @@ fn text(outcomes: &[Outcome]) -> String {
     for machine in machines {
         let _ = writeln!(text, "{machine}.");
     }
-    text += "\n## What was wanted, what came of it\n\n";
+    text += "\n## Targets and results\n\n";
     text +=
-        "| scenario | containerd | measure | measured | wanted at most | |\n|---|---|---|---:|---:|---|\n";
+        "| scenario | containerd | measure | measured | target, at most | |\n|---|---|---|---:|---:|---|\n";
     for outcome in outcomes {
         promises(&mut text, outcome);
     }
-    text += "\n## Everything that was measured\n";
+    text += "\n## All results\n";
     for outcome in outcomes {
         figures(&mut text, outcome);
     }
@@ -78,13 +78,13 @@ fn figures(text: &mut String, outcome: &Outcome) {
     let [before, after] = outcome.load;
     let _ = writeln!(
         text,
-        "\n### `{}` on containerd {}: {}\n\nMedians of {runs} runs each; the machine's load was {before:.1} before and {after:.1} after them.",
+        "\n### `{}` on containerd {}: {}\n\nMedians of {runs} runs each. The machine's load was {before:.1} before and {after:.1} after them.",
         outcome.scenario, outcome.containerd, outcome.title
     );
     if let Some(fewest) = outcome.fewest_writes {
         let _ = writeln!(
             text,
-            "The fewest write transactions for what airgapd writes here are {fewest}: two for a blob, one for a record."
+            "airgapd's writes need at least {fewest} write transactions here: two for a blob and one for a record."
         );
     }
     *text += "\n| | airgapd's share of its time | seconds | CPU s | peak MiB | containerd CPU s | containerd peak MiB | write transactions |\n|---|---:|---:|---:|---:|---:|---:|---:|\n";
@@ -110,7 +110,7 @@ fn row(text: &mut String, outcome: &Outcome, measured: &Measured) {
     );
 }
 
-/// A text in a table of Markdown, whose cells end at a bar.
+/// Returns a text for a table cell of Markdown, which ends at a bar.
 fn in_a_cell(text: &str) -> String {
     text.replace('|', "\\|")
 }

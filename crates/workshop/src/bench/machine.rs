@@ -1,4 +1,4 @@
-//! The machine that figures belong to, and how busy it was.
+//! The machine that made the figures, and its load.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What figures depend on. What cannot be found out is empty or zero.
+/// Facts that the figures depend on. Unknown facts are empty or zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Machine {
-    /// As the processor calls itself.
+    /// Name of the processor as it reports it.
     pub(super) processor: String,
     pub(super) cores: usize,
-    /// Whether the processor has instructions for SHA-256, which most of the work is.
+    /// True if the processor has instructions for SHA-256, which is most of the work.
     pub(super) hashes_in_hardware: bool,
     /// In GiB.
     pub(super) memory: f64,
     pub(super) kernel: String,
-    /// What containerd's content lies on: `ext4`, or `ext4 without a journal`.
+    /// File system of containerd's content: `ext4`, or `ext4 without a journal`.
     pub(super) filesystem: String,
 }
 
 impl Machine {
-    /// This machine, with containerd's content in `folder`.
+    /// Returns this machine. `folder` has containerd's content.
     pub(super) fn this(folder: &Path) -> Self {
         let cpuinfo = read("/proc/cpuinfo");
         let field = |name| field(&cpuinfo, name).unwrap_or_default();
@@ -42,7 +42,7 @@ impl Machine {
         }
     }
 
-    /// One sentence of it.
+    /// Describes the machine in one sentence.
     pub(super) fn in_words(&self) -> String {
         let sha = if self.hashes_in_hardware {
             "with"
@@ -56,11 +56,12 @@ impl Machine {
     }
 }
 
-/// How long the machine rests before a run, so that it does not pay for what was deleted just before: the kernel goes on
-/// with that for a while after sync(2).
+/// Returns the pause before a run, so that the run does not pay for earlier deletions. The kernel
+/// works on these for a while after sync(2).
 ///
-/// An ext4 without a journal gives out no inode that was deleted in the last minute, or was not written since, and
-/// finds that out one inode after the other for every new file (`recently_deleted` in Linux, fs/ext4/ialloc.c).
+/// An ext4 without a journal does not reuse an inode until its deletion is a minute old and
+/// written. For every new file it looks at these inodes one by one (`recently_deleted` in Linux,
+/// fs/ext4/ialloc.c).
 pub(super) fn rest(folder: &Path, makes_many_files: bool) -> Duration {
     Duration::from_secs(match makes_many_files && lacks_journal(folder) {
         true => 65,
@@ -68,7 +69,8 @@ pub(super) fn rest(folder: &Path, makes_many_files: bool) -> Duration {
     })
 }
 
-/// Whether a folder lies on an ext4 that keeps no journal: the kernel lists those that do by their device (`sda1-8`).
+/// Returns true if a folder is on an ext4 without a journal. The kernel lists journals by their
+/// device (`sda1-8`).
 fn lacks_journal(folder: &Path) -> bool {
     let Ok(metadata) = folder.metadata() else {
         return false;
@@ -91,7 +93,7 @@ fn lacks_journal(folder: &Path) -> bool {
     !journals.any(|journal| journal.file_name().to_string_lossy().starts_with(&prefix))
 }
 
-/// How many processes wanted a core, on average over the last minute.
+/// Returns the number of processes that wanted a core, on average over the last minute.
 pub(super) fn load() -> f64 {
     let text = read("/proc/loadavg");
     text.split(' ')
@@ -114,7 +116,8 @@ fn memory(meminfo: &str) -> f64 {
     total.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / f64::from(1 << 20)
 }
 
-/// The type of the mount that a folder lies on: the one with the longest path above it.
+/// Returns the file system of the mount that has the folder: the mount with the longest path above
+/// it.
 fn filesystem(mounts: &str, folder: &Path) -> String {
     mounts
         .lines()
@@ -123,7 +126,7 @@ fn filesystem(mounts: &str, folder: &Path) -> String {
             Some((fields.nth(1)?, fields.next()?))
         })
         .filter(|(point, _)| folder.starts_with(point))
-        // Of several mounts on one point, the last one counts: so does `max_by_key`.
+        // Of several mounts at one point the last counts, and `max_by_key` returns the last.
         .max_by_key(|(point, _)| point.len())
         .map(|(_, kind)| kind.to_owned())
         .unwrap_or_default()

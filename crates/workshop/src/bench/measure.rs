@@ -1,7 +1,8 @@
-//! What a run costs: time, processor time and memory of both sides, and containerd's write transactions.
+//! Measures a run: time, processor time and memory of both sides, and containerd's write
+//! transactions.
 //!
-//! Everything comes from the kernel's own accounts and from the database itself, so that measuring costs next to nothing:
-//! no tracer is attached to anybody.
+//! The figures come from the kernel's own accounts and from the database itself. So a measurement
+//! costs almost nothing and needs no tracer.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -16,31 +17,33 @@ use lab::Containerd;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
-/// How long after its start the memory of the processes is looked at first. The kernel keeps the peak itself, as long as
-/// they live, so every further look may wait for a twentieth of the time so far: looking takes time of the cores.
+/// Time from the start of the processes to the first look at their memory. The kernel keeps the
+/// peak of a living process. So each later look may wait for a twentieth of the time so far, since
+/// a look takes processor time.
 const LOOK: Duration = Duration::from_millis(4);
 
-/// Clock ticks in a second, as the kernel counts them for us: on every architecture of the last twenty years (time(7)).
+/// Clock ticks in a second. The kernel has reported 100 to programs on every architecture for
+/// twenty years (time(7)).
 const TICKS: f64 = 100.0;
 
-/// What one run cost.
+/// The cost of one run.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Sample {
-    /// From start to end, in seconds.
+    /// Time from start to end, in seconds.
     pub(super) wall: f64,
-    /// Processor time of the processes that were started, in seconds.
+    /// Processor time of the started processes, in seconds.
     pub(super) cpu: f64,
-    /// The largest resident size of any of them, in MiB.
+    /// Largest resident size of any of these processes, in MiB.
     pub(super) peak: f64,
-    /// Processor time of containerd meanwhile, in seconds.
+    /// Processor time of containerd in the same time, in seconds.
     pub(super) server_cpu: f64,
-    /// The largest resident size of containerd meanwhile, in MiB.
+    /// Largest resident size of containerd in the same time, in MiB.
     pub(super) server_peak: f64,
-    /// Write transactions that containerd's metadata database committed meanwhile.
+    /// Write transactions of containerd's metadata database in the same time.
     pub(super) transactions: f64,
 }
 
-/// Runs commands, the output of each going into the next, to their end.
+/// Runs commands to their end. Each reads the output of the command before.
 pub(super) fn pipeline(containerd: &Containerd, commands: Vec<Command>) -> Result<Sample> {
     let server = Server::of(containerd)?;
     let started = Instant::now();
@@ -56,7 +59,7 @@ pub(super) fn pipeline(containerd: &Containerd, commands: Vec<Command>) -> Resul
     }))
 }
 
-/// Measures what happens in containerd while `work` is done, which says how long it took.
+/// Measures containerd while `work` runs. `work` returns its own time.
 pub(super) fn around(containerd: &Containerd, work: impl FnOnce() -> Result<Sample>) -> Result<Sample> {
     let server = Server::of(containerd)?;
     Ok(server.since(work()?))
@@ -82,11 +85,11 @@ fn start(commands: Vec<Command>) -> Result<Vec<Child>> {
     Ok(children)
 }
 
-/// Waits for processes to end and adds up their processor time, in seconds.
+/// Waits for processes to end, and returns the sum of their processor time in seconds.
 fn end(children: &mut [Child]) -> Result<f64> {
     let mut cpu = 0.0;
     for child in children {
-        // Its account is readable until it is waited for.
+        // The account of an ended process stays readable until its parent waits for it.
         let pid = Pid::from_child(child);
         waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)?;
         cpu += cpu_of(child.id())?;
@@ -98,7 +101,7 @@ fn end(children: &mut [Child]) -> Result<f64> {
     Ok(cpu)
 }
 
-/// Does something, and says how large processes became meanwhile, in KiB.
+/// Runs `work` and returns the largest resident size of the processes in that time, in KiB.
 fn while_looking_at<T>(pids: &[u32], work: impl FnOnce() -> T) -> (T, u64) {
     let (is_over, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -117,7 +120,7 @@ fn while_looking_at<T>(pids: &[u32], work: impl FnOnce() -> T) -> (T, u64) {
     })
 }
 
-/// containerd before something happens to it.
+/// The state of containerd before a run.
 struct Server {
     pid: u32,
     cpu: f64,
@@ -128,7 +131,7 @@ struct Server {
 impl Server {
     fn of(containerd: &Containerd) -> Result<Self> {
         let pid = containerd.pid().context("containerd does not run")?;
-        // The kernel then counts its peak from here on (proc(5)).
+        // The kernel counts the peak from here on (proc(5)).
         fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
         let database = containerd.root().join("io.containerd.metadata.v1.bolt/meta.db");
         Ok(Self {
@@ -151,22 +154,22 @@ impl Server {
     }
 }
 
-/// Processor time that a process and its ended children have used, in seconds; to a hundredth of one.
+/// Returns the processor time of a process and its ended children in seconds, to a hundredth.
 pub(super) fn cpu_of(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name, in parentheses, with anything in it.
+    // The second field is the name in parentheses, which may contain any character.
     let fields: Vec<_> = stat
         .rsplit_once(')')
         .map(|(_, rest)| rest.split_whitespace().collect())
         .unwrap_or_default();
     let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<f64>().ok());
-    // utime, stime, and those of the children that it has waited for (proc(5)).
+    // utime, stime, and the same of the children that it has waited for (proc(5)).
     let times: Option<Vec<_>> = (14..=17).map(field).collect();
-    let times = times.with_context(|| format!("the kernel's account of process {pid} cannot be read"))?;
+    let times = times.with_context(|| format!("cannot read the kernel's account of process {pid}"))?;
     Ok(times.iter().sum::<f64>() / TICKS)
 }
 
-/// The largest resident size of a process so far, in KiB.
+/// Returns the largest resident size of a process so far, in KiB.
 pub(super) fn peak_of(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -178,10 +181,11 @@ pub(super) fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// How many write transactions a bolt database has committed in its life.
+/// Returns the number of write transactions that a bolt database has committed in its life.
 ///
-/// Each of its two meta pages, the first of the file, has the number of the transaction that wrote it; the younger
-/// one counts (bbolt, `meta` in `internal/common/meta.go`: 16 bytes of page header, then the number at byte 48).
+/// The file starts with two meta pages. Each has the number of the transaction that wrote it. The
+/// younger page counts (bbolt, `meta` in `internal/common/meta.go`: 16 bytes of page header, then
+/// the number at byte 48).
 fn transactions_of(database: &Path) -> Result<u64> {
     let file = File::open(database).with_context(|| format!("cannot read {}", database.display()))?;
     let page_size = u64::from(u32::from_le_bytes(read_at(&file, 16 + 8)?));

@@ -1,4 +1,4 @@
-//! What a scenario came to: medians, ratios, and whether what is promised was kept.
+//! The results of a scenario: medians, ratios, and kept or broken promises.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,39 +13,39 @@ use super::machine::{self, Machine};
 use super::measure::Sample;
 use super::scenario::{Measure, Scenario, Target};
 
-/// A scenario on one containerd.
+/// The results of a scenario on one containerd.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) scenario: String,
     pub(super) title: String,
-    /// `2.1.9+unknown` for instance.
+    /// For example `2.1.9+unknown`.
     pub(super) containerd: String,
-    /// `2` for instance.
+    /// For example `2`.
     pub(super) generation: String,
     pub(super) machine: Machine,
-    /// How busy the machine was before and after: all its work, ours and that of others.
+    /// Load of the machine before and after, with the load of other programs.
     pub(super) load: [f64; 2],
-    /// The fewest write transactions that what airgapd writes can be written with.
+    /// Fewest write transactions for the blobs and records that airgapd writes.
     pub(super) fewest_writes: Option<usize>,
     pub(super) contenders: Vec<Measured>,
     pub(super) promises: Vec<Promise>,
 }
 
-/// What a contender cost.
+/// The cost of a contender.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Measured {
     pub(super) name: String,
     pub(super) runs: usize,
-    /// Each figure by itself.
+    /// The median of each figure.
     pub(super) median: Sample,
-    /// The wall times, in the order of the runs.
+    /// Wall times in the order of the runs.
     pub(super) walls: Vec<f64>,
 }
 
-/// A promise, and what became of it.
+/// A promise and its result.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Promise {
-    /// Of what, in words.
+    /// Subject of the promise, in words.
     pub(super) measure: String,
     pub(super) measured: f64,
     pub(super) at_most: f64,
@@ -81,7 +81,7 @@ impl Outcome {
         }
     }
 
-    /// For whoever watches: ratios first.
+    /// Returns a table for the screen, ratios first.
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
         for promise in &self.promises {
@@ -111,7 +111,7 @@ impl Outcome {
         text
     }
 
-    /// airgapd's wall time as a share of that of `other`.
+    /// Returns airgapd's wall time as a share of the time of `other`.
     pub(super) fn ratio_to(&self, other: &Measured) -> f64 {
         let ours = self.contenders.first().map_or(0.0, |first| first.median.wall);
         ours / other.median.wall
@@ -125,15 +125,16 @@ impl Outcome {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Everything that was measured on this machine so far.
+    /// Returns all results that this machine has.
     pub(super) fn all_saved() -> Result<Vec<Self>> {
         let mut outcomes = Vec::new();
         for entry in fs::read_dir(folder()).into_iter().flatten() {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 let text = fs::read_to_string(&path)?;
-                let outcome = serde_json::from_str(&text)
-                    .with_context(|| format!("{} is from another version: remove it", path.display()))?;
+                let outcome = serde_json::from_str(&text).with_context(|| {
+                    format!("{} is from another version: remove the file", path.display())
+                })?;
                 outcomes.push(outcome);
             }
         }
@@ -157,7 +158,7 @@ impl Promise {
             at_most,
         } = self;
         let verdict = self.verdict();
-        format!("{measure}: {measured:.3}, wanted at most {at_most}: {verdict}")
+        format!("{measure}: {measured:.3}, target at most {at_most}: {verdict}")
     }
 }
 
@@ -165,7 +166,7 @@ fn folder() -> PathBuf {
     xtask::workshop::target_folder().join("bench")
 }
 
-/// Nothing, where somebody that it is about took no part.
+/// Returns the promise, or `None` if a contender that it names did not take part.
 fn promise(target: &Target, measured: &[(Contender, Vec<Sample>)]) -> Option<Promise> {
     let of = |wanted: Contender| {
         let samples = measured.iter().find(|(contender, _)| *contender == wanted);

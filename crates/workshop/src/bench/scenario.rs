@@ -1,4 +1,4 @@
-//! What is measured, who takes part, and what is to come of it.
+//! The scenarios, their contenders and their targets.
 
 use bundle::Compression;
 use clap::ValueEnum;
@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use super::bundles::{Bundle, Bundles, SMALL_IMAGES};
 use super::contender::Contender;
 
-/// A thing that is measured.
+/// A measured case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Scenario {
     /// A first import
@@ -15,7 +15,7 @@ pub(super) enum Scenario {
     Platforms,
     /// A first import of many small images
     Small,
-    /// An import of what is there
+    /// An import of images that are in containerd already
     Warm,
     /// An import of the next release
     Changed,
@@ -33,25 +33,25 @@ pub(super) enum Scenario {
     First,
 }
 
-/// What is wanted.
+/// A target for a figure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     pub(super) measure: Measure,
     pub(super) at_most: f64,
 }
 
-/// A figure of airgapd that something is wanted of.
+/// A figure of airgapd that has a target.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Measure {
     /// In seconds.
     Time,
     /// Processor time, in seconds.
     Processor,
-    /// Its time as a share of that of others, added up.
+    /// airgapd's time as a share of the sum of these contenders' times.
     TimeAgainst(&'static [Contender]),
-    /// Its processor time as a share of that of another one.
+    /// airgapd's processor time as a share of that of another contender.
     ProcessorAgainst(Contender),
-    /// Its peak memory as a share of that of another one.
+    /// airgapd's peak memory as a share of that of another contender.
     MemoryAgainst(Contender),
 }
 
@@ -70,7 +70,7 @@ impl Measure {
     }
 }
 
-/// Where a scenario stands among all, by its name; after all others if it is not known.
+/// Returns the position of a scenario by its name. Unknown scenarios come last.
 pub(super) fn position_of(name: &str) -> usize {
     let all = Scenario::value_variants();
     all.iter()
@@ -100,7 +100,7 @@ impl Scenario {
             Self::Cold => "first import of 600 MB, six images, one platform",
             Self::Platforms => "first import of 600 MB, three images, four platforms",
             Self::Small => "first import of 200 images of 40 KB",
-            Self::Warm => "import of 600 MB that are there already",
+            Self::Warm => "import of 600 MB that containerd has already",
             Self::Changed => "import of 600 MB of which a tenth is new",
             Self::Gzip => "first import of a .tar.gz, 600 MB of plain layers before compression",
             Self::Zstd => "first import of a .tar.zst, 600 MB of plain layers before compression",
@@ -109,17 +109,18 @@ impl Scenario {
             Self::Running => {
                 "from the end of copying a bundle of 120 MB to the end of a first, short container"
             }
-            Self::First => "a first, short container of an image of 120 MB whose records are there",
+            Self::First => "a first, short container of an imported image of 120 MB",
         }
     }
 
-    /// Whether CRI runs in containerd. Where importers are compared it does not: it answers every record with one of
-    /// its own, at a time of its choosing.
+    /// Returns true if containerd runs CRI. Comparisons of importers run without CRI, since it adds
+    /// a record for each record, at unpredictable times.
     pub(super) fn needs_cri(self) -> bool {
         matches!(self, Self::Restart | Self::Drop | Self::Running | Self::First)
     }
 
-    /// Whether making files is much of the work: for each blob containerd makes a folder and several files, and deletes most.
+    /// Returns true if creating files is much of the work. For each blob containerd makes a folder
+    /// and several files, and deletes most of them.
     pub(super) fn makes_many_files(self) -> bool {
         self == Self::Small
     }
@@ -152,7 +153,7 @@ impl Scenario {
         const SMALL: [Target; 1] = [target(TimeAgainst(&[CtrLocal]), 0.6)];
         const WARM: [Target; 1] = [target(TimeAgainst(&[CtrLocal]), 0.02)];
         const GZIP: [Target; 1] = [target(TimeAgainst(&[CtrPiped]), 0.8)];
-        // Not slower than 1.1 times theirs by two.
+        // At most 1.1 times `ctr`'s time divided by two.
         const ZSTD: [Target; 1] = [target(TimeAgainst(&[CtrPiped]), 0.55)];
         const RESTART: [Target; 2] = [target(Time, 0.3), target(Processor, 0.1)];
         match self {
@@ -167,13 +168,14 @@ impl Scenario {
         }
     }
 
-    /// The fewest write transactions of containerd's database for what airgapd writes, where they are what counts: for a
-    /// blob its opening and its commit, one for a record, and two for the lease.
+    /// Returns the fewest write transactions of containerd's database, for a scenario where they
+    /// limit the time. A blob needs two, to open and to commit its ingest. A record needs one, and
+    /// the lease two.
     pub(super) fn fewest_writes(self) -> Option<usize> {
         (self == Self::Small).then_some(2 * 3 * SMALL_IMAGES + 2 * SMALL_IMAGES + 2)
     }
 
-    /// What is imported, and what was imported before.
+    /// Returns the bundle to import, and the bundle that was imported before.
     pub(super) fn bundles(self, bundles: &Bundles) -> anyhow::Result<(Option<Bundle>, Bundle)> {
         Ok(match self {
             Self::Cold => (None, bundles.single()?),

@@ -1,6 +1,6 @@
-//! The corpus that a fuzzer begins with: good bundles of every form, and the attacks that were found to matter.
+//! The corpus with which a fuzzer starts: good bundles of every form, and known attacks.
 //!
-//! Made by the builders that the tests use, so that nothing binary has to be kept.
+//! The builders of the tests make the corpus, so that the repository needs no binary files.
 
 use bundle::Compression;
 use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest, Node};
@@ -14,7 +14,7 @@ pub(super) struct Seed {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Everything that the targets begin with.
+/// Returns the inputs of all targets.
 pub(super) fn all() -> Vec<Seed> {
     let mut seeds = Vec::new();
     let mut add = |target, name: String, bytes: Vec<u8>| seeds.push(Seed { target, name, bytes });
@@ -61,11 +61,11 @@ const CODECS: [Compression; 5] = [
     Compression::Bzip2,
 ];
 
-/// What the target `archives` makes of a tar: as it is, compressed with zstd, cut in the middle, in frames of one block,
-/// in one huge frame, and with a table that lies.
+/// The forms that the target `archives` makes of a tar. In this order: unchanged, compressed with
+/// zstd, cut in half, in frames of a block, in a huge frame, with a wrong table.
 const FORMS: [[u8; 2]; 6] = [[0, 0], [2, 0], [6, 128], [7, 0], [7, 15], [7, 140]];
 
-/// Small bundles: one of every format, and those that were built to hurt.
+/// Returns small bundles: one of every format, and attacks.
 fn archives() -> Vec<(&'static str, Archive)> {
     let image = || {
         Image::new("r.test/a:1")
@@ -107,7 +107,8 @@ fn archives() -> Vec<(&'static str, Archive)> {
     ]
 }
 
-/// containerd uses the first manifest of the platform, whatever it is.
+/// Returns a bundle with an artifact first. containerd uses the first manifest of the platform,
+/// even if it is no image.
 fn artifact_first() -> Archive {
     let sbom = Manifest::new("linux/amd64")
         .config_bytes("{}")
@@ -128,7 +129,7 @@ fn with_os_features() -> Archive {
         .build()
 }
 
-/// More names than an image may have.
+/// Returns a bundle with more names than an image may have.
 fn of_many_names() -> Archive {
     let image = Image::new("r.test/a:0").layer(b"x");
     let image = (1..300).fold(image, |image, n| image.repo_tag(&format!("r.test/a:{n}")));
@@ -146,7 +147,7 @@ fn that_share_a_config() -> Archive {
     Layout::new().image(image.in_an_index()).build()
 }
 
-/// Line feeds, bidirectional and C1 controls wherever a text may stand.
+/// Returns a bundle with line feeds, bidirectional and C1 control characters in every text.
 fn with_names_that_lie() -> Archive {
     const LIE: &str = "r.test/a\n\u{202e}\u{9b}1m\u{2028}\u{feff}:1";
     let manifest = Manifest::new("linux/amd64")
@@ -172,7 +173,7 @@ fn with_links_in_circles() -> Archive {
     archive
 }
 
-/// Archives whose headers say what no writer says.
+/// Returns archives with headers that no writer produces.
 fn tars() -> Vec<(&'static str, Vec<u8>)> {
     let good = Layout::new()
         .image(Image::new("r.test/a:1").layer(b"x"))
@@ -216,7 +217,7 @@ fn tars() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// 2^95 - 1 in base 256.
+/// Returns 2^95 - 1 in base 256.
 fn huge() -> [u8; 12] {
     let mut size = [0xff; 12];
     size[0] = 0x80;
@@ -235,7 +236,7 @@ fn header(flag: u8, size: &[u8; 12], data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A sparse file in GNU's old form: a block of its map stands behind its header, before its bytes.
+/// Returns a sparse file in GNU's old form. A block of its map is between its header and its bytes.
 fn sparse() -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_path("a").expect("a short name fits");
@@ -249,7 +250,7 @@ fn sparse() -> Vec<u8> {
     [header.as_bytes().as_slice(), &[0; 512]].concat()
 }
 
-/// What people bring instead of a bundle.
+/// Files of other formats that people use in place of a bundle.
 const STRANGERS: [(&str, &[u8]); 6] = [
     ("zip", b"PK\x03\x04\x14\0\0\0"),
     ("lzma", b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0\x37"),
@@ -259,8 +260,8 @@ const STRANGERS: [(&str, &[u8]); 6] = [
     ("script", b"#!/bin/sh\nexit 1\n"),
 ];
 
-/// Documents, each behind the number that says what the last of them is; how they refer to each other is described
-/// where the targets read them.
+/// Returns documents, each after the number that gives the type of the last document. The targets
+/// that read them describe how the documents refer to each other.
 fn documents() -> Vec<(&'static str, Vec<u8>)> {
     let image = Image::new("r.test/a:1").platform("linux/amd64").layer(b"x");
     let archive = Layout::hybrid().image(image).build();
@@ -335,7 +336,7 @@ fn documents() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Texts, each behind the number of its reader in the target.
+/// Texts, each after the number of its reader in the target.
 const TEXTS: [(u8, &str); 14] = [
     // A key with a tab, which the parser quotes.
     (0, "a`\tb: \t{{x}\n"),

@@ -1,4 +1,5 @@
-//! Whether nodes take what is bundled: of the plan before the first layer moves, and of the finished file.
+//! Whether nodes take what is bundled: of the plan before the first layer moves, and of the
+//! finished file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +20,8 @@ use crate::commands::{Refusal, making};
 pub(super) struct BundleProof {
     pub(super) policy: Policy,
     pub(super) limits: Limits,
-    /// Artifacts that were asked for: digest and kind. The bundle carries them, and nodes make no record of them.
+    /// Artifacts that were asked for: digest and kind. The bundle carries them, and nodes make no
+    /// record of them.
     pub(super) artifacts: HashMap<Digest, String>,
 }
 
@@ -34,12 +36,13 @@ enum Prospect {
 }
 
 impl BundleProof {
-    /// Looks at the documents that were read, before the first layer moves. Says what is no image, and gives what the
-    /// bundle shall hold.
+    /// Looks at the documents that were read, before the first layer moves. Says what is no image,
+    /// and gives what the bundle shall hold.
     ///
     /// # Errors
     ///
-    /// Every image that no such node would take, with the reason; the same of all artifacts where there is no image.
+    /// Every image that no such node would take, with the reason; the same of all artifacts where
+    /// there is no image.
     pub(super) fn of_plan(&mut self, images: &[Resolved]) -> Result<Vec<DraftImage>, Refusal> {
         let (mut refused, mut artifacts, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {

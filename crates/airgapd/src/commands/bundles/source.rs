@@ -86,7 +86,8 @@ impl Sources {
         }
     }
 
-    /// The blobs that count as there for an image: those of any of the bundles, and those that deltas rely on.
+    /// The blobs that count as there for an image: those of any of the bundles, and those that
+    /// deltas rely on.
     fn there(&self) -> HashSet<Digest> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         blobs_of(&self.bundles)
@@ -146,8 +147,8 @@ impl Sources {
         Draft { images, relies_on }
     }
 
-    /// The images by name, the later of two with the same. Names by digest that each import makes of a tag are left out:
-    /// whether a bundle has them says nothing about what comes of it.
+    /// The images by name, the later of two with the same. Names by digest that each import makes
+    /// of a tag are left out: whether a bundle has them says nothing about what comes of it.
     pub(super) fn by_name(&self) -> BTreeMap<&str, &Item> {
         let named = self.items.iter().flat_map(|item| {
             let made: HashSet<String> = item.names_by_digest().collect();

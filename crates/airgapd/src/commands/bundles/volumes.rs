@@ -12,8 +12,9 @@ use crate::output;
 /// The endings of the names of bundles; the number of a volume stands before them.
 const ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
-/// Puts images into as few volumes as it takes, roughly: the largest first, each into the first volume that has room.
-/// Layers that images share are there once in each volume that has one of them.
+/// Puts images into as few volumes as it takes, roughly: the largest first, each into the first
+/// volume that has room. Layers that images share are there once in each volume that has one of
+/// them.
 ///
 /// # Errors
 ///
@@ -56,7 +57,8 @@ pub(super) fn pack(sources: &Sources, max_size: u64) -> anyhow::Result<Vec<Vec<I
     Ok(volumes)
 }
 
-/// How large a volume is before it is compressed; none where it would have more images than a bundle may have.
+/// How large a volume is before it is compressed; none where it would have more images than a
+/// bundle may have.
 fn size(sources: &Sources, items: &[Item]) -> Option<u64> {
     Layout::of(&sources.draft(items))
         .ok()

@@ -13,7 +13,8 @@ use platforms::Matcher;
 use super::{Finding, note, ok, problem};
 use crate::output::bytes;
 
-/// Below this part of containerd's disk kubelet evicts pods and collects images by default (`imagefs.available<15%`).
+/// Below this part of containerd's disk kubelet evicts pods and collects images by default
+/// (`imagefs.available<15%`).
 const EVICTION_PERCENT: u64 = 15;
 
 pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Finding> {

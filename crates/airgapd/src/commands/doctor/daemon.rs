@@ -11,8 +11,8 @@ use node::verdict::Subject;
 
 use super::{Finding, note, ok, problem};
 
-/// The reasons of the daemon's verdict, each as a finding. `is_without_containerd`: the doctor found out by itself that
-/// containerd cannot be used, and said more of it.
+/// The reasons of the daemon's verdict, each as a finding. `is_without_containerd`: the doctor
+/// found out by itself that containerd cannot be used, and said more of it.
 pub(super) async fn of_daemon(settings: &Settings, is_without_containerd: bool) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
         Ok(StatusReply { status, .. }) => of_status(&status, is_without_containerd),
@@ -110,7 +110,8 @@ impl Unit {
         }
     }
 
-    /// The folder where the unit keeps it from the daemon: it looks empty, or is not there, however full it is.
+    /// The folder where the unit keeps it from the daemon: it looks empty, or is not there, however
+    /// full it is.
     pub(super) fn hides(&self, folder: &Path) -> Option<Finding> {
         let is_below = |folders: &[&str]| folders.iter().any(|hidden| folder.starts_with(hidden));
         let by = match (self.property("ProtectHome"), self.property("PrivateTmp")) {

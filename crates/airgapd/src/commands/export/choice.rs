@@ -1,4 +1,5 @@
-//! The part of an image that can be exported: the wanted platforms that are whole in containerd. Pure.
+//! The part of an image that can be exported: the wanted platforms that are whole in containerd.
+//! Pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 /// Pieces, of about a MiB each, that are read ahead of the writer.
 const AHEAD: usize = 4;
 
-/// containerd may be restarted meanwhile: so often a blob is gone on with that makes no progress, after such a pause.
+/// containerd may be restarted meanwhile: so often a blob is gone on with that makes no progress,
+/// after such a pause.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 

@@ -16,7 +16,8 @@ const ID: &str = "sha256:";
 /// How many hexadecimal digits make an id: shorter ones may be names.
 const SHORTEST_ID: usize = 12;
 
-/// Labels that keep a blob's children begin so, and so those that keep what was unpacked of an image.
+/// Labels that keep a blob's children begin so, and so those that keep what was unpacked of an
+/// image.
 const GC_CONTENT: &str = "containerd.io/gc.ref.content";
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
@@ -37,7 +38,8 @@ pub(crate) struct Wish {
 }
 
 impl Stock {
-    /// Asks containerd. Blobs that it lists and has lost are not among them, where its store can be seen.
+    /// Asks containerd. Blobs that it lists and has lost are not among them, where its store can be
+    /// seen.
     ///
     /// # Errors
     ///
@@ -54,7 +56,8 @@ impl Stock {
         Ok(Stock { records, blobs })
     }
 
-    /// Everything that has a name, one wish for each target. A record with nothing but an id is no wish.
+    /// Everything that has a name, one wish for each target. A record with nothing but an id is no
+    /// wish.
     pub(crate) fn everything(&self) -> Vec<Wish> {
         let mut wishes: Vec<Wish> = Vec::new();
         let mut places: HashMap<&Digest, usize> = HashMap::new();
@@ -133,7 +136,8 @@ impl Stock {
         }))
     }
 
-    /// A record's name, and the others that stand for the same by digest; of an id, all the names it has.
+    /// A record's name, and the others that stand for the same by digest; of an id, all the names
+    /// it has.
     fn names_with(&self, record: &ImageRecord) -> BTreeSet<String> {
         let target = record.target.digest();
         let same = self
@@ -199,7 +203,8 @@ impl Stock {
         self.blobs.contains_key(digest)
     }
 
-    /// Whether something was unpacked of the image with this config. An unpacked image may have lost its layers since.
+    /// Whether something was unpacked of the image with this config. An unpacked image may have
+    /// lost its layers since.
     pub(crate) fn was_unpacked(&self, config: &Digest) -> bool {
         let blob = self.blobs.get(config);
         blob.is_some_and(|blob| blob.labels.keys().any(|key| key.starts_with(GC_SNAPSHOT)))

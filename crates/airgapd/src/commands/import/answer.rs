@@ -108,7 +108,8 @@ struct Line<'a> {
     names: Vec<&'a str>,
 }
 
-/// The records as images: those of one target that fared alike are one line. A name by digest is not shown beside others.
+/// The records as images: those of one target that fared alike are one line. A name by digest is
+/// not shown beside others.
 fn images<'r>(results: impl Iterator<Item = &'r ImageResult>) -> Vec<Line<'r>> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for result in results {

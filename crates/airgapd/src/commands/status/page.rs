@@ -38,7 +38,8 @@ impl View {
         }
     }
 
-    /// The columns before the name of a bundle, which is last. A narrow terminal has no room for all of them.
+    /// The columns before the name of a bundle, which is last. A narrow terminal has no room for
+    /// all of them.
     fn row(&self, state: &str, images: &str, size: &str, took: &str, when: &str) -> String {
         match self.width >= output::WIDTH - 1 {
             true => format!("{state:<18} {images:>6} {size:>9} {took:>9}  {when:<17} "),
@@ -113,8 +114,8 @@ fn urgency(state: State) -> u8 {
     }
 }
 
-/// One page of all parts. Where there are only so many lines, the top has half of them at most and the bottom a quarter, as
-/// many bundles are shown as fit whole, and the others are counted.
+/// One page of all parts. Where there are only so many lines, the top has half of them at most and
+/// the bottom a quarter, as many bundles are shown as fit whole, and the others are counted.
 fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines: Option<usize>) -> Page {
     let Some(lines) = lines else {
         top.add(titles);

@@ -1,6 +1,8 @@
-//! The objections of kubelet to images that are there: from its settings, and from the records of its own pulls.
+//! The objections of kubelet to images that are there: from its settings, and from the records of
+//! its own pulls.
 //!
-//! The rules are those of the crate `requirements`; here files are read, and CRI is asked for the ids that records go by.
+//! The rules are those of the crate `requirements`; here files are read, and CRI is asked for the
+//! ids that records go by.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -55,7 +57,8 @@ pub(super) struct Refused {
     pub(super) sources: Vec<Source>,
 }
 
-/// Reads what the command line points at; mistakes go to the needs. `None` where it points at no kubelet.
+/// Reads what the command line points at; mistakes go to the needs. `None` where it points at no
+/// kubelet.
 pub(super) fn view(args: &VerifyArgs, needs: &mut Needs) -> Option<View> {
     let (config, root) = (args.kubelet_config.as_deref(), args.kubelet_root.as_deref());
     if config.is_none() && root.is_none() {
@@ -145,7 +148,8 @@ impl View {
         self.records.is_some()
     }
 
-    /// Holds everything against the images that are asked for. An objection that depends on the pod becomes a warning of the image.
+    /// Holds everything against the images that are asked for. An objection that depends on the pod
+    /// becomes a warning of the image.
     pub(super) fn opinion(&self, images: &mut [Answer], ids: &HashMap<String, String>) -> Opinion {
         let mut refused = Vec::new();
         let mut objections: Vec<(String, usize)> = Vec::new();
@@ -212,7 +216,8 @@ fn count(objections: &mut Vec<(String, usize)>, objection: String) {
     }
 }
 
-/// Who asks for an image, by how they write it. containerd takes its sandbox image itself, without kubelet.
+/// Who asks for an image, by how they write it. containerd takes its sandbox image itself, without
+/// kubelet.
 fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     let mut spellings: BTreeMap<String, Vec<Source>> = BTreeMap::new();
     for source in image.sources.iter().filter(|source| source.kind != Kind::Sandbox) {
@@ -224,7 +229,8 @@ fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     spellings
 }
 
-/// The ids by which kubelet knows the images that are there; none where there are no records to look up.
+/// The ids by which kubelet knows the images that are there; none where there are no records to
+/// look up.
 pub(super) async fn ids(
     view: Option<&View>,
     runtime: Option<&Containerd>,

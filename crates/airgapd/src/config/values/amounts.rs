@@ -106,7 +106,8 @@ impl Kind for Rate {
 
 impl Rate {
     const WANTED: &str = "bytes a second such as 50MiB, at least 1MiB, or 0 for no limit";
-    /// In bytes a second. Slower than this, a large blob would outlive its lease, and other importers would clear it away.
+    /// In bytes a second. Slower than this, a large blob would outlive its lease, and other
+    /// importers would clear it away.
     const SLOWEST: u64 = 1 << 20;
 
     /// The rate that a flag has.
@@ -145,7 +146,8 @@ impl Kind for MinFree {
     }
 }
 
-/// The binary logarithm of a window, which is a power of two. zstd knows none below 1 KiB or beyond 2 GiB.
+/// The binary logarithm of a window, which is a power of two. zstd knows none below 1 KiB or beyond
+/// 2 GiB.
 pub(in crate::config) struct Window;
 
 impl Kind for Window {

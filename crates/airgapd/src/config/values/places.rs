@@ -27,7 +27,8 @@ impl Kind for AbsolutePath {
 }
 
 impl AbsolutePath {
-    /// The path that a flag has. A relative one is relative to the working directory, as in every program.
+    /// The path that a flag has. A relative one is relative to the working directory, as in every
+    /// program.
     pub(in crate::config) fn of(path: &Path) -> Result<PathBuf, String> {
         let absolute = std::path::absolute(path).map_err(|error| error.to_string())?;
         match absolute.to_str() {
@@ -86,7 +87,8 @@ impl Socket {
     }
 }
 
-/// An address that only this machine can reach. A proxy in front of it can let others in, and knows who may ask.
+/// An address that only this machine can reach. A proxy in front of it can let others in, and knows
+/// who may ask.
 pub(in crate::config) struct Loopback;
 
 impl Kind for Loopback {
@@ -106,7 +108,8 @@ impl Kind for Loopback {
     }
 }
 
-/// A namespace as containerd checks it: letters and digits, with single `-`, `_` or `.` between, at most 76.
+/// A namespace as containerd checks it: letters and digits, with single `-`, `_` or `.` between, at
+/// most 76.
 pub(in crate::config) struct Namespace;
 
 impl Kind for Namespace {

@@ -1,4 +1,4 @@
-//! The codecs that are given bytes and give bytes, each behind the same few words.
+//! Codecs that turn input bytes into output bytes, behind one small interface.
 
 use std::io;
 
@@ -12,25 +12,25 @@ use super::LARGEST_WINDOW_LOG;
 /// Memory that liblzma needs beside the dictionary, in bytes.
 const LZMA_OVERHEAD: u64 = 1 << 20;
 
-/// The result of a codec for a piece of input.
+/// The result of a codec for one piece of input.
 pub(super) struct Step {
     pub(super) taken: usize,
     pub(super) made: usize,
-    /// Whether the member, frame or stream ends here.
+    /// True if the member, frame or stream ends here.
     pub(super) ends: bool,
 }
 
-/// Why a codec cannot go on.
+/// The reason why a codec stopped.
 pub(super) enum Failure {
-    /// The bytes are wrong; how, in the library's words.
+    /// The bytes are damaged. The text is the library's.
     Damage(String),
-    /// They need more memory than is allowed.
+    /// Decompression needs more memory than the limit allows.
     Window,
 }
 
-/// A codec that is given bytes and gives bytes, and keeps to one frame.
+/// A codec that decompresses one frame at a time.
 pub(super) trait Codec: Send {
-    /// Begins a frame.
+    /// Starts a frame.
     fn begin(&mut self) -> Result<(), Failure>;
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure>;
 }
@@ -40,7 +40,7 @@ pub(super) fn damage(error: impl ToString) -> Failure {
     Failure::Damage(error.to_string())
 }
 
-/// How far a counter went: no further than the buffer that was given.
+/// Returns the progress of a counter, which is at most the length of the caller's buffer.
 fn advance(before: u64, after: u64) -> usize {
     usize::try_from(after - before).expect("a step takes and makes what fits into memory")
 }
@@ -79,7 +79,7 @@ impl Codec for Gzip {
 pub(super) struct Zstd(zstd::stream::raw::Decoder<'static>);
 
 impl Zstd {
-    /// Takes windows of up to two to the power of `window_log` bytes.
+    /// Accepts windows of up to two to the power of `window_log` bytes.
     pub(super) fn new(window_log: u32) -> io::Result<Self> {
         let mut decoder = zstd::stream::raw::Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(window_log.clamp(10, LARGEST_WINDOW_LOG)))?;
@@ -88,7 +88,7 @@ impl Zstd {
 }
 
 impl Codec for Zstd {
-    /// A context goes from frame to frame by itself.
+    /// Does nothing: the context goes from frame to frame by itself.
     fn begin(&mut self) -> Result<(), Failure> {
         Ok(())
     }
@@ -118,7 +118,7 @@ pub(super) struct Xz {
 }
 
 impl Xz {
-    /// Takes dictionaries of up to so many bytes.
+    /// Accepts dictionaries of up to `window` bytes.
     pub(super) fn new(window: u64) -> Self {
         Self {
             stream: None,
@@ -129,7 +129,7 @@ impl Xz {
 
 impl Codec for Xz {
     fn begin(&mut self) -> Result<(), Failure> {
-        // The old one goes first: two dictionaries would be one too many.
+        // The old stream is dropped first, so that only one dictionary takes memory.
         self.stream = None;
         let stream = liblzma::stream::Stream::new_stream_decoder(self.memory, 0).map_err(damage)?;
         self.stream = Some(stream);

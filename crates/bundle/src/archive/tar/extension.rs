@@ -1,4 +1,4 @@
-//! Extended headers, PAX's and GNU's, and what they change about the entry that follows them.
+//! Extended headers of PAX and GNU, and their changes to the entry that follows.
 
 use ::tar::Header;
 
@@ -7,7 +7,8 @@ use super::{EntryKind, is_old_folder, type_flag};
 /// Values of extended headers for the entry that follows them.
 #[derive(Default)]
 pub(super) struct Extension {
-    /// Where the first of them begins; global ones need no entry to follow and do not count.
+    /// Offset of the first extended header. Global headers do not count, because no entry must
+    /// follow them.
     pub(super) offset: Option<u64>,
     name: Option<Vec<u8>>,
     long_name: Option<Vec<u8>>,
@@ -19,7 +20,7 @@ pub(super) struct Extension {
 }
 
 impl Extension {
-    /// The name of the entry: the one given here, else that of its own header.
+    /// Returns the name of the entry: from an extended header, or else from its own header.
     pub(super) fn name_of(&self, header: &Header) -> Vec<u8> {
         let given = self
             .sparse_name
@@ -36,7 +37,7 @@ impl Extension {
             .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
     }
 
-    /// The kind of the entry; none if it is of no interest.
+    /// Returns the kind of the entry. Returns `None` if the entry cannot belong to an image.
     pub(super) fn kind_of(&self, header: &Header, name: &[u8]) -> Option<EntryKind> {
         match type_flag(header) {
             0 if is_old_folder(name) => None,
@@ -49,10 +50,10 @@ impl Extension {
         }
     }
 
-    /// How many bytes of the entry the archive has.
+    /// Returns the number of bytes that the entry has in the archive.
     pub(super) fn size_of(&self, ustar_size: u64) -> Result<u64, &'static str> {
         match self.size {
-            // Two readers that believe different ones see different archives (CVE-2025-62518).
+            // Readers that believe different sizes see different archives (CVE-2025-62518).
             Some(size) if ustar_size != 0 && ustar_size != size => {
                 Err("its header and its extended header disagree about its size")
             }
@@ -61,7 +62,7 @@ impl Extension {
         }
     }
 
-    /// Takes in the payload of an extended header of that kind.
+    /// Reads the payload of an extended header of this kind.
     pub(super) fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), &'static str> {
         let text = || {
             payload
@@ -84,7 +85,7 @@ impl Extension {
     }
 
     fn take_record(&mut self, (key, value): (&[u8], &[u8])) -> Result<(), &'static str> {
-        // An empty value takes the record back (POSIX.1-2017 pax, "Extended Header").
+        // An empty value removes the record (POSIX.1-2017 pax, "Extended Header").
         let given = (!value.is_empty()).then(|| value.to_vec());
         match key {
             b"path" => self.name = given,
@@ -104,8 +105,9 @@ impl Extension {
     }
 }
 
-/// Global records apply to all later entries. Ours are comments (git archive) or times; one that renames or
-/// resizes everything is nothing that a tool writes, and readers differ on it.
+/// Checks the records of a global header, which apply to all later entries. Tools write comments
+/// (git archive) or times there. No tool writes a record that renames or resizes everything, and
+/// readers treat such records differently.
 fn check_global(payload: &[u8]) -> Result<(), &'static str> {
     for record in Records(payload) {
         if matches!(record?.0, b"path" | b"linkpath" | b"size") {
@@ -116,7 +118,7 @@ fn check_global(payload: &[u8]) -> Result<(), &'static str> {
 }
 
 fn decimal(value: &[u8]) -> Result<u64, &'static str> {
-    const BAD: &str = "the size in an extended header is no number or too large";
+    const BAD: &str = "the size in an extended header is not a number, or is too large";
     let text = std::str::from_utf8(value).map_err(|_| BAD)?;
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let value: i64 = text.parse().map_err(|_| BAD)?;
@@ -127,7 +129,8 @@ fn decimal(value: &[u8]) -> Result<u64, &'static str> {
     }
 }
 
-/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in decimal.
+/// The records of a PAX header: `<length> <key>=<value>\n`. The length counts the whole record and
+/// is decimal.
 struct Records<'a>(&'a [u8]);
 
 impl<'a> Iterator for Records<'a> {

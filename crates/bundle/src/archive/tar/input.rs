@@ -1,18 +1,18 @@
-//! The bytes of an archive as they come: from a file or in a stream.
+//! Reads the bytes of an archive from a file or a stream.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 
-/// Where an archive's bytes come from: a file that is skipped through by seeking, or a stream.
+/// The source of an archive's bytes: a file, which is skipped by seeking, or a stream.
 pub(crate) trait Input {
-    /// Fills the buffer; fewer bytes only at the end.
+    /// Fills the buffer. Fewer bytes mean the end.
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Passes over bytes and tells how many there were; fewer only at the end.
+    /// Skips bytes and returns their number. Fewer bytes mean the end.
     fn skip(&mut self, bytes: u64) -> io::Result<u64>;
-    /// Offset of the next byte.
+    /// Returns the offset of the next byte.
     fn position(&self) -> u64;
-    /// How many bytes are left, where that is known.
+    /// Returns the number of bytes that are left. Returns `None` for a stream.
     fn remaining(&self) -> Option<u64>;
 }
 
@@ -58,11 +58,11 @@ impl Input for FileInput<'_> {
     }
 }
 
-/// An archive that comes as a stream.
+/// An archive that is read as a stream.
 pub(crate) struct StreamInput<R> {
     source: R,
     position: u64,
-    /// Bytes that are passed over have to be read, too.
+    /// Buffer for bytes that are skipped, because a stream must read them.
     passed_over: Vec<u8>,
 }
 
@@ -113,7 +113,7 @@ impl<R: Read> Input for StreamInput<R> {
     }
 }
 
-/// Fills a buffer from a source; fewer bytes only at its end.
+/// Fills a buffer from a source. Fewer bytes mean its end.
 pub(crate) fn fill(source: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -1,4 +1,4 @@
-//! Files that are judged finished, opened, and let in or turned away.
+//! Files that the daemon judges finished, opens, and takes on or refuses.
 
 use super::*;
 
@@ -52,8 +52,8 @@ fn the_log_names_a_file_that_is_begun_with_once_and_only_if_it_may_be_a_bundle()
             .is_told
     };
     assert!(told(Ending::Marker, false));
-    assert!(!told(Ending::Foreign, false), "it will be refused");
-    assert!(!told(Ending::Marker, true), "it was begun with before");
+    assert!(!told(Ending::Foreign, false), "its refusal is line enough");
+    assert!(!told(Ending::Marker, true), "an earlier job had the line");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_file_that_is_no_archive_is_judged_as_soon_as_nothing_writes_it() {
             "{name}, {pull_lists}, {ending:?}"
         );
     }
-    // It may become an archive yet.
+    // This file may still become an archive.
     let mut world = world();
     let listed = entry(&mut world, "a.tar", Class::Candidate);
     list(&mut world, seen(vec![listed]));
@@ -130,7 +130,7 @@ fn a_layout_that_is_not_whole_waits_and_is_refused_when_nothing_comes_for_a_whil
         Event::Job("app".into(), Box::new(Came::Bad(bad)))
     };
     let start = opened(&mut world, "app", None).expect("a job begins");
-    assert!(!start.is_told, "it is said when the folder is whole");
+    assert!(!start.is_told, "the line comes when the folder is whole");
     after(&mut world, cut());
     assert!(world.state.roster.is_settling(name));
     assert!(world.state.lanes.is_empty());
@@ -156,7 +156,7 @@ fn a_file_that_changed_while_it_was_looked_at_is_listed_and_looked_at_again() {
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Settling { look }));
 }
 
-/// A job that reads `images.txt`.
+/// Returns a world with a job that reads `images.txt`.
 fn reading_a_list() -> World {
     let mut world = world();
     settings(&mut world).pull_lists = true;
@@ -177,8 +177,8 @@ fn a_list_is_pulled_if_it_is_trusted_and_still_the_file_that_was_read() {
     let mut world = reading_a_list();
     assert!(pulls(&after(&mut world, came(None))));
     let mut world = reading_a_list();
-    let turn = after(&mut world, came(Some("nobody trusts it")));
-    assert!(!pulls(&turn) && says(&turn, "nobody trusts it"));
+    let turn = after(&mut world, came(Some("its digest is not trusted")));
+    assert!(!pulls(&turn) && says(&turn, "its digest is not trusted"));
     assert_eq!(phase(&world, "images.txt"), Some(Phase::Failed { retry: None }));
     let mut world = reading_a_list();
     world.state.is_draining = true;
@@ -247,11 +247,11 @@ fn a_bundle_is_imported_if_it_is_finished_and_trusted_and_still_the_file_that_wa
             Some(("it is cut off", ErrorClass::Bundle)),
         ),
         (
-            found(None, None, Some("nobody trusts it")),
-            Some(("nobody trusts it", ErrorClass::Refused)),
+            found(None, None, Some("its digest is not trusted")),
+            Some(("its digest is not trusted", ErrorClass::Refused)),
         ),
         (
-            found(None, Some("it is cut off"), Some("nobody trusts it")),
+            found(None, Some("it is cut off"), Some("its digest is not trusted")),
             Some(("it is cut off", ErrorClass::Bundle)),
         ),
     ];

@@ -1,4 +1,4 @@
-//! The connection to containerd, and when everything is compared.
+//! The connection to containerd, and the time of comparisons.
 
 use super::*;
 
@@ -19,7 +19,10 @@ fn containerd_is_elsewhere_only_if_no_job_says_otherwise() {
             is_elsewhere,
         };
         let turn = after(&mut world, Event::Unreached(unreached));
-        assert!(says(&turn, "no containerd; waiting for it (no such file)"));
+        assert!(says(
+            &turn,
+            "no containerd (no such file). Waiting for containerd"
+        ));
         assert_eq!(world.state.is_misplaced, is_misplaced, "{is_elsewhere} {has_job}");
     }
 }
@@ -50,7 +53,7 @@ fn everything_is_compared_each_resync_and_not_sooner() {
     let now = world.turn().now;
     world.state.compare_soon(now);
     run(&mut world);
-    // Two seconds have passed since.
+    // Two seconds have passed since the comparison.
     world.pass(resync - Duration::from_secs(3));
     assert!(errands(&mut world).is_empty());
     world.pass(Duration::from_secs(1));
@@ -82,7 +85,7 @@ fn after_a_restart_of_the_machine_each_blob_is_looked_at_and_that_is_said_once()
             ..Survey::default()
         };
         let turn = after(&mut world, Event::Surveyed(Box::new(survey), labels.clone()));
-        let text = "the machine was started anew: 0 blobs of imported bundles are there, 0 are lost";
+        let text = "after a reboot: 0 blobs of imported bundles present, 0 lost";
         assert_eq!(says(&turn, text), is_new);
         world.take(Event::Swept);
     }
@@ -174,5 +177,5 @@ fn a_bundle_that_is_restored_once_more_waits_a_minute_from_now() {
     world.go_on();
     let retry = Some(now + Duration::from_secs(60));
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry }));
-    assert_eq!(said(&world, "is restored in 60s"), 1);
+    assert_eq!(said(&world, "The daemon restores it in 60s"), 1);
 }

@@ -1,4 +1,4 @@
-//! Files that are left to another importer first.
+//! Files that another importer may import first.
 
 use super::*;
 
@@ -96,7 +96,7 @@ fn a_layout_is_not_left_to_another_importer() {
     assert!(opened(&mut world, "app", Some(Ending::Marker)).is_some());
 }
 
-/// A file that is left to k0s, which has not come yet.
+/// Returns a world with a file that waits for k0s, which has not come yet.
 fn following() -> World {
     let mut world = world();
     drop_in(&mut world, "a.tar", &image(0), digest(1));
@@ -130,7 +130,7 @@ fn the_importer_that_is_followed_is_named_once_and_its_turn_ends() {
     assert_eq!((next(&world), phase(&world, "a.tar")), (None, Some(Phase::Ready)));
     assert!(
         opened(&mut world, "a.tar", Some(Ending::Marker)).is_some(),
-        "its turn is over"
+        "its wait is over"
     );
 }
 

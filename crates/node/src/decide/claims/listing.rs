@@ -1,4 +1,4 @@
-//! Listings of the folder: files that come, go, and were known before.
+//! Listings of the folder: new files, files that disappear, and files that were known before.
 
 use super::*;
 
@@ -82,7 +82,7 @@ fn a_bundle_is_gone_if_it_is_missing_in_the_same_folder_and_can_be_told_to_be() 
     assert_eq!(
         gone((1, 1), &["0.tar"], &["0.tar"]),
         (0, None),
-        "it cannot be looked at"
+        "it cannot be examined"
     );
     assert_eq!(gone((1, 1), &[], &[]), (0, None));
     assert_eq!(
@@ -92,7 +92,7 @@ fn a_bundle_is_gone_if_it_is_missing_in_the_same_folder_and_can_be_told_to_be() 
     );
     let (count, why) = gone((1, 2), &[], &["0.tar"]);
     assert_eq!(count, 0);
-    let text = "/images is another folder than before, and 1 of 4 bundles is not in it";
+    let text = "/images is another folder than before: 1 of 4 bundles is missing";
     assert_eq!(why.as_deref(), Some(text));
     assert_eq!(gone((1, 1), &[], &["0.tar", "1.tar", "2.tar"]), (3, None));
 }
@@ -105,15 +105,15 @@ fn bundles_that_are_back_are_said_to_be_accounted_for() {
         ..seen(Vec::new())
     };
     let turn = list(&mut world, empty());
-    assert!(says(&turn, "4 of 4 bundles are not in it"));
+    assert!(says(&turn, "4 of 4 bundles are missing"));
     let turn = list(&mut world, empty());
-    assert!(!says(&turn, "4 of 4 bundles are not in it"), "it was said");
+    assert!(!says(&turn, "4 of 4 bundles are missing"), "it was said");
     let entries = listed(&world, |_| true);
     let turn = list(&mut world, seen(entries));
-    assert!(says(&turn, "the bundles that were missing are accounted for"));
+    assert!(says(&turn, "no bundle is missing any more"));
     let entries = listed(&world, |_| true);
     let turn = list(&mut world, seen(entries));
-    assert!(!says(&turn, "accounted for"));
+    assert!(!says(&turn, "no bundle is missing"));
     assert!((0..4).all(|number| !is_gone(&world, &format!("{number}.tar"))));
 }
 
@@ -163,7 +163,7 @@ fn a_file_that_was_found_bad_is_told_of_and_not_read_again_by_the_same_program()
     }
 }
 
-/// Three panics over `a.tar`.
+/// Returns a world after three panics over `a.tar`.
 fn set_aside() -> World {
     let mut world = world();
     drop_in(&mut world, "a.tar", &image(0), digest(1));
@@ -186,7 +186,7 @@ fn a_file_that_was_set_aside_stays_so_whatever_rules_and_trusted_digests_say() {
     let entry = world.state.ledger.get(OsStr::new("a.tar")).unwrap();
     let text = entry.last_error.as_ref().unwrap().text.clone();
     assert!(
-        text.contains("`airgapd import /images/a.tar` tries it at once"),
+        text.contains("`airgapd import /images/a.tar` imports it at once"),
         "{text}"
     );
     let mut turn = world.turn();
@@ -205,7 +205,7 @@ fn a_file_that_was_set_aside_stays_so_whatever_rules_and_trusted_digests_say() {
     };
     list(&mut world, seen);
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry: None }));
-    // The next run of the daemon finds it in its ledger.
+    // The next run of the daemon finds the error in its ledger.
     let mut next = self::world();
     next.state.ledger = world.state.ledger.clone();
     let entries = listed(&world, |_| true);
@@ -219,7 +219,7 @@ fn new_trusted_digests_have_bundles_judged_again_that_they_may_decide_otherwise(
     let stamp = |world: &mut World| vec![("trusted.txt".into(), world.identity())];
     let mut world = with_bundles(3);
     let error = ledger::LastError {
-        text: "nobody trusts it".to_owned(),
+        text: "its digest is not trusted".to_owned(),
         class: ErrorClass::Refused,
         at: Timestamp::UNIX_EPOCH,
         images: 0,

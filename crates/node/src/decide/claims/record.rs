@@ -61,7 +61,7 @@ fn a_checksum_that_is_being_written_has_its_bundle_looked_at_again_soon() {
     assert!(world.state.relist && world.state.lanes.is_empty());
 }
 
-/// An import of `a.tar` of which this became.
+/// Returns the result of an import of `a.tar` with this outcome.
 fn landed(world: &World, outcome: import::Outcome) -> Landed {
     let is_in_place = outcome == import::Outcome::Imported;
     Landed {

@@ -25,7 +25,7 @@ fn too_little_space_is_said_once_and_so_is_that_there_is_enough_again() {
     };
     for (free, is_below, text) in [
         (900, false, None),
-        (100, true, Some("nothing is imported or healed: ")),
+        (100, true, Some("nothing is imported or restored: ")),
         (50, true, None),
         (
             900,
@@ -70,10 +70,10 @@ fn the_store_is_looked_at_every_four_seconds_where_it_can_be_seen() {
     drop_in(&mut world, "a.tar", &image(0), digest(1));
     run(&mut world);
     world.pass(Duration::from_secs(4));
-    assert!(!checks(&mut world, 3), "our own import changes it");
+    assert!(!checks(&mut world, 3), "an import of the daemon changes it");
 }
 
-/// A world in which `a.tar` waits for room.
+/// Returns a world in which `a.tar` waits for room.
 fn too_full() -> World {
     let mut world = importing();
     has_store(&mut world);
@@ -115,7 +115,7 @@ fn a_bundle_that_does_not_fit_waits_for_room_or_an_hour_or_another_containerd() 
     let now = world.turn().now;
     world.state.forget_room(now);
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready));
-    // By another reason than room it is not ready.
+    // A bundle that failed for another reason than room does not become ready.
     let mut world = too_full();
     world.state.roster.fail(OsStr::new("a.tar"), now, None);
     let failed = Some(Phase::Failed { retry: None });

@@ -1,8 +1,8 @@
-//! Labels and pins that are taken back.
+//! Removal of labels and pins.
 
 use super::*;
 
-/// The labels whose records a comparison looks up.
+/// Returns the labels whose records a comparison reads.
 fn looked_up(world: &mut World) -> Vec<String> {
     let at = world.turn().at;
     world.state.labels_in_doubt(at)
@@ -45,7 +45,7 @@ fn labels_of_bundles_that_vanished_are_in_doubt_since_they_may_be_released_by_ha
     assert_eq!(found, wanted);
 }
 
-/// What a comparison finds, as it is now.
+/// Returns the survey that a comparison would make now.
 fn survey(world: &World) -> Survey {
     Survey {
         records: world.records.clone(),
@@ -54,7 +54,7 @@ fn survey(world: &World) -> Survey {
     }
 }
 
-/// The plan of what is taken back after a survey.
+/// Returns the labels and pins that the daemon removes after a survey.
 fn withdrawals(world: &mut World) -> Option<Box<Withdrawing>> {
     let survey = survey(world);
     let mut turn = world.turn();
@@ -65,7 +65,7 @@ fn withdrawals(world: &mut World) -> Option<Box<Withdrawing>> {
     })
 }
 
-/// Two bundles, of which `0.tar` is gone: its record loses its labels.
+/// Returns a world with two bundles. `0.tar` is gone, so its record loses its labels.
 fn with_one_gone() -> World {
     let mut world = with_bundles(2);
     let entries = listed(&world, |name| name != "0.tar");
@@ -236,7 +236,7 @@ fn a_bundle_vouches_for_a_record_as_long_as_nothing_certain_says_otherwise() {
     }
 }
 
-/// Writes into the ledger that `0.tar` was imported with this image alone.
+/// Makes the ledger say that `0.tar` was imported with this image alone.
 fn replace(world: &mut World, name: &str, target: u64) {
     let entry = world.state.ledger.get(OsStr::new("0.tar")).unwrap();
     let mut imported = entry.imported.clone().unwrap();
@@ -256,7 +256,7 @@ fn retarget(world: &mut World, name: &str, target: u64) {
     record.target = Descriptor::new(MediaType::ImageManifest, 1, digest(target));
 }
 
-/// Puts the label of `0.tar` back, as if it had not been taken yet.
+/// Puts the label of `0.tar` back, as if it had not been removed yet.
 fn relabel(world: &mut World) {
     let record = world.records.get_mut(&image(0)).unwrap();
     record.labels.insert(label("0.tar"), "0.tar".to_owned());

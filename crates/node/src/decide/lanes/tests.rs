@@ -8,7 +8,6 @@ const IDENTITY: Identity = Identity {
     ctime_ns: 4,
 };
 
-/// Lanes and the time.
 struct Scene {
     lanes: Lanes,
     now: Instant,
@@ -104,7 +103,7 @@ fn light_work_starts_in_either_lane_and_any_other_in_the_main_one() {
     scene.begin("other.tar", Lane::Light);
     scene.lanes.give_way(load.name);
     scene.lanes.end(load.name);
-    assert_eq!(scene.lanes.lane_for(load), None, "it waits for the other");
+    assert_eq!(scene.lanes.lane_for(load), None, "it waits for the other job");
     scene.lanes.end("other.tar".as_ref());
     assert_eq!(scene.lanes.lane_for(load), light);
 }

@@ -1,7 +1,9 @@
-//! Thousands of random histories of the model: whatever happens in any order, the state converges to what the folder says.
+//! Thousands of random histories of the model. The test plays events in any order, and containerd's
+//! content must converge to that of the folder.
 //!
-//! Jobs end when chance says so, connections break, files come, change and go, the daemon dies, and other programs remove records and
-//! blobs. After some steps nothing more happens but time and the ends of jobs; then every promise is checked.
+//! Jobs end at random times, and connections break. Files come, change and disappear, the daemon
+//! dies, and other programs remove records and blobs. After a number of steps, only time passes and
+//! jobs end. Then the test checks every promise.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,13 +17,13 @@ use super::super::Event;
 use super::{Content, File, World, digest, layer};
 use crate::state::roster::Phase;
 
-/// How many histories are tried, unless `AIRGAPD_TEST_ROUNDS` says otherwise.
+/// Number of histories, unless `AIRGAPD_TEST_ROUNDS` has another one.
 const HISTORIES: u64 = 2000;
-/// How many things happen in each.
+/// Number of events in each history.
 const STEPS: u64 = 60;
 
 impl World {
-    /// Something happens by chance.
+    /// Plays a random event.
     fn happen(&mut self) {
         let name: OsString = format!("{}.tar", self.dice(5)).into();
         let image = format!("registry.test/app:{}", self.dice(4));
@@ -43,7 +45,8 @@ impl World {
                 self.folder.insert(name, File { identity, content });
                 self.state.relist = true;
             }
-            // One at a time: many at once are a fault of the folder.
+            // One bundle at a time, because the loss of many at once counts as a fault of the
+            // folder.
             4 => {
                 self.history.push(format!("{name:?} goes"));
                 self.folder.remove(&name);
@@ -95,12 +98,12 @@ impl World {
         if let Some(name) = names.get(usize::from(which == 1 && names.len() > 1)) {
             let name = name.clone();
             self.history
-                .push(format!("the job of {name:?} goes on: {:?}", self.jobs[&name]));
+                .push(format!("the job of {name:?} continues: {:?}", self.jobs[&name]));
             self.end_job(&name);
         }
     }
 
-    /// Events come some time after what they tell of.
+    /// Delivers events of containerd, some time after they happened.
     fn deliver(&mut self) {
         while self.dice(3) > 0
             && let Some(event) = self.events.pop_front()
@@ -111,7 +114,7 @@ impl World {
         }
     }
 
-    /// Nothing more happens: containerd is there, jobs end, time passes.
+    /// Lets time pass and jobs end, with a containerd and without any other event.
     pub(in crate::decide) fn settle(&mut self) {
         self.is_up = true;
         self.is_shaky = false;
@@ -134,7 +137,7 @@ impl World {
             }
             let is_quiet = self.jobs.is_empty() && self.state.lanes.is_empty() && !self.state.relist;
             match due {
-                // The next comparison is due by itself only.
+                // Only the next regular comparison is due.
                 Some(due) if is_quiet && due > self.now + Duration::from_secs(500) && self.is_all_done() => {
                     return;
                 }
@@ -149,7 +152,7 @@ impl World {
             .state
             .next_due(self.now)
             .map(|due| due.saturating_duration_since(self.now));
-        self.fail(&format!("it does not come to rest: {due:?}"));
+        self.fail(&format!("the daemon does not come to rest: {due:?}"));
     }
 
     fn is_all_done(&self) -> bool {
@@ -167,7 +170,8 @@ impl World {
         panic!("{why}\n{}\n{phases:?}", self.history.join("\n"));
     }
 
-    /// What the folder says is so in containerd, and all of it is unpacked; and the daemon knows whether what is required is there.
+    /// Checks that containerd has the images of the folder, and that all of them are unpacked. The
+    /// daemon must also know whether the required image is missing.
     pub(in crate::decide) fn check(&self) {
         let required = self.state.required_status();
         if !required.is_some_and(|required| required.is_current && required.missing == self.missing()) {
@@ -185,7 +189,7 @@ impl World {
             };
             let images = match &file.content {
                 Content::Bundle(images) => images.clone(),
-                // A bundle that was replaced by a broken one keeps its word for what it brought.
+                // A broken file in place of a bundle keeps the claims of the bundle before it.
                 Content::Broken => {
                     let imported = entry.imported.iter().flat_map(|imported| &imported.images);
                     imported
@@ -196,7 +200,7 @@ impl World {
             let is_failed = self.state.roster.phase(name) == Some(Phase::Failed { retry: None });
             if matches!(file.content, Content::Broken) != is_failed {
                 self.fail(&format!(
-                    "{name:?} is broken, and not said to be, or the other way round"
+                    "{name:?} is broken and does not count as failed, or the other way round"
                 ));
             }
             for (image, target) in images {
@@ -208,11 +212,11 @@ impl World {
         }
         for (image, (_, target, bundle)) in &wanted {
             if matches!(self.folder[*bundle].content, Content::Broken) {
-                // It is neither taken back nor restored.
+                // The daemon neither removes nor restores these images.
                 continue;
             }
             let Some(record) = self.records.get(image) else {
-                self.fail(&format!("{image} is not there"))
+                self.fail(&format!("{image} is missing"))
             };
             if record.target.digest() != target && !self.moved.contains(image) {
                 self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
@@ -223,7 +227,7 @@ impl World {
             }
             for blob in [target.clone(), layer(target)] {
                 if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(image) {
-                    self.fail(&format!("{blob} of {image} is not there"));
+                    self.fail(&format!("{blob} of {image} is missing"));
                 }
             }
         }
@@ -257,7 +261,9 @@ fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
     }
 }
 
-/// Without this the test above could hold for a daemon that starts every file again and again.
+/// Without this test, the test above could pass with a daemon that starts every file again and
+/// again.
+/// again.
 #[test]
 fn a_bundle_that_nothing_happens_to_is_started_once() {
     for seed in 0..20 {

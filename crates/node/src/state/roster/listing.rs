@@ -1,5 +1,5 @@
-//! Which entries of a listing the roster tracks, with which checksums, and which it leaves alone. A listing moves no file but those
-//! that are new or have changed.
+//! Decides which entries of a listing the roster tracks, with which checksums, and which it leaves
+//! alone. A listing changes the phase of new and changed files only.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -14,8 +14,9 @@ use crate::images::sidecar::sidecar_of;
 use crate::state::ledger::Ledger;
 
 impl Roster {
-    /// Takes over a listing. `known` says whether the ledger has an import of this very file with this very checksum
-    /// file. Gives back the entries that are no bundles and were not told of before.
+    /// Applies a listing. `known` returns true if the ledger has an import of this very file with
+    /// this very checksum file. Returns the entries that are no bundles and that the log does not
+    /// have yet.
     pub fn list(
         &mut self,
         listed: Vec<Listed>,
@@ -94,7 +95,8 @@ impl Roster {
     }
 }
 
-/// Takes the checksums of bundles that are there out of a listing, by name.
+/// Separates the checksum files of listed bundles from the listing. Returns the other entries, and
+/// the checksum files by name.
 pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<OsString, Identity>) {
     let is_file = |entry: &&Listed| entry.class == Class::Candidate;
     let files = listed.iter().filter(is_file);
@@ -106,8 +108,9 @@ pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<O
     (others, sidecars.into_iter().map(of).collect())
 }
 
-/// Why a file is left alone, where it is: by its content and its name (`folder::why_ignored`). Not where it stands in
-/// the place of a bundle that was imported; a list that is to be pulled is none of these either.
+/// Returns the reason why a file is left alone, from its content and its name
+/// (`folder::why_ignored`). A file in the place of an imported bundle is never left alone. With
+/// `pull_lists`, neither is a list that can be pulled.
 pub fn why_ignored(
     name: &OsStr,
     ending: Ending,
@@ -184,7 +187,7 @@ mod tests {
             roster.finish("a.tar".as_ref());
             roster.finish("b.tar".as_ref());
             let told = roster.list(listed.clone(), now, new_only);
-            assert!(told.is_empty(), "it is nothing to tell of");
+            assert!(told.is_empty(), "a checksum file is no news");
             assert_eq!(
                 roster.phase("a.tar".as_ref()),
                 Some(Phase::Settling { look: now })

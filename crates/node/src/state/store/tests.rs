@@ -73,7 +73,8 @@ fn broken_files_are_set_aside_and_the_ledger_starts_empty() {
     }
 }
 
-/// The form of `state.json` in 0.1.0, as far as a reader depends on it. It stays as it is.
+/// The form of `state.json` in 0.1.0, as far as a reader depends on it. This module must not
+/// change.
 #[allow(dead_code, reason = "these keys are only read")]
 mod as_of_0_1_0 {
     use std::collections::{BTreeMap, HashMap};
@@ -124,7 +125,7 @@ mod as_of_0_1_0 {
         pub(super) gone: Option<Timestamp>,
     }
 
-    /// What `#[serde(with)]` asks of a type that is only read.
+    /// `#[serde(with)]` needs a module. These types are only read, so it has no `serialize`.
     mod file_name_only {
         pub(super) use super::file_name::deserialize;
     }
@@ -186,7 +187,7 @@ mod as_of_0_1_0 {
     }
 }
 
-/// A rollback: every key that came after 0.1.0 is in this ledger, and every class of error.
+/// A rollback: this ledger has every key that came after 0.1.0, and every class of error.
 #[test]
 fn a_ledger_of_this_version_is_read_by_0_1_0() {
     let mut ledger = sample();
@@ -244,7 +245,7 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
     assert_eq!(read.bundles.len(), 9);
 }
 
-/// An upgrade: a file that 0.1.0 wrote is whole, and is not written again.
+/// An upgrade: a file that 0.1.0 wrote is whole, and the daemon does not write it again.
 #[test]
 fn a_ledger_of_0_1_0_is_read_by_this_version_and_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
