@@ -218,11 +218,13 @@ fn a_disk_that_kubelet_will_find_full_is_said_once_for_many_bundles(own: &mut Ow
     };
     imports(["a", "b", "c"]);
     assert_eq!(daemon.count("% full: above"), 1, "{}", daemon.log());
-    fs::remove_file(ballast).unwrap();
-    wait_until("the daemon has seen that there is room", || {
+    let has_room = || {
         let disk = node.airgapd(["status", "-o", "json"]).json()["disk"].clone();
         disk["free_bytes"].as_u64() > Some(80 * MIB)
-    });
+    };
+    wait_until("the daemon has seen the full disk", || !has_room());
+    fs::remove_file(ballast).unwrap();
+    wait_until("the daemon has seen that there is room", has_room);
     let _ballast = fill(&root, 20 * MIB);
     imports(["d", "e", "f"]);
     assert_eq!(daemon.count("% full: above"), 2, "{}", daemon.log());
