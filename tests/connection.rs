@@ -236,7 +236,7 @@ fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) 
         ..FakeConfig::default()
     });
     fs::write(at("bin/k0s"), "k0s").unwrap();
-    daemon.wait_for_log("starting anew");
+    daemon.wait_for_log("restarting the daemon");
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });

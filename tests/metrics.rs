@@ -499,7 +499,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     };
     let numbers = [
         ("Nodes with airgapd", 3.0),
-        ("Nodes that are not well", 2.0),
+        ("Nodes with problems", 2.0),
         ("Nodes without containerd", 1.0),
         ("Images in place", 2.0),
         ("Nodes with a full disk", 0.0),
@@ -532,7 +532,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
         ])
     );
     assert_eq!(
-        rows("Bundles, and on how many nodes each is in place", &["bundle"]),
+        rows("Bundles, by the number of nodes with each in place", &["bundle"]),
         BTreeMap::from([row(&["one.tar"], 2.0)])
     );
     assert_eq!(
@@ -542,7 +542,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
             row(&[&waiting, "one.tar", "queued"], 1.0)
         ])
     );
-    let contents = rows("Contents, and how many nodes have each", &["content"]);
+    let contents = rows("Sets of bundles, by the number of nodes with each", &["content"]);
     let mut nodes_with: Vec<_> = contents.into_values().collect();
     nodes_with.sort_by(f64::total_cmp);
     assert_eq!(

@@ -127,7 +127,7 @@ fn what_a_reload_cannot_change_is_named(target: &Target) {
 }
 
 fn a_removed_key_is_one_warning_and_no_mistake(target: &Target) {
-    const GONE: &str = "`pressure` is gone and has no effect";
+    const GONE: &str = "`pressure` was removed and has no effect";
     let node = Node::on(target);
     node.configure_also("pressure:\n  io: 40%\n  memory: 10%\nresync: 10m");
     let answer = node.airgapd(["config"]).exits(0);

@@ -183,7 +183,7 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     assert!(one["retry_in_ms"].is_u64(), "{one:#}");
     let text = node.airgapd(["status"]).stdout;
     assert!(
-        text.contains("retrying") && text.contains("come back later") && text.contains("tried again in"),
+        text.contains("retrying") && text.contains("come back later") && text.contains("retry in"),
         "{text}"
     );
     fake.clear_faults();

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-/// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
+/// Writes a size as `12 B` or `3.4 MB`: in powers of 1000, as disks and networks count.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
@@ -19,20 +19,14 @@ pub fn bytes(count: u64) -> String {
     format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
 }
 
-/// `1 image`, `2 images`: a number of things whose plural takes an `s`.
+/// Writes a number of things whose plural takes an `s`: `1 image`, `2 images`.
 #[must_use]
 pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, thing: &str) -> String {
     let plural = if count == N::from(1) { "" } else { "s" };
     format!("{count} {thing}{plural}")
 }
 
-/// Returns the verb for a number of things: `is` for 1, otherwise `are`.
-#[must_use]
-pub fn are<N: Copy + PartialEq + From<u8>>(count: N) -> &'static str {
-    if count == N::from(1) { "is" } else { "are" }
-}
-
-/// Whole milliseconds of a duration; `u64::MAX` for one of more than 584 million years.
+/// Returns the whole milliseconds of a duration, `u64::MAX` for more than 584 million years.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -47,7 +41,6 @@ mod tests {
         for (count, said) in [(0_u32, "0 images"), (1, "1 image"), (2, "2 images")] {
             assert_eq!(counted(count, "image"), said);
             assert_eq!(counted(u64::from(count), "image"), said);
-            assert_eq!(are(count), if count == 1 { "is" } else { "are" });
         }
     }
 

@@ -19,6 +19,9 @@ use serde::{Serialize, Serializer};
 /// If less than the rest is free, kubelet evicts pods (`imagefs.available<15%`). Both are kubelet's
 /// defaults.
 const KUBELET_USED_PERCENT: u64 = 85;
+/// Distance in percent of the disk that unpacking ahead keeps from kubelet's threshold. Unpacked
+/// layers are a convenience, and must not make kubelet remove images.
+const AHEAD_DISTANCE_PERCENT: u64 = 10;
 /// Share of free inodes in percent below which kubelet evicts pods (`imagefs.inodesFree<5%` by
 /// default).
 const KUBELET_INODES_PERCENT: u64 = 5;
@@ -119,6 +122,17 @@ pub enum Scarce {
     Bytes,
     /// Free inodes.
     Inodes,
+}
+
+impl Disk {
+    /// Returns true if this many further bytes leave the disk well below kubelet's thresholds.
+    #[must_use]
+    pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
+        let used = (self.size - self.free.min(self.size)).saturating_add(bytes);
+        let most = share(self.size, KUBELET_USED_PERCENT - AHEAD_DISTANCE_PERCENT);
+        let fewest_inodes = share(self.inodes, KUBELET_INODES_PERCENT + AHEAD_DISTANCE_PERCENT);
+        used <= most && self.free_inodes >= fewest_inodes
+    }
 }
 
 /// The space that an import needs.
@@ -418,6 +432,37 @@ mod tests {
             inodes,
         };
         Forecast::new(Path::new("/store"), disk, demand, min_free)
+    }
+
+    #[test]
+    fn unpacking_ahead_keeps_ten_points_from_kubelets_thresholds() {
+        let disk = |free, free_inodes| Disk {
+            size: 1000,
+            free,
+            inodes: 100,
+            free_inodes,
+            block: 1,
+        };
+        let rows = [
+            (disk(1000, 100), 750, true),
+            (disk(1000, 100), 751, false),
+            (disk(300, 100), 50, true),
+            (disk(300, 100), 51, false),
+            (disk(200, 100), 0, false),
+            (disk(1000, 15), 1, true),
+            (disk(1000, 14), 1, false),
+            (disk(1000, 100), u64::MAX, false),
+        ];
+        for (disk, bytes, expected) in rows {
+            assert_eq!(disk.has_room_ahead(bytes), expected, "{disk:?} {bytes}");
+        }
+        // This file system makes inodes on demand.
+        let on_demand = Disk {
+            inodes: 0,
+            free_inodes: 0,
+            ..disk(1000, 0)
+        };
+        assert!(on_demand.has_room_ahead(1));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! `airgapd status`: how bundles and images stand, with a daemon or without.
+//! `airgapd status`: shows the state of bundles and images, with or without a running daemon.
 //!
-//! The daemon says over its control socket what is under way, the ledger has the past, and
-//! containerd itself the images that are in place now. Any of the three may be away: then the rest
-//! is shown, and the answer names the part that is missing.
+//! The daemon reports its current work over the control socket. The ledger has the past, and
+//! containerd has the images that are in place now. Any of the three may be missing. The answer
+//! then has the rest, and names the missing part.
 //!
 //! Beside tens of thousands of records, containerd takes seconds to answer. If the daemon has every
 //! image in place, the page would name none, so `status` does not ask containerd.
@@ -34,7 +34,7 @@ use node::status::{
 };
 use node::verdict::Verdict;
 
-/// How often `--watch` looks.
+/// Time between two checks of `--watch`.
 const PACE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd status -o json`.
@@ -42,12 +42,12 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Document {
     #[serde(flatten)]
     pub(super) status: Status,
-    /// The images that bundles vouch for; absent when containerd could not be asked.
+    /// Images that bundles vouch for, `null` if containerd did not answer.
     pub(super) images: Option<Vec<ImageStatus>>,
     /// True if `status` did not ask containerd, since the daemon has every image in place.
     #[serde(skip)]
     is_daemons_word: bool,
-    /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
+    /// All problems, one sentence each: the reasons for exit status 1 or 3.
     problems: Vec<String>,
 }
 
@@ -69,8 +69,8 @@ impl Wanted {
     }
 }
 
-/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is
-/// healthy or working, 3 when containerd cannot be asked, 1 otherwise.
+/// Shows the state of everything. The exit status follows from the verdict: 0 if the node is
+/// healthy or working, 3 if containerd does not answer, and 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     call.allowed(
@@ -93,7 +93,7 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
     }
 }
 
-/// Prints each change below the one before, until its reader goes away.
+/// Prints each change below the previous change, until its reader closes the pipe.
 async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut shown = String::new();
     loop {
@@ -120,8 +120,8 @@ async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     }
 }
 
-/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the
-/// last look would.
+/// Fills the screen of a terminal until a signal arrives or the terminal is closed. The exit status
+/// is that of the last check.
 async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -162,7 +162,8 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     Ok(last)
 }
 
-/// How everything stands, by the daemon, the ledger and containerd, as far as each can be had.
+/// Reads the state of everything from the daemon, the ledger and containerd, as far as each is
+/// available.
 pub(super) async fn look(settings: &Settings, node: &Place, wanted: Wanted) -> Document {
     let answer = match control::ask(&settings.runtime_dir, Want::Status, None).await {
         Ok(told) if wanted == Wanted::Wrong && has_every_image_in_place(&told.status) => {
@@ -211,7 +212,7 @@ pub(super) async fn look(settings: &Settings, node: &Place, wanted: Wanted) -> D
             }
         },
         Err(error) => {
-            // Where the daemon has no connection either, the verdict says why.
+            // If the daemon has no connection either, the verdict has the reason.
             if status.containerd.reachable {
                 wrong.push(error.clone());
             }
@@ -247,7 +248,7 @@ fn problems(verdict: &Verdict) -> Vec<String> {
     wrong.map(ToString::to_string).collect()
 }
 
-/// The same form, from what is on disk.
+/// Returns the same form from the data on disk.
 fn without_daemon(
     settings: &Settings,
     node: &Place,
@@ -294,7 +295,7 @@ fn without_daemon(
     }
 }
 
-/// The disk of containerd's content store, where it can be seen.
+/// Returns the disk of containerd's content store, if it is visible.
 fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     let space = runtime::space(settings, runtime);
     let disk = Disk::of(space.store.as_deref()?).ok()?;
@@ -305,7 +306,7 @@ fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     ))
 }
 
-/// Leaves the files alone that the daemon would.
+/// Leaves out the files that the daemon would leave out.
 fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
     for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
         let identity = roster.identity(&name);

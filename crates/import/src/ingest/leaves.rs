@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::blobs::{BlobTask, Moved};
 use super::closing::{Closed, Closing};
 use super::pass::{OnceSource, Pass, Passing};
+use super::unpacking::Unpacking;
 use super::{Fault, PARALLEL_BLOBS, PARALLEL_CLOSINGS, RecordOutcome, Run, check_bundle};
 use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan, RecordStep};
@@ -65,6 +66,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), Fault> {
         let mut sources = HashMap::new();
         let mut closings = FuturesUnordered::new();
+        let mut unpackings = FuturesUnordered::new();
         let mut is_over = false;
         let mut full = Full::default();
         loop {
@@ -97,7 +99,12 @@ impl<'a> Run<'a> {
                     coming.ended(&moved.digest);
                     full.note(self.passed(moved, source.as_deref(), lacking))?;
                 }
-                Some(closed) = closings.next() => full.note(self.end(closed))?,
+                Some(closed) = closings.next() => {
+                    let image = closed.image;
+                    full.note(self.end(closed))?;
+                    unpackings.extend(self.early(image).await?.map(Unpacking::early));
+                }
+                Some(unpacked) = unpackings.next() => self.result.unpacked.extend(unpacked),
                 else => return full.into_result(),
             }
         }

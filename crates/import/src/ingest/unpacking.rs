@@ -1,13 +1,14 @@
-//! The part of an import that unpacks images: each before its records, or all after the last
-//! record.
+//! The part of an import that unpacks images, each before or after its records.
 
+use basics::chain;
+use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Fault, Job, LEASE_ROUNDS, Run};
 use crate::Error;
 use crate::lease::Lease;
 use crate::plan::{ImagePlan, UnpackWhen};
-use crate::unpack::{UnpackError, Unpacked, Unpacker};
+use crate::unpack::{Room, UnpackError, Unpacked, Unpacker};
 
 impl From<UnpackError> for Fault {
     fn from(error: UnpackError) -> Self {
@@ -17,6 +18,11 @@ impl From<UnpackError> for Fault {
                 reason,
                 damaged: None,
                 is_content: true,
+            }),
+            UnpackError::NoRoom { .. } => Fault::Image(Failure {
+                reason: error.to_string(),
+                damaged: None,
+                is_content: false,
             }),
             UnpackError::Sync { .. } | UnpackError::Stopped => Fault::Stop(Error::Unpack(error)),
         }
@@ -31,12 +37,21 @@ pub(super) fn unpacks_before_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> 
     }
 }
 
+/// Returns the unpacker if images are unpacked after their records.
+fn unpacks_after_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> {
+    match &job.intent.unpack {
+        Some((unpacker, UnpackWhen::AfterRecords)) => Some(unpacker),
+        Some((_, UnpackWhen::BeforeRecord)) | None => None,
+    }
+}
+
 /// Unpacks an image whose blobs are in place, under the import's lease.
 pub(super) async fn unpack(
     unpacker: &Unpacker,
     job: &Job<'_>,
     image: &ImagePlan,
     lease: &Lease,
+    room: Room,
 ) -> Result<Unpacked, UnpackError> {
     let root = image.blobs.last().map(|root| &root.digest);
     let targets = image.records.iter().map(|record| &record.target);
@@ -49,22 +64,105 @@ pub(super) async fn unpack(
     // A caller stops an import by dropping it.
     let stop = CancellationToken::new();
     unpacker
-        .unpack(job.client, lease.id(), target, blobs, &stop)
+        .unpack(job.client, lease.id(), target, blobs, room, &stop)
         .await
 }
 
+/// The unpacking of an image that has its records.
+pub(super) struct Unpacking<'a> {
+    unpacker: &'a Unpacker,
+    job: &'a Job<'a>,
+    image: &'a ImagePlan,
+    lease: Lease,
+    room: Room,
+}
+
+impl Unpacking<'_> {
+    async fn run(self) -> (usize, Result<Unpacked, UnpackError>) {
+        let unpacked = unpack(self.unpacker, self.job, self.image, &self.lease, self.room).await;
+        (self.image.index, unpacked)
+    }
+
+    /// Unpacks the image while other images are still sent. Returns `None` after a failure that is
+    /// not the image's. The end of the import tries again, and reports the failure if it persists.
+    pub(super) async fn early(self) -> Option<(usize, Result<Unpacked, String>)> {
+        let (index, unpacked) = self.run().await;
+        match unpacked {
+            Ok(unpacked) => Some((index, Ok(unpacked))),
+            Err(error) if error.is_content() => Some((index, Err(chain(&error)))),
+            Err(error) => {
+                tracing::debug!(%error, "an image is unpacked later");
+                None
+            }
+        }
+    }
+}
+
 impl<'a> Run<'a> {
+    /// Returns the unpacking of an image that has its records now, if the import unpacks it. The
+    /// blobs of other images come first on a disk that is nearly full.
+    pub(super) async fn early(&mut self, image: &'a ImagePlan) -> Result<Option<Unpacking<'a>>, Fault> {
+        let unpacker = unpacks_after_records(self.job).filter(|_| image.unpack && self.is_recorded(image));
+        let Some(unpacker) = unpacker else {
+            return Ok(None);
+        };
+        let room = Room::Ahead {
+            besides: self.job.plan.bytes_to_send(),
+        };
+        self.unpacking(unpacker, image, room).await.map(Some)
+    }
+
+    async fn unpacking(
+        &mut self,
+        unpacker: &'a Unpacker,
+        image: &'a ImagePlan,
+        room: Room,
+    ) -> Result<Unpacking<'a>, Fault> {
+        Ok(Unpacking {
+            unpacker,
+            job: self.job,
+            image,
+            lease: self.lease().await?,
+            room,
+        })
+    }
+
     /// Unpacks the images that have records and are not unpacked yet. A failure is reported and
     /// does not remove records.
     pub(super) async fn unpack_recorded(&mut self) -> Result<(), Error> {
         let Some((unpacker, _)) = &self.job.intent.unpack else {
             return Ok(());
         };
+        for _ in 0..LEASE_ROUNDS {
+            match self.unpack_others(unpacker).await {
+                Ok(()) => return Ok(()),
+                Err(Fault::LeaseLost) => self.forget_lease(),
+                Err(Fault::Image(failure)) => return Err(Error::Unpack(UnpackError::Unfit(failure.reason))),
+                Err(Fault::Stop(error)) => return Err(error),
+            }
+        }
+        Err(Error::LeaseKeepsVanishing)
+    }
+
+    async fn unpack_others(&mut self, unpacker: &'a Unpacker) -> Result<(), Fault> {
+        let mut due = Vec::new();
         for image in self.job.plan.images.iter().filter(|image| image.unpack) {
             if self.is_recorded(image) && !self.is_unpacked(image) {
-                let unpacked = self.unpack_one(unpacker, image).await?;
-                self.result.unpacked.push((image.index, unpacked));
+                due.push(
+                    self.unpacking(unpacker, image, Room::Ahead { besides: 0 })
+                        .await?,
+                );
             }
+        }
+        let jobs: Vec<_> = due.into_iter().map(Unpacking::run).collect();
+        let mut jobs = stream::iter(jobs).buffer_unordered(unpacker.images_at_a_time());
+        while let Some((index, unpacked)) = jobs.next().await {
+            let unpacked = match unpacked.map_err(Fault::from) {
+                Ok(unpacked) => Ok(unpacked),
+                Err(Fault::Image(failure)) => Err(failure.reason),
+                Err(fault) => return Err(fault),
+            };
+            self.result.unpacked.push((index, unpacked));
         }
         Ok(())
     }
@@ -79,27 +177,5 @@ impl<'a> Run<'a> {
             .unpacked
             .iter()
             .any(|(index, _)| *index == image.index)
-    }
-
-    async fn unpack_one(
-        &mut self,
-        unpacker: &Unpacker,
-        image: &ImagePlan,
-    ) -> Result<Result<Unpacked, String>, Error> {
-        for _ in 0..LEASE_ROUNDS {
-            let unpacked = match self.lease().await {
-                Ok(lease) => unpack(unpacker, self.job, image, &lease)
-                    .await
-                    .map_err(Fault::from),
-                Err(fault) => Err(fault),
-            };
-            match unpacked {
-                Ok(unpacked) => return Ok(Ok(unpacked)),
-                Err(Fault::Image(failure)) => return Ok(Err(failure.reason)),
-                Err(Fault::Stop(error)) => return Err(error),
-                Err(Fault::LeaseLost) => self.forget_lease(),
-            }
-        }
-        Err(Error::LeaseKeepsVanishing)
     }
 }

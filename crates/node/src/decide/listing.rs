@@ -93,7 +93,7 @@ impl fmt::Display for Vanished {
         let Vanished {
             sign, missing, known, ..
         } = self;
-        let are = basics::are(*missing);
+        let are = if *missing == 1 { "is" } else { "are" };
         write!(
             f,
             "{sign}: {missing} of {} {are} missing",

@@ -117,6 +117,17 @@ impl Outcome {
         ours / other.median.wall
     }
 
+    /// Returns airgapd's wall time as a share of the sum of the times of `others`. `None` if one of
+    /// them did not take part.
+    pub(super) fn share_of_time(&self, others: &[Contender]) -> Option<f64> {
+        let of = |wanted: &Contender| {
+            let mut all = self.contenders.iter();
+            all.find(|measured| measured.name == wanted.name())
+        };
+        let times: Option<Vec<_>> = others.iter().map(|other| Some(of(other)?.median.wall)).collect();
+        Some(of(&Contender::Airgapd)?.median.wall / times?.iter().sum::<f64>())
+    }
+
     pub(super) fn save(&self) -> Result<()> {
         let folder = folder();
         fs::create_dir_all(&folder)?;
