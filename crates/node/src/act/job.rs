@@ -260,6 +260,7 @@ pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Op
         sent_bytes: report.blobs.sent_bytes,
         is_bundles_fault: report.cause == Some(import::Cause::Bundle),
         stopped: stopped.as_ref().map(|error| stop(error, report)),
+        forecast: report.space.clone(),
     })
 }
 
