@@ -98,6 +98,30 @@ impl Disk {
             block,
         })
     }
+
+    /// Returns true if kubelet acts on a shortage of this, with its default thresholds.
+    #[must_use]
+    pub fn is_scarce(&self, what: Scarce) -> bool {
+        match what {
+            Scarce::Bytes => self.used_percent() > KUBELET_USED_PERCENT,
+            Scarce::Inodes => {
+                self.inodes > 0 && self.free_inodes < share(self.inodes, KUBELET_INODES_PERCENT)
+            }
+        }
+    }
+
+    fn used_percent(&self) -> u64 {
+        percent(self.size.saturating_sub(self.free), self.size)
+    }
+}
+
+/// A resource of a disk that kubelet watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scarce {
+    /// Free bytes.
+    Bytes,
+    /// Free inodes.
+    Inodes,
 }
 
 impl Disk {
@@ -176,27 +200,33 @@ impl Forecast {
 
     /// Returns warnings about kubelet's reactions to the disk after the import.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<(Scarce, String)> {
         let Forecast {
             disk, demand, store, ..
         } = self;
         let mut warnings = Vec::new();
-        let free = disk.free.saturating_sub(demand.bytes);
-        let used = percent(disk.size.saturating_sub(free), disk.size);
-        if demand.bytes > 0 && used > KUBELET_USED_PERCENT {
-            warnings.push(format!(
-                "the disk of {} will be {used} % full: above {KUBELET_USED_PERCENT} % kubelet removes unused images, and with less than {} % free it evicts pods",
+        let then = Disk {
+            free: disk.free.saturating_sub(demand.bytes),
+            free_inodes: disk.free_inodes.saturating_sub(demand.inodes),
+            ..*disk
+        };
+        if demand.bytes > 0 && then.is_scarce(Scarce::Bytes) {
+            let text = format!(
+                "the disk of {} will be {} % full: above {KUBELET_USED_PERCENT} % kubelet removes unused images, and with less than {} % free it evicts pods",
                 store.display(),
+                then.used_percent(),
                 100 - KUBELET_USED_PERCENT
-            ));
+            );
+            warnings.push((Scarce::Bytes, text));
         }
-        let free = disk.free_inodes.saturating_sub(demand.inodes);
-        if demand.inodes > 0 && disk.inodes > 0 && free < share(disk.inodes, KUBELET_INODES_PERCENT) {
-            warnings.push(format!(
-                "the disk of {} will have {free} of {} inodes free: below {KUBELET_INODES_PERCENT} % kubelet evicts pods",
+        if demand.inodes > 0 && then.is_scarce(Scarce::Inodes) {
+            let text = format!(
+                "the disk of {} will have {} of {} inodes free: below {KUBELET_INODES_PERCENT} % kubelet evicts pods",
                 store.display(),
+                then.free_inodes,
                 disk.inodes
-            ));
+            );
+            warnings.push((Scarce::Inodes, text));
         }
         warnings
     }
@@ -504,7 +534,7 @@ mod tests {
         };
         let forecast = forecast(1, 1000, unlimited, MinFree::default());
         assert_eq!(forecast.shortage(), None);
-        assert_eq!(forecast.warnings(), [""; 0]);
+        assert_eq!(forecast.warnings(), []);
     }
 
     #[test]
@@ -538,7 +568,7 @@ mod tests {
         ] {
             let warnings = forecast(wanted, inodes, disk, MinFree::default()).warnings();
             assert_eq!(warnings.len(), words.len(), "{warnings:?}");
-            for (warning, word) in warnings.iter().zip(words) {
+            for ((_, warning), word) in warnings.iter().zip(words) {
                 assert!(warning.contains(word) && warning.contains("/store"), "{warning}");
             }
         }

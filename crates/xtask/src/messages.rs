@@ -48,7 +48,7 @@ type Elsewhere = (
     Option<&'static str>,
     &'static [(&'static str, &'static str)],
 );
-const ELSEWHERE: [Elsewhere; 13] = [
+const ELSEWHERE: [Elsewhere; 14] = [
     (
         "node/src/act/errands.rs",
         "warning",
@@ -70,11 +70,16 @@ const ELSEWHERE: [Elsewhere; 13] = [
         None,
         &[
             ("bundle/src/error.rs", "impl fmt::Display for Warning"),
-            ("import/src/space.rs", "pub fn warnings(&self)"),
             ("import/src/select/answer.rs", "notes.push"),
             ("import/src/select/closure.rs", "notes.push"),
             ("import/src/select/judge.rs", "notes.push"),
         ],
+    ),
+    (
+        "node/src/decide/room.rs",
+        "warning",
+        None,
+        &[("import/src/space.rs", "pub fn warnings(&self)")],
     ),
     (
         "node/src/decide/compare.rs",

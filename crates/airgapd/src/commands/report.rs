@@ -16,7 +16,7 @@ use bundle::Identity;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::status::{look, minute};
+use super::status::{Wanted, look, minute};
 use super::{Call, Exit, Refusal};
 use crate::output::{self, Page, bytes};
 use node::report::{self, BundleReport, FileReport, ImageReport};
@@ -46,7 +46,7 @@ struct Document {
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let node = call.node()?;
-    let seen = look(settings, &node).await;
+    let seen = look(settings, &node, Wanted::Each).await;
     let ledger = ledger::read(&settings.state_dir);
     let mut problems = Vec::new();
     let exit = match (&seen.images, &ledger) {

@@ -487,6 +487,7 @@ impl World {
             sent_bytes: 1,
             is_bundles_fault: false,
             stopped: None,
+            forecast: None,
         }
     }
 

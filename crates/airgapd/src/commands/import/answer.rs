@@ -32,7 +32,7 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     if let Some(error) = &report.error {
         line!(text, "  error: {error}");
     }
-    for warning in &report.warnings {
+    for warning in report.all_warnings() {
         line!(text, "  warning: {warning}");
     }
     let is_the_error = |image: &&ImageResult| {

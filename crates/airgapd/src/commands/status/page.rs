@@ -85,7 +85,13 @@ pub(super) fn text(document: &Document, view: &View) -> Page {
     let rows: Vec<Row> = bundles.iter().map(row).collect();
     let mut bottom = Page::new();
     ignored_text(&mut bottom, &status.ignored);
-    images_text(&mut bottom, document.images.as_deref(), status.image_count);
+    match document.is_daemons_word {
+        true => {
+            bottom.gap();
+            output::line!(bottom, "{}", status.image_count);
+        }
+        false => images_text(&mut bottom, document.images.as_deref(), status.image_count),
+    }
     if let Some(unpack) = &status.unpack {
         unpack_text(&mut bottom, unpack);
     }
