@@ -182,6 +182,20 @@ fn the_daemon_unpacks_when_all_names_are_there(target: &Target) {
     daemon.finish(target);
 }
 
+/// An image with records need not wait for the end of its bundle.
+fn the_daemon_unpacks_an_image_while_another_one_is_sent(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("unpack: background\nrateLimit: 1MiB");
+    let large = Image::new(OTHER).platform(native()).with_layer(Layer::zeros(8 << 20));
+    let daemon = node.start();
+    drop_in(&node, [good(GOOD), large]);
+    daemon.wait_until("the first image is unpacked", || target.snapshots().len() == 3);
+    assert!(target.record(GOOD).is_some());
+    assert_eq!(target.record(OTHER), None, "its layer takes 8 s");
+    daemon.wait_until("the second record", || target.record(OTHER).is_some());
+    daemon.finish(target);
+}
+
 fn a_start_with_everything_unpacked_applies_nothing(target: &Target) {
     let node = Node::on(target);
     node.configure_also("unpack: background");
@@ -296,6 +310,7 @@ with_room_on_each_containerd!(
     before_its_records_an_image_is_unpacked_or_gets_none,
     after_the_records_what_cannot_be_unpacked_is_told_and_withdraws_nothing,
     the_daemon_unpacks_when_all_names_are_there,
+    the_daemon_unpacks_an_image_while_another_one_is_sent,
 );
 on_the_fake!(a_start_with_everything_unpacked_applies_nothing);
 on_its_own_containerd!(small_disk; unpacking_ahead_keeps_away_from_kubelets_threshold);

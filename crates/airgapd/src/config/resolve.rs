@@ -150,6 +150,8 @@ mod tests {
         let keys: Vec<_> = given.iter().map(|given| given.key.clone()).collect();
         let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
         assert_eq!(keys, known, "the same keys in the same order");
+        let first = ["imagesDir", "address", "minFree", "onRemoval", "unpack"];
+        assert_eq!(keys[..5], first, "the keys that most nodes change");
 
         let written = |given: &Given| match &given.value {
             Typed::Written(value) => value.clone(),

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::blobs::{BlobTask, Moved};
 use super::closing::{Closed, Closing};
 use super::pass::{OnceSource, Pass, Passing};
-use super::unpacking::Unpacking;
+use super::unpacking::Early;
 use super::{Fault, PARALLEL_BLOBS, PARALLEL_CLOSINGS, RecordOutcome, Run, check_bundle};
 use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan, RecordStep};
@@ -66,6 +66,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), Fault> {
         let mut sources = HashMap::new();
         let mut closings = FuturesUnordered::new();
+        let mut early = Early::default();
         let mut unpackings = FuturesUnordered::new();
         let mut is_over = false;
         let mut full = Full::default();
@@ -77,6 +78,10 @@ impl<'a> Run<'a> {
                     Ok(closing) => closings.extend(closing.map(Closing::close)),
                     Err(fault) => full.note(Err(fault))?,
                 }
+            }
+            let is_sending = !(is_over && tasks.is_empty());
+            while let Some(unpacking) = early.next(unpackings.len(), is_sending, self).await? {
+                unpackings.push(unpacking.early());
             }
             tokio::select! {
                 leaf = coming.next(tasks.len() + 1 == PARALLEL_BLOBS), if !is_over && !full.is_full() && tasks.len() < PARALLEL_BLOBS => match leaf {
@@ -102,7 +107,7 @@ impl<'a> Run<'a> {
                 Some(closed) = closings.next() => {
                     let image = closed.image;
                     full.note(self.end(closed))?;
-                    unpackings.extend(self.early(image).await?.map(Unpacking::early));
+                    early.add(image, self);
                 }
                 Some(unpacked) = unpackings.next() => self.result.unpacked.extend(unpacked),
                 else => return full.into_result(),

@@ -1,5 +1,7 @@
 //! The part of an import that unpacks images, each before or after its records.
 
+use std::collections::VecDeque;
+
 use basics::chain;
 use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -33,15 +35,48 @@ impl From<UnpackError> for Fault {
 pub(super) fn unpacks_before_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> {
     match &job.intent.unpack {
         Some((unpacker, UnpackWhen::BeforeRecord)) => Some(unpacker),
-        Some((_, UnpackWhen::AfterRecords)) | None => None,
+        Some((_, UnpackWhen::AfterRecords | UnpackWhen::Meanwhile)) | None => None,
     }
 }
 
-/// Returns the unpacker if images are unpacked after their records.
-fn unpacks_after_records<'a>(job: &Job<'a>) -> Option<&'a Unpacker> {
-    match &job.intent.unpack {
-        Some((unpacker, UnpackWhen::AfterRecords)) => Some(unpacker),
-        Some((_, UnpackWhen::BeforeRecord)) | None => None,
+/// The images that have their records, and are unpacked while other images are still sent.
+#[derive(Default)]
+pub(super) struct Early<'a>(VecDeque<&'a ImagePlan>);
+
+impl<'a> Early<'a> {
+    /// Adds an image, if the import unpacks images after their records.
+    pub(super) fn add(&mut self, image: &'a ImagePlan, run: &Run<'a>) {
+        let is_wanted = image.unpack && unpacks_before_records(run.job).is_none();
+        if is_wanted && run.is_recorded(image) {
+            self.0.push_back(image);
+        }
+    }
+
+    /// Returns the next image to unpack if this many are under way. If nothing is sent any more,
+    /// images that the caller unpacks later are left to it.
+    pub(super) async fn next(
+        &mut self,
+        under_way: usize,
+        is_sending: bool,
+        run: &mut Run<'a>,
+    ) -> Result<Option<Unpacking<'a>>, Fault> {
+        let Some((unpacker, when)) = &run.job.intent.unpack else {
+            return Ok(None);
+        };
+        if !is_sending && *when == UnpackWhen::Meanwhile {
+            self.0.clear();
+        }
+        if under_way >= unpacker.images_at_a_time() {
+            return Ok(None);
+        }
+        let Some(image) = self.0.pop_front() else {
+            return Ok(None);
+        };
+        // The blobs of other images come first on a disk that is nearly full.
+        let room = Room::Ahead {
+            besides: run.job.plan.bytes_to_send(),
+        };
+        run.unpacking(unpacker, image, room).await.map(Some)
     }
 }
 
@@ -83,15 +118,14 @@ impl Unpacking<'_> {
         (self.image.index, unpacked)
     }
 
-    /// Unpacks the image while other images are still sent. Returns `None` after a failure that is
-    /// not the image's. The end of the import tries again, and reports the failure if it persists.
+    /// Unpacks the image while other images are still sent. Returns `None` after a failure. A later
+    /// attempt reports it if it persists.
     pub(super) async fn early(self) -> Option<(usize, Result<Unpacked, String>)> {
         let (index, unpacked) = self.run().await;
         match unpacked {
             Ok(unpacked) => Some((index, Ok(unpacked))),
-            Err(error) if error.is_content() => Some((index, Err(chain(&error)))),
             Err(error) => {
-                tracing::debug!(%error, "an image is unpacked later");
+                tracing::debug!(error = chain(&error), "an image is unpacked later");
                 None
             }
         }
@@ -99,19 +133,6 @@ impl Unpacking<'_> {
 }
 
 impl<'a> Run<'a> {
-    /// Returns the unpacking of an image that has its records now, if the import unpacks it. The
-    /// blobs of other images come first on a disk that is nearly full.
-    pub(super) async fn early(&mut self, image: &'a ImagePlan) -> Result<Option<Unpacking<'a>>, Fault> {
-        let unpacker = unpacks_after_records(self.job).filter(|_| image.unpack && self.is_recorded(image));
-        let Some(unpacker) = unpacker else {
-            return Ok(None);
-        };
-        let room = Room::Ahead {
-            besides: self.job.plan.bytes_to_send(),
-        };
-        self.unpacking(unpacker, image, room).await.map(Some)
-    }
-
     async fn unpacking(
         &mut self,
         unpacker: &'a Unpacker,
@@ -130,8 +151,9 @@ impl<'a> Run<'a> {
     /// Unpacks the images that have records and are not unpacked yet. A failure is reported and
     /// does not remove records.
     pub(super) async fn unpack_recorded(&mut self) -> Result<(), Error> {
-        let Some((unpacker, _)) = &self.job.intent.unpack else {
-            return Ok(());
+        let unpacker = match &self.job.intent.unpack {
+            Some((_, UnpackWhen::Meanwhile)) | None => return Ok(()),
+            Some((unpacker, UnpackWhen::BeforeRecord | UnpackWhen::AfterRecords)) => unpacker,
         };
         for _ in 0..LEASE_ROUNDS {
             match self.unpack_others(unpacker).await {

@@ -1,7 +1,7 @@
 //! The layers that are being unpacked at the moment, of all images.
 //!
-//! Images share layers, and cores are few. So each layer is unpacked once, as many layers at a time
-//! as there are cores, and one sync of the disk serves all layers that were applied before it.
+//! Images share layers, and cores are few. So each layer is unpacked once, and as many layers at a
+//! time as there are cores. One sync of the disk serves all layers that were applied before it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
