@@ -186,7 +186,9 @@ fn the_daemon_unpacks_when_all_names_are_there(target: &Target) {
 fn the_daemon_unpacks_an_image_while_another_one_is_sent(target: &Target) {
     let node = Node::on(target);
     node.configure_also("unpack: background\nrateLimit: 1MiB");
-    let large = Image::new(OTHER).platform(native()).with_layer(Layer::zeros(8 << 20));
+    let large = Image::new(OTHER)
+        .platform(native())
+        .with_layer(Layer::zeros(8 << 20));
     let daemon = node.start();
     drop_in(&node, [good(GOOD), large]);
     daemon.wait_until("the first image is unpacked", || target.snapshots().len() == 3);

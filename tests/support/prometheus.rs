@@ -93,7 +93,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// Returns the results of a query in each of the last seconds, as times in Unix seconds with values.
+    /// Returns the results of a query in each of the last seconds. The times are Unix seconds.
     ///
     /// # Panics
     ///
