@@ -1,7 +1,7 @@
 //! A picture of the dashboard in `config/`, drawn from the answers of a Prometheus.
 //!
-//! The picture has the dashboard's own layout, titles, units and legends. It is SVG, since the tests
-//! have no Grafana.
+//! The picture has the dashboard's own layout, titles, units and legends. It is SVG, since no
+//! Grafana runs where the tests run.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -93,7 +93,8 @@ impl Prometheus {
             .collect()
     }
 
-    /// Returns the results of a query in each of the last seconds. The times are Unix seconds.
+    /// Returns the results of a query in each of the last seconds, as times in Unix seconds with
+    /// values.
     ///
     /// # Panics
     ///

@@ -13,7 +13,7 @@
 //! (`sync_fs`, from 1.7 on). Without a sync, a snapshot that a power cut left empty would count as
 //! good for ever.
 //!
-//! Layers of different images are unpacked at the same time ([`underway`]). The layers of an image
+//! Layers of different images are unpacked at the same time (`underway`). The layers of an image
 //! follow each other, since a snapshot needs the snapshot below.
 
 mod underway;

@@ -545,6 +545,7 @@ impl World {
                 problem: None,
                 references: 1,
                 missing,
+                ..RequiredStatus::default()
             }),
             false => Checked::Failed("it is away".to_owned()),
         }));

@@ -99,8 +99,8 @@ impl fmt::Display for Why {
 /// the pauses of programs that open, write and close a file several times.
 const STILL: Duration = Duration::from_millis(500);
 /// Quiet time of an archive whose end was seen and that no program writes. No writer and a whole
-/// archive are proof enough. The rest covers the coarsest tick of a kernel's time stamps (10 ms), and
-/// programs that set mode and times just after their last write.
+/// archive are proof enough. The rest covers the coarsest tick
+/// of a kernel's time stamps (10 ms). It also covers programs that set mode and times at the end.
 const STILL_WHOLE: Duration = Duration::from_millis(40);
 /// Coarsest time stamps of file systems: FAT counts two seconds, ext3 and some servers one.
 const COARSEST: Duration = Duration::from_secs(2);
