@@ -299,6 +299,28 @@ fn watching_fills_the_screen_with_what_matters_and_gives_it_back(target: &Target
     daemon.finish(target);
 }
 
+fn a_stop_from_the_terminal_gives_the_screen_back_until_the_command_continues(target: &Target) {
+    let (node, daemon) = node_of_many(target);
+    let watching = on_terminal(node.command(["status", "--watch"]), 80, 20, &[]);
+    let taken = |shown: &str| shown.matches(TAKE_SCREEN).count();
+    for round in 1..=2 {
+        watching.wait_until("a screen", |shown| {
+            let last = shown.rsplit(TAKE_SCREEN).next();
+            taken(shown) == round && last.is_some_and(|last| !screens(last).is_empty())
+        });
+        watching.signal(Signal::TSTP);
+        watching.wait_until("the screen is back", |shown| shown.ends_with(GIVE_SCREEN_BACK));
+        wait_until("it is stopped", || watching.is_stopped());
+        watching.signal(Signal::CONT);
+    }
+    watching.wait_until("the screen is taken again", |shown| taken(shown) == 3);
+    watching.signal(Signal::INT);
+    let (code, shown) = watching.end();
+    assert_eq!(code, Some(1), "a bundle failed");
+    assert!(shown.ends_with(GIVE_SCREEN_BACK), "{shown:?}");
+    daemon.finish(target);
+}
+
 fn a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted(target: &Target) {
     let (node, daemon) = node_of_many(target);
     let show = |columns, environment: &[(&str, &str)]| {
@@ -408,6 +430,7 @@ on_each_containerd!(status_shows_bundles_and_images_with_the_daemon_and_without,
 on_each_containerd!(the_disk_use_of_a_bundle_is_what_its_removal_frees,);
 on_the_fake!(
     watching_fills_the_screen_with_what_matters_and_gives_it_back,
+    a_stop_from_the_terminal_gives_the_screen_back_until_the_command_continues,
     a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted,
     status_is_answered_while_a_comparison_waits_for_containerd,
     status_takes_the_word_of_a_daemon_that_has_every_image_in_place,

@@ -81,6 +81,12 @@ impl OnTerminal {
         kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
+    /// Returns true if a signal has stopped the command.
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+    }
+
     /// Waits for the end of the command. Returns its exit code and its whole output.
     pub fn end(mut self) -> (Option<i32>, String) {
         let mut ended = None;

@@ -10,6 +10,7 @@ use basics::Foreign;
 pub(crate) use basics::bytes;
 pub(crate) use node::json::to_json;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, PrettyFormatter};
 
@@ -229,18 +230,31 @@ pub(crate) fn width() -> usize {
 /// Least width of text, in characters, even on a narrower terminal.
 const NARROWEST: usize = 30;
 
+/// Switches to the alternate screen and hides the cursor (xterm's private modes 1049 and 25).
+const TAKE: &[u8] = b"\x1b[?1049h\x1b[?25l";
+const GIVE_BACK: &[u8] = b"\x1b[?25h\x1b[?1049l";
+
 /// The alternate screen of the terminal on standard output. A drop returns to the normal screen.
 #[derive(Debug)]
 pub(crate) struct Screen(());
 
 impl Screen {
     /// Switches to the alternate screen. Returns `None` if standard output is not a terminal, or a
-    /// dumb one. (xterm's private modes 1049 and 25: the alternate screen, the cursor.)
+    /// dumb one.
     pub(crate) fn take() -> Option<Screen> {
         if !io::stdout().is_terminal() || is_dumb() {
             return None;
         }
-        raw(b"\x1b[?1049h\x1b[?25l").ok().map(|()| Screen(()))
+        raw(TAKE).ok().map(|()| Screen(()))
+    }
+
+    /// Gives the screen back, stops this process, and takes the screen again when it continues.
+    pub(crate) fn suspend(&self) -> io::Result<()> {
+        raw(GIVE_BACK)?;
+        // Standard output keeps the rest of a line, and a stopped process writes nothing.
+        forgive_closed_pipe(io::stdout().flush())?;
+        rustix::process::kill_process(rustix::process::getpid(), Signal::STOP)?;
+        raw(TAKE)
     }
 
     /// Returns the number of lines that fit. The last line stays free for the cursor.
@@ -258,7 +272,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        let _ = raw(b"\x1b[?25h\x1b[?1049l");
+        let _ = raw(GIVE_BACK);
     }
 }
 

@@ -108,7 +108,7 @@ eventually in_journal 'the bundle is gone'
 mv $images /var/lib/bundles.aside
 mkdir $images
 agree degraded 1 AirgapdDegraded AirgapdVanishedBundles
-grep 'airgapd release --vanished' /root/said
+grep 'release --vanished' /root/said
 in_containerd $hello
 rmdir $images
 mv /var/lib/bundles.aside $images

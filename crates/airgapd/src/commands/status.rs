@@ -12,6 +12,7 @@ mod page;
 use std::time::{Duration, Instant};
 
 use import::space::Disk;
+use rustix::process::Signal;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -127,6 +128,7 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut ended = signal(SignalKind::terminate())?;
     let mut hung_up = signal(SignalKind::hangup())?;
+    let mut suspended = signal(SignalKind::from_raw(Signal::TSTP.as_raw()))?;
     let mut last = Exit::Done;
     let show = async {
         loop {
@@ -153,11 +155,17 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
             }
         }
     };
-    tokio::select! {
-        shown = show => shown?,
-        _ = interrupted.recv() => {}
-        _ = ended.recv() => {}
-        _ = hung_up.recv() => {}
+    {
+        tokio::pin!(show);
+        loop {
+            tokio::select! {
+                shown = &mut show => break shown?,
+                _ = interrupted.recv() => break,
+                _ = ended.recv() => break,
+                _ = hung_up.recv() => break,
+                _ = suspended.recv() => screen.suspend()?,
+            }
+        }
     }
     Ok(last)
 }
