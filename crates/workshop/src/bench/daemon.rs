@@ -2,12 +2,9 @@
 //! imported.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::bundles::RUNNABLE;
 use super::contender::{Contender, without_our_environment};
+use super::events::Events;
 use super::measure::{self, Sample};
 use super::{Bench, Scenario};
 
@@ -233,75 +231,6 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// containerd's events about new image records, each with the time of its arrival.
-struct Events {
-    child: Child,
-    told: Receiver<Instant>,
-}
-
-impl Events {
-    fn of(bench: &Bench) -> Result<Self> {
-        let mut child = bench
-            .containerd
-            .ctr_in(lab::runtime::NAMESPACE)
-            .arg("events")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = child.stdout.take().context("the events have no output")?;
-        let (teller, told) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // CRI adds records named after the ids of images. The bench does not wait for
-                // those.
-                let is_record = line.contains("/images/create") && !line.contains("\"name\":\"sha256:");
-                let is_probe = line.contains("/namespaces/create");
-                if (is_record || is_probe) && teller.send(Instant::now()).is_err() {
-                    return;
-                }
-            }
-        });
-        let events = Self { child, told };
-        events.wait_until_heard(bench)?;
-        Ok(events)
-    }
-
-    /// Waits until the subscription works. containerd does not repeat events for a late subscriber,
-    /// so this creates namespaces until an event arrives.
-    fn wait_until_heard(&self, bench: &Bench) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
-        while Instant::now() < deadline {
-            bench.containerd.ctr(&["namespaces", "create", "airgapd-bench"])?;
-            let heard = self.told.recv_timeout(Duration::from_millis(100));
-            bench.containerd.ctr(&["namespaces", "remove", "airgapd-bench"])?;
-            if heard.is_ok() {
-                while self.told.recv_timeout(Duration::from_millis(100)).is_ok() {}
-                return Ok(());
-            }
-        }
-        bail!("containerd sent no events")
-    }
-
-    /// Waits for a number of records, and returns the time of the last.
-    fn wait_for(&self, records: usize) -> Result<Instant> {
-        let mut last = Instant::now();
-        for number in 0..records {
-            last = self
-                .told
-                .recv_timeout(WITHIN)
-                .with_context(|| format!("only {number} of {records} records have arrived"))?;
-        }
-        Ok(last)
-    }
-}
-
-impl Drop for Events {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
