@@ -42,7 +42,7 @@ impl Machine {
         }
     }
 
-    /// Describes the machine in one sentence.
+    /// Describes the machine in two sentences.
     pub(super) fn in_words(&self) -> String {
         let sha = if self.hashes_in_hardware {
             "with"
@@ -50,14 +50,14 @@ impl Machine {
             "without"
         };
         format!(
-            "{} cores of {} ({sha} instructions for SHA-256), {:.0} GiB of memory, Linux {}, containerd's content on {}",
+            "{} cores of {} ({sha} instructions for SHA-256) and {:.0} GiB of memory. Linux {} has containerd's content on {}",
             self.cores, self.processor, self.memory, self.kernel, self.filesystem
         )
     }
 }
 
-/// Pause before a run, so that the run does not pay for earlier deletions. The kernel works on these
-/// for a while after sync(2).
+/// Pause before a run, so that the run does not pay for earlier deletions. The kernel works on
+/// these for a while after sync(2).
 pub(super) const REST: Duration = Duration::from_secs(1);
 
 /// Returns true if a folder is on an ext4 without a journal. The kernel lists journals by their

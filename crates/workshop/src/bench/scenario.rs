@@ -143,8 +143,8 @@ impl Scenario {
         matches!(self, Self::Restart | Self::Drop | Self::Running | Self::First)
     }
 
-    /// Returns the size in bytes of a disk of its own for containerd, if creating files is much of
-    /// the work. That disk has a journal, as the disks of nodes have.
+    /// Returns the size in bytes of containerd's own disk, if creating files is much of the work.
+    /// That disk has a journal, as the disks of nodes have.
     ///
     /// An ext4 without a journal does not reuse an inode until its deletion is a minute old and
     /// written. For every new file it looks at these inodes one by one (`recently_deleted` in
