@@ -53,7 +53,7 @@ type Figure = fn(&Sample) -> f64;
 /// One figure of every contender as a share of another.
 pub(super) struct Shares {
     pub(super) heading: String,
-    /// In the order of the contenders.
+    /// In the order of the contenders. Zero if a contender has no such figure.
     pub(super) of_each: Vec<f64>,
 }
 
@@ -165,18 +165,22 @@ impl Outcome {
             ("CPU of both sides", |sample| sample.cpu + sample.server_cpu),
             ("containerd's memory", |sample| sample.server_peak),
         ];
+        // A limit of the machine imports no image, and containerd rests meanwhile.
+        let is_limit = |row: &Measured| row.median.first == 0.0;
+        let has_limit = |heading| matches!(heading, "time" | "CPU of both sides");
         let mut shares = Vec::new();
         for name in &self.yardsticks {
             let Some(yardstick) = self.contenders.iter().find(|row| row.name == *name) else {
                 continue;
             };
-            // A limit of the machine imports no image, and containerd rests meanwhile.
-            let is_limit = yardstick.median.first == 0.0;
             for (heading, figure) in figures {
-                if is_limit && !matches!(heading, "time" | "CPU of both sides") {
+                if is_limit(yardstick) && !has_limit(heading) {
                     continue;
                 }
-                let share = |row: &Measured| figure(&row.median) / figure(&yardstick.median);
+                let share = |row: &Measured| match is_limit(row) && !has_limit(heading) {
+                    true => 0.0,
+                    false => figure(&row.median) / figure(&yardstick.median),
+                };
                 shares.push(Shares {
                     heading: format!("{heading} against {name}"),
                     of_each: self.contenders.iter().map(share).collect(),
@@ -362,6 +366,9 @@ mod tests {
         ];
         contenders[0].median.first = 1.0;
         contenders[1].median.first = 5.0;
+        for contender in &mut contenders {
+            contender.median.server_peak = 60.0;
+        }
         let mut outcome = Outcome {
             contenders,
             ..Outcome::default()
@@ -385,6 +392,7 @@ mod tests {
         );
         assert_eq!(shares[0].of_each, [0.5, 1.0, 2.0 / 6.0]);
         assert_eq!(shares[1].of_each, [0.2, 1.0, 0.0]);
+        assert_eq!(shares[3].of_each, [1.0, 1.0, 0.0]);
         assert_eq!(shares[4].of_each, [1.5, 3.0, 1.0]);
     }
 
