@@ -146,7 +146,7 @@ impl Bench {
     fn start(arguments: &Arguments, program: &Path, scenario: Scenario) -> Result<Self> {
         let options = Options {
             cri: scenario.needs_cri(),
-            disk: scenario.disk(),
+            disk: scenario.disk(arguments.quick),
             ..Options::default()
         };
         let containerd = Containerd::start(arguments.containerd, &options)?;

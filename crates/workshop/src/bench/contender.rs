@@ -77,7 +77,7 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     if let Some(before) = before {
         measure::pipeline(&bench.containerd, commands(bench, contender, &before.path)?)?;
     }
-    rest(&bundle.path)?;
+    rest(bench, &bundle.path)?;
     let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path)?)?;
     let _ = std::fs::remove_file(bench.folder.path().join("copy"));
     Ok(sample)
@@ -85,9 +85,10 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
 
 /// Waits before a run, so that every contender starts with an idle disk and with the bundle in
 /// memory.
-pub(super) fn rest(bundle: &Path) -> Result<()> {
+pub(super) fn rest(bench: &Bench, bundle: &Path) -> Result<()> {
     rustix::fs::sync();
-    thread::sleep(machine::REST);
+    let makes_many_files = bench.scenario.makes_many_files();
+    thread::sleep(machine::rest(&bench.containerd.root(), makes_many_files));
     io::copy(&mut File::open(bundle)?, &mut io::sink())?;
     Ok(())
 }

@@ -56,9 +56,18 @@ impl Machine {
     }
 }
 
-/// Pause before a run, so that the run does not pay for earlier deletions. The kernel works on
-/// these for a while after sync(2).
-pub(super) const REST: Duration = Duration::from_secs(1);
+/// Returns the pause before a run, so that the run does not pay for earlier deletions. The kernel
+/// works on these for a while after sync(2).
+///
+/// An ext4 without a journal does not reuse an inode until its deletion is a minute old and
+/// written. For every new file it looks at these inodes one by one (`recently_deleted` in Linux,
+/// fs/ext4/ialloc.c).
+pub(super) fn rest(folder: &Path, makes_many_files: bool) -> Duration {
+    Duration::from_secs(match makes_many_files && lacks_journal(folder) {
+        true => 65,
+        false => 1,
+    })
+}
 
 /// Returns true if a folder is on an ext4 without a journal. The kernel lists journals by their
 /// device (`sda1-8`).
@@ -134,6 +143,16 @@ mod tests {
             assert_eq!(filesystem(mounts, Path::new(folder)), kind, "{folder}");
         }
         assert_eq!(filesystem("", Path::new("/")), "");
+    }
+
+    #[test]
+    fn only_an_ext4_without_a_journal_is_given_a_long_rest() {
+        let no_ext4 = Path::new("/proc");
+        assert!(!lacks_journal(no_ext4));
+        assert_eq!(rest(no_ext4, true), Duration::from_secs(1));
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(rest(here, true) > Duration::from_secs(60), lacks_journal(here));
+        assert_eq!(rest(here, false), Duration::from_secs(1));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     let images = Contents::of(&bundle.path)?.images;
     bench.empty()?;
     let events = Events::of(bench)?;
-    contender::rest(&bundle.path)?;
+    contender::rest(bench, &bundle.path)?;
     let commands = contender::commands(bench, contender, &bundle.path)?;
     if contender == Contender::Extract {
         let sample = measure::pipeline(&bench.containerd, commands)?;
