@@ -98,7 +98,7 @@ fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
     let waiting = bundles::write(&node.images().join("waiting.tar"), [image(SHARED)]);
     daemon.wait_for_line("waiting.tar", "importing");
     bundles::write(&node.images().join("third.tar"), [image(KNOWN)]);
-    daemon.wait_for_log("others go first, and it goes on after them");
+    daemon.wait_for_log("other files go first, and it resumes after them");
     daemon.wait_for_line("third.tar", "importing");
     assert_eq!(state_of(&node, "waiting.tar"), "queued");
     assert!(

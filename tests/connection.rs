@@ -89,7 +89,7 @@ fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let file = text(&node.path("bundle.tar"));
     node.configure_also("cri: true");
     let answer = node.import([&file]).exits(1);
-    assert!(answer.stderr.contains("`cri: false` takes it"), "{answer:?}");
+    assert!(answer.stderr.contains("`cri: false` accepts it"), "{answer:?}");
     assert_eq!(answer.stderr.matches("no CRI service").count(), 1, "{answer:?}");
     assert!(!answer.stderr.contains("tried"), "{answer:?}");
     assert!(docker.images("k8s.io").is_empty() && docker.blobs("k8s.io").is_empty());
@@ -149,7 +149,7 @@ fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
         .unwrap();
     assert_eq!(line.matches("has no CRI service").count(), 1, "{line}");
     assert!(!line.contains("()"), "{line}");
-    assert!(line.contains("`address:` or `cri: false` takes it"), "{line}");
+    assert!(line.contains("`address:` or `cri: false` accepts it"), "{line}");
     daemon.stop();
     assert!(docker.images("k8s.io").is_empty());
 }
@@ -236,7 +236,7 @@ fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) 
         ..FakeConfig::default()
     });
     fs::write(at("bin/k0s"), "k0s").unwrap();
-    daemon.wait_for_log("starting anew");
+    daemon.wait_for_log("restarting the daemon");
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });

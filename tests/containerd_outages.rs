@@ -376,7 +376,7 @@ fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Ge
         "connected to containerd {}",
         own.containerd.version_text()
     ));
-    daemon.wait_for_log("looked at again");
+    daemon.wait_for_log("checks every bundle again");
     daemon.wait_until("a comparison has ended", || sent_bytes(&node) == Some(0));
     assert_eq!(without_marks_of_cri(target), before);
     assert_eq!(target.digests(), bundles::needed_here(&archive.images));

@@ -201,6 +201,36 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
     daemon.finish(target);
 }
 
+fn a_disk_that_kubelet_will_find_full_is_said_once_for_many_bundles(own: &mut Own) {
+    let (root, target) = (own.containerd.root(), &own.target);
+    let node = Node::on(target);
+    node.configure_also("minFree: 0");
+    let daemon = node.start();
+    let ballast = fill(&root, 20 * MIB);
+    let imports = |names: [&str; 3]| {
+        for name in names {
+            bundles::write(
+                &node.images().join(format!("{name}.tar")),
+                [image(&format!("registry.test/{name}:1"))],
+            );
+        }
+        node.airgapd(["wait"]).exits(0);
+    };
+    imports(["a", "b", "c"]);
+    assert_eq!(daemon.count("% full: above"), 1, "{}", daemon.log());
+    let has_room = || {
+        let disk = node.airgapd(["status", "-o", "json"]).json()["disk"].clone();
+        disk["free_bytes"].as_u64() > Some(80 * MIB)
+    };
+    wait_until("the daemon has seen the full disk", || !has_room());
+    fs::remove_file(ballast).unwrap();
+    wait_until("the daemon has seen that there is room", has_room);
+    let _ballast = fill(&root, 20 * MIB);
+    imports(["d", "e", "f"]);
+    assert_eq!(daemon.count("% full: above"), 2, "{}", daemon.log());
+    daemon.finish(target);
+}
+
 /// The number of files counts too: small files can use up a disk's inodes.
 fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     let target = &own.target;
@@ -225,6 +255,7 @@ on_its_own_containerd! {
     what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits,
     a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers,
     below_min_free_nothing_is_imported_or_healed_until_there_is_more,
+    a_disk_that_kubelet_will_find_full_is_said_once_for_many_bundles,
     a_disk_without_room_for_another_file_is_a_full_disk,
 }
 

@@ -91,7 +91,7 @@ fn what_is_wrong_with_the_folder_is_found(target: &Target) {
         &doctor(&node),
         "folder",
         "note",
-        &["is not there yet", "install -d -m 0755"],
+        &["does not exist yet", "install -d -m 0755"],
     );
     fs::write(&images, "a file").unwrap();
     assert_found(&doctor(&node), "folder", "problem", &["make it a folder"]);
@@ -214,7 +214,7 @@ impl Drop for SmallDisk {
 /// k0s has its own importer. Its label names the folder that it reads.
 fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
     let node = Node::on(target);
-    assert_found(&doctor(&node), "others", "ok", &["nobody else"]);
+    assert_found(&doctor(&node), "others", "ok", &["no other importer"]);
     let bundle = node.images().join("bundle.tar");
     let name = "registry.test/of-k0s:1";
     let archive = bundles::write(&bundle, [image(name)]);
@@ -289,7 +289,7 @@ fn a_state_folder_that_cannot_be_written_is_found(target: &Target) {
         &["cannot be written", "mount it writable", "`stateDir:`"],
     );
     fs::remove_dir(node.state()).unwrap();
-    assert_found(&doctor(&node), "state", "note", &["is not there yet"]);
+    assert_found(&doctor(&node), "state", "note", &["does not exist yet"]);
 }
 
 /// systemctl is a script that answers like systemd.
@@ -424,7 +424,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
     node.airgapd(["wait"]).exits(0);
     let (is, said) = verdict("daemon", 0).remove(0);
     assert!(
-        is == "ok" && said.starts_with("it runs; bundles: 1; the node is healthy"),
+        is == "ok" && said.starts_with("it is running with 1 bundle: the node is healthy"),
         "{is} {said}"
     );
     assert_eq!(verdict("containerd", 0)[0].0, "ok");

@@ -172,7 +172,7 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     let answer = export(&node, "out.tar", &[ONE, "--images", &text(&list)]).exits(1);
     let error = answer.json()["error"].as_str().unwrap().to_owned();
     for said in [
-        "registry.test/one:2: containerd has no image of this name; there is registry.test/one:1",
+        "registry.test/one:2: containerd has no image of this name (the closest is registry.test/one:1)",
         "\"no Reference\"",
         "registry.test/nothing/like:it: containerd has no image of this name",
     ] {
@@ -417,12 +417,12 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
         .expect("script is in bsdutils, which every Debian has");
     assert_eq!(script.status.code(), Some(2), "{script:?}");
     assert!(
-        String::from_utf8_lossy(&script.stdout).contains("nothing for a terminal"),
+        String::from_utf8_lossy(&script.stdout).contains("refusing to write a bundle to a terminal"),
         "{script:?}"
     );
     let file = text(&node.path("out.tar"));
     let rows: [(&[&str], &str); 4] = [
-        (&["export", "--all"], "say where"),
+        (&["export", "--all"], "--output FILE is required"),
         (&["export", "--all", "-o", "-", "-o", "json"], "cannot both"),
         (&["export", "-o", &file], "no image is named"),
         (

@@ -94,7 +94,7 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
     fs::write(&list, OURS).unwrap();
     node.airgapd(["verify", "--images", &text(&list)]).exits(0);
     let doctor = node.airgapd(["doctor"]).said();
-    assert!(doctor.contains("nobody else imports this folder"), "{doctor}");
+    assert!(doctor.contains("no other importer uses this folder"), "{doctor}");
 
     let log = daemon.finish(target);
     assert!(!log.contains("went away"), "{log}");

@@ -378,7 +378,7 @@ fn a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end(tar
     let next = node.path("next.tar");
     bundles::write(&next, [image(KNOWN)]);
     fs::rename(&next, &place).expect("the file can be replaced");
-    daemon.wait_for_log("it was replaced or removed");
+    daemon.wait_for_log("the file was replaced or removed");
     target
         .as_fake()
         .expect("the target is the stand-in")

@@ -127,7 +127,7 @@ fn an_upgrade_of_a_converged_node_writes_nothing_into_containerd_and_wait_is_sat
 
         let daemon = node.start();
         if selection.is_some() {
-            daemon.wait_for_log("every bundle is looked at again");
+            daemon.wait_for_log("the daemon checks every bundle again");
         }
         let waited = node.airgapd(["wait", "-o", "json"]).exits(0).json();
         assert_eq!(waited["verdict"]["health"], "healthy", "{waited:#}");

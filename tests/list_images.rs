@@ -223,7 +223,7 @@ fn every_mistake_is_named_at_once_and_nothing_is_listed() {
     for part in [
         "k0s.yaml: spec.images.pause.version must be text",
         "spec.network must be a mapping",
-        "a.yaml: line 4: this is no YAML but a template",
+        "a.yaml: line 4: not YAML but a template",
         "b.yaml: line 1: Pod: spec.containers[0].image must be text",
     ] {
         assert!(answer.stderr.contains(part), "{part}\n{}", answer.stderr);

@@ -2,6 +2,7 @@
 //! alerts and the dashboard.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -14,6 +15,7 @@ use prometheus_parse::{Scrape, Value as Sample};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::dashboard;
 use crate::support::node::bundle;
 use crate::support::prometheus::{Prometheus, free_port, get};
 use crate::support::tools::promtool;
@@ -39,6 +41,8 @@ fn parsed(text: &str) -> Scrape {
 }
 
 const ONE: &str = "registry.test/one:1";
+/// Names the file for the picture of the dashboard, relative to the workspace.
+const PICTURE: &str = "AIRGAPD_DASHBOARD";
 
 fn in_workspace(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
@@ -112,7 +116,7 @@ fn alerts_come_when_they_should_and_not_otherwise() {
     let rules = fs::read_to_string(rules).unwrap();
     let (_, tests) = tested.split_once("tests:\n").unwrap();
     let healthy = tests.split("\n\n").next().unwrap();
-    assert!(healthy.contains("a node on which all is well"), "{healthy}");
+    assert!(healthy.contains("a healthy node raises no alert"), "{healthy}");
     let alerts = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "));
@@ -424,6 +428,29 @@ fn metrics_that_do_not_arrive_degrade_the_node_until_they_do(target: &Target) {
     daemon.finish(target);
 }
 
+fn metrics_that_cannot_be_written_any_more_degrade_the_node_within_five_seconds(target: &Target) {
+    let node = Node::on(target);
+    let folder = node.path("metrics");
+    fs::create_dir(&folder).unwrap();
+    node.configure_also(&format!("metricsFile: {}/airgapd.prom", folder.display()));
+    let daemon = node.start();
+    let is_written = || folder.join("airgapd.prom").exists();
+    daemon.wait_until("all is well", || {
+        is_written() && node.airgapd(["status"]).status.success()
+    });
+    for round in 1..=2 {
+        fs::remove_dir_all(&folder).unwrap();
+        let problem = || node.airgapd(["status", "-o", "json"]).json()["metrics_file_problem"].is_string();
+        wait_for(Duration::from_secs(5), "it is noticed", problem);
+        node.airgapd(["status"]).exits(1);
+        assert_eq!(daemon.count("no metrics in"), round, "{}", daemon.log());
+        fs::create_dir(&folder).unwrap();
+        wait_for(Duration::from_secs(5), "it is written again", is_written);
+        node.airgapd(["status"]).exits(0);
+    }
+    daemon.finish(target);
+}
+
 /// A healthy node, a node with a failed bundle, and a node without containerd.
 fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Target) {
     let second = target.elsewhere();
@@ -476,7 +503,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     };
     let numbers = [
         ("Nodes with airgapd", 3.0),
-        ("Nodes that are not well", 2.0),
+        ("Nodes with problems", 2.0),
         ("Nodes without containerd", 1.0),
         ("Images in place", 2.0),
         ("Nodes with a full disk", 0.0),
@@ -509,7 +536,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
         ])
     );
     assert_eq!(
-        rows("Bundles, and on how many nodes each is in place", &["bundle"]),
+        rows("Bundles, by the number of nodes with each in place", &["bundle"]),
         BTreeMap::from([row(&["one.tar"], 2.0)])
     );
     assert_eq!(
@@ -519,7 +546,7 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
             row(&[&waiting, "one.tar", "queued"], 1.0)
         ])
     );
-    let contents = rows("Contents, and how many nodes have each", &["content"]);
+    let contents = rows("Sets of bundles, by the number of nodes with each", &["content"]);
     let mut nodes_with: Vec<_> = contents.into_values().collect();
     nodes_with.sort_by(f64::total_cmp);
     assert_eq!(
@@ -543,6 +570,36 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
         !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok"),
         "{groups:#}"
     );
+    let write = env::var_os(PICTURE);
+    if write.is_some() {
+        // Something happens in the graphs.
+        for name in ["two", "three"] {
+            let bundle = folder.path().join(format!("{name}.tar"));
+            bundles::write(&bundle, [bundles::image(&format!("registry.test/{name}:1"))]);
+            for node in &nodes[..2] {
+                node.drop_in(&bundle);
+                let _ = node.airgapd(["wait"]);
+            }
+        }
+        target.remove_record(ONE);
+        wait_until("the image comes back", || target.record(ONE).is_some());
+        let seen = "min_over_time(timestamp(airgapd_build_info)[1h:1s]) < time() - 15";
+        wait_until("some seconds of data", || prometheus.query(seen).len() == 3);
+    }
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut picture = dashboard::picture(&dashboard, &prometheus, 60);
+    for (at, port) in ports.iter().enumerate() {
+        picture = picture.replace(&format!("127.0.0.1:{port}"), &format!("node{}:9799", at + 1));
+    }
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert_eq!(picture.matches("class=\"panel\"").count(), panels.len());
+    assert!(
+        picture.contains("node2:9799") && picture.contains(">bad.tar</text>"),
+        "{picture}"
+    );
+    if let Some(path) = write {
+        fs::write(in_workspace("").join(path), picture).unwrap();
+    }
     let [first, other, nowhere] = <[_; 3]>::try_from(daemons).unwrap_or_else(|_| panic!("three"));
     first.finish(target);
     other.finish(&second);
@@ -562,6 +619,7 @@ on_the_fake!(
     the_verdict_is_in_the_file_within_seconds,
     a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not,
     a_configuration_that_a_reload_refused_is_a_metric,
+    metrics_that_cannot_be_written_any_more_degrade_the_node_within_five_seconds,
     metrics_that_do_not_arrive_degrade_the_node_until_they_do,
     what_was_imported_before_a_restart_counts_as_the_last_success,
 );

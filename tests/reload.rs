@@ -88,11 +88,11 @@ fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
     node.configure_also("resync: 10m");
     let daemon = node.start();
     change(&node, &daemon, "resync: 10m", "resync: soon\nexlude: []");
-    daemon.wait_for_log("the one before stays");
+    daemon.wait_for_log("the old one stays");
     let log = daemon.log();
     let line = log
         .lines()
-        .find(|line| line.contains("the one before stays"))
+        .find(|line| line.contains("the old one stays"))
         .expect("there is one");
     assert!(
         line.contains("resync") && line.contains("exlude"),
@@ -127,7 +127,7 @@ fn what_a_reload_cannot_change_is_named(target: &Target) {
 }
 
 fn a_removed_key_is_one_warning_and_no_mistake(target: &Target) {
-    const GONE: &str = "`pressure` is gone and has no effect";
+    const GONE: &str = "`pressure` was removed and has no effect";
     let node = Node::on(target);
     node.configure_also("pressure:\n  io: 40%\n  memory: 10%\nresync: 10m");
     let answer = node.airgapd(["config"]).exits(0);

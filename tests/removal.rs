@@ -128,7 +128,7 @@ fn a_name_returns_to_the_older_bundle_when_the_newer_one_leaves(target: &Target)
         sources(target, ONE) == 1 && target.is_pinned(ONE)
     });
     let log = daemon.finish(target);
-    assert!(!log.contains("somebody else"), "{log}");
+    assert!(!log.contains("another program"), "{log}");
 }
 
 fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target: &Target) {
@@ -177,7 +177,7 @@ fn a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind(target: &
     daemon.wait_for_line("a.tar", "importing");
     daemon.wait_until("something is held", || !target.leases().is_empty());
     fs::remove_file(&place).expect("the file can be removed");
-    daemon.wait_for_log("it was replaced or removed");
+    daemon.wait_for_log("the file was replaced or removed");
     target
         .as_fake()
         .expect("the target is the stand-in")

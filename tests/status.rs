@@ -38,6 +38,45 @@ fn status_is_answered_while_a_comparison_waits_for_containerd(target: &Target) {
     daemon.finish(target);
 }
 
+/// A look at tens of thousands of records takes seconds. The daemon has compared them.
+fn status_takes_the_word_of_a_daemon_that_has_every_image_in_place(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.put("two.tar", TWO);
+    node.airgapd(["wait"]).exits(0);
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    let shown = |text: &str| text.replace(char::is_numeric, "");
+    // With `-v` each image is looked at, and only lines are added.
+    let asked = node.airgapd(["status", "-v"]).exits(0).stdout;
+    for rpc in ["Images.List", "Images.Get", "Content.List", "Content.Info"] {
+        fake.inject(Fault::Stall { rpc, after: 0 });
+    }
+    let told = node.airgapd(["status"]).exits(0).stdout;
+    assert!(told.contains("\n2 of 2 images in place\n"), "{told}");
+    let added = ["disk  ", "    in containerd "];
+    let mut asked = asked
+        .lines()
+        .filter(|line| !added.iter().any(|begin| line.starts_with(begin)));
+    for line in told.lines() {
+        assert_eq!(asked.next().map(shown), Some(shown(line)), "{told}");
+    }
+    assert_eq!(asked.next(), None, "{told}");
+    fake.clear_faults();
+
+    // An image that is not in place is still named.
+    let elsewhere = target.expect_record(ONE).target;
+    target.move_record(TWO, &elsewhere);
+    daemon.wait_until("the daemon has seen it", || {
+        node.airgapd(["status"]).status.code() == Some(1)
+    });
+    let text = node.airgapd(["status"]).exits(1).stdout;
+    assert!(text.contains("1 of 2 images in place"), "{text}");
+    assert!(text.contains("its record points at another image"), "{text}");
+    daemon.finish(target);
+}
+
 fn status_shows_bundles_and_images_with_the_daemon_and_without(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -144,7 +183,7 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     assert!(one["retry_in_ms"].is_u64(), "{one:#}");
     let text = node.airgapd(["status"]).stdout;
     assert!(
-        text.contains("retrying") && text.contains("come back later") && text.contains("tried again in"),
+        text.contains("retrying") && text.contains("come back later") && text.contains("retry in"),
         "{text}"
     );
     fake.clear_faults();
@@ -371,6 +410,7 @@ on_the_fake!(
     watching_fills_the_screen_with_what_matters_and_gives_it_back,
     a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted,
     status_is_answered_while_a_comparison_waits_for_containerd,
+    status_takes_the_word_of_a_daemon_that_has_every_image_in_place,
     status_goes_on_when_it_is_asked_to,
     watching_ends_with_whoever_reads_it,
     status_says_what_failed_and_when_it_is_tried_again,

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use bundle::fixtures::{Archive, Image, Layer, LayerFile};
-use lab::Options;
 use lab::parts::busybox;
+use lab::{Generation, Options};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, native, records_of};
-use crate::support::{Node, Own, Target, on_each_containerd, on_its_own_containerd, on_the_fake, unique};
+use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, run_on_own, unique};
 
 const GOOD: &str = "registry.test/unpacked/good:1";
 const OTHER: &str = "registry.test/unpacked/other:1";
@@ -99,6 +99,42 @@ fn an_import_unpacks_what_this_node_runs_and_nothing_twice(target: &Target) {
     assert_eq!(target.snapshots(), BTreeSet::new());
 }
 
+/// Images are unpacked at the same time, and share their lower layers.
+fn layers_that_images_share_are_unpacked_once(target: &Target) {
+    let node = Node::on(target);
+    let below = [layer(), layer()];
+    let names: Vec<_> = (0..6)
+        .map(|at| format!("registry.test/unpacked/shared-{at}:1"))
+        .collect();
+    let images = names.iter().map(|name| {
+        let image = Image::new(name).platform(native());
+        let image = below
+            .iter()
+            .fold(image, |image, layer| image.with_layer(layer.clone()));
+        image.with_layer(layer())
+    });
+    let archive = write(&node, images);
+    for when in ["before-record", "background"] {
+        let report = node.import(import(&node, when)).exits(0).bundle();
+        assert_eq!(
+            report["unpacked"],
+            json!({"images": 6, "layers": 8, "failed": []}),
+            "{when}: {report:#}"
+        );
+        target.collect_garbage();
+        assert_eq!(target.snapshots().len(), 8, "{when}");
+        for (at, image) in archive.images.iter().enumerate() {
+            assert!(kept_by(target, &archive, at).is_some(), "{when}: {at}");
+            for name in records_of(&names[at], image) {
+                target.remove_record(&name);
+            }
+        }
+        target.collect_garbage();
+        assert_eq!(target.snapshots(), BTreeSet::new(), "{when}");
+    }
+    assert!(target.leases().is_empty());
+}
+
 fn before_its_records_an_image_is_unpacked_or_gets_none(target: &Target) {
     let node = Node::on(target);
     let archive = write(&node, [bad(), good(GOOD)]);
@@ -143,6 +179,22 @@ fn the_daemon_unpacks_when_all_names_are_there(target: &Target) {
     let (_, metrics) = node.ask("/metrics", &[]);
     assert!(metrics.contains("airgapd_unpack_failed_images 1"), "{metrics}");
     assert_eq!(target.leases(), BTreeSet::new());
+    daemon.finish(target);
+}
+
+/// An image with records need not wait for the end of its bundle.
+fn the_daemon_unpacks_an_image_while_another_one_is_sent(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("unpack: background\nrateLimit: 1MiB");
+    let large = Image::new(OTHER)
+        .platform(native())
+        .with_layer(Layer::zeros(8 << 20));
+    let daemon = node.start();
+    drop_in(&node, [good(GOOD), large]);
+    daemon.wait_until("the first image is unpacked", || target.snapshots().len() == 3);
+    assert!(target.record(GOOD).is_some());
+    assert_eq!(target.record(OTHER), None, "its layer takes 8 s");
+    daemon.wait_until("the second record", || target.record(OTHER).is_some());
     daemon.finish(target);
 }
 
@@ -196,11 +248,72 @@ fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
     assert_eq!(said.expect("a container runs"), "unpacked");
 }
 
-on_each_containerd!(
+/// A disk of its own that is far from full, however full this machine's is.
+fn roomy() -> Options {
+    Options {
+        disk: Some(1 << 30),
+        ..Options::default()
+    }
+}
+
+fn in_a_roomy_place(generation: Generation, scenario: impl FnOnce(&Target)) {
+    run_on_own(generation, &roomy(), |own| {
+        // CRI keeps records of its own in its namespace.
+        let target = own.target.elsewhere();
+        scenario(&target);
+        target.assert_tidy();
+    });
+}
+
+macro_rules! with_room_on_each_containerd {
+    ($($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            crate::support::on_the_stand_in!($scenario);
+            crate::support::on_each_generation!($scenario, super::in_a_roomy_place);
+        }
+    )+};
+}
+
+fn small_disk() -> Options {
+    Options {
+        disk: Some(320 << 20),
+        ..Options::default()
+    }
+}
+
+/// Twelve images take 40 % of the disk packed, and as much unpacked. Unpacking ahead stops well
+/// below the 85 % at which kubelet removes images. Every name is there all the same.
+fn unpacking_ahead_keeps_away_from_kubelets_threshold(own: &mut Own) {
+    let target = &own.target;
+    let node = Node::on(target);
+    let images = (0..12).map(|at| {
+        let file = LayerFile::new(&format!("file-{at}"), vec![0; 10 << 20]);
+        Image::new(&format!("registry.test/unpacked/large-{at}:1"))
+            .platform(native())
+            .with_layer(Layer::files([file]))
+    });
+    write(&node, images);
+    let report = node.import(import(&node, "background")).exits(1).bundle();
+    assert_eq!(report["outcome"], "imported", "{report:#}");
+    let unpacked = report["unpacked"]["images"].as_u64().expect("a number");
+    assert!((1..12).contains(&unpacked), "{report:#}");
+    let reason = report["unpacked"]["failed"][0]["reason"]
+        .as_str()
+        .expect("a reason");
+    assert!(reason.contains("at which kubelet removes images"), "{reason}");
+    let disk = import::space::Disk::of(&own.containerd.root()).expect("the disk is visible");
+    let used = 100 * (disk.size - disk.free) / disk.size;
+    assert!((55..=76).contains(&used), "{used} %");
+}
+
+with_room_on_each_containerd!(
+    layers_that_images_share_are_unpacked_once,
     an_import_unpacks_what_this_node_runs_and_nothing_twice,
     before_its_records_an_image_is_unpacked_or_gets_none,
     after_the_records_what_cannot_be_unpacked_is_told_and_withdraws_nothing,
     the_daemon_unpacks_when_all_names_are_there,
+    the_daemon_unpacks_an_image_while_another_one_is_sent,
 );
 on_the_fake!(a_start_with_everything_unpacked_applies_nothing);
+on_its_own_containerd!(small_disk; unpacking_ahead_keeps_away_from_kubelets_threshold);
 on_its_own_containerd!(usual; what_is_unpacked_runs_and_outlives_the_death_of_both_sides);

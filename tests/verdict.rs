@@ -170,12 +170,7 @@ fn a_record_that_another_program_moved_degrades_the_node(target: &Target) {
     node.airgapd(["wait"]).exits(0);
     all_say(&node, &daemon, &HEALTHY);
     let elsewhere = target.expect_record("registry.test/two:1").target;
-    let labels = target.labels(ONE);
-    let labels: Vec<_> = labels
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
-    target.put_record(ONE, &elsewhere, &labels);
+    target.move_record(ONE, &elsewhere);
     let moved = wrong("degraded", "bundle", "another program moved the record");
     all_say(&node, &daemon, &moved);
     daemon.finish(target);

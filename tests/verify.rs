@@ -214,7 +214,7 @@ fn says_it_on_a_screen(node: &Node, arguments: &[&str], missing: &[String]) {
         "{}",
         answer.stdout
     );
-    assert!(answer.stdout.contains("5 are missing"), "{}", answer.stdout);
+    assert!(answer.stdout.contains("5 missing"), "{}", answer.stdout);
 }
 
 /// Writes manifests with every workload kind, every kind of container, lists, JSON and several
@@ -411,7 +411,12 @@ fn every_miss_says_what_comes_closest(target: &Target) {
         (&other_build, "absent", json!("digest"), "another build"),
         (&near_tag, "absent", json!("tag"), &*other),
         (&nothing, "absent", Value::Null, "add it to a bundle"),
-        ("Not A Name", "invalid_reference", Value::Null, "correct it"),
+        (
+            "Not A Name",
+            "invalid_reference",
+            Value::Null,
+            "correct the reference",
+        ),
     ] {
         let image = of(&document, reference);
         assert_eq!(image["status"], status, "{image:#}");
@@ -711,7 +716,7 @@ fn images_that_kubelet_refuses_for_its_records_are_named_with_the_record(target:
 
     let screen = node.airgapd(["verify"].iter().chain(&arguments)).exits(4).stdout;
     assert!(
-        screen.contains("REFUSED  ") && screen.contains("; kubelet refuses 1"),
+        screen.contains("REFUSED  ") && screen.contains(", kubelet refuses 1"),
         "{screen}"
     );
     assert!(

@@ -183,7 +183,7 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
     });
     timed("doctor", &mut || {
         let said = node.airgapd(["doctor"]).said();
-        assert!(said.contains("nobody else imports this folder"), "{said}");
+        assert!(said.contains("no other importer uses this folder"), "{said}");
     });
     timed("the bundle leaves", &mut || {
         fs::remove_file(node.images().join("a.tar")).unwrap();

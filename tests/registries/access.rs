@@ -489,7 +489,10 @@ fn a_terminal_gets_no_bundle() {
         script.env_remove(variable);
     }
     let answer = Answer::from(script.stdin(Stdio::null()).output().unwrap()).exits(2);
-    assert!(answer.stdout.contains("nothing for a terminal"), "{answer:?}");
+    assert!(
+        answer.stdout.contains("refusing to write a bundle to a terminal"),
+        "{answer:?}"
+    );
     let no_output = super::answer(bundler([&name]).args(["--insecure-registries", "plain-http"])).exits(2);
     assert!(no_output.stderr.contains("--output FILE"), "{no_output:?}");
     let both = bundle([&name, "-o", "-", "-o", "json"]).exits(2);

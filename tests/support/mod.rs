@@ -2,6 +2,7 @@
 //! ([`node`]).
 
 pub mod bundles;
+pub mod dashboard;
 pub mod middleman;
 pub mod mount;
 pub mod node;

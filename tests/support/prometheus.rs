@@ -93,6 +93,35 @@ impl Prometheus {
             .collect()
     }
 
+    /// Returns the results of a query in each of the last seconds, as times in Unix seconds with
+    /// values.
+    ///
+    /// # Panics
+    ///
+    /// Panics if Prometheus refuses the query.
+    pub fn range(&self, query: &str, seconds: u32) -> Vec<(Value, Vec<(f64, f64)>)> {
+        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let end = jiff::Timestamp::now().as_second();
+        let begin = end - i64::from(seconds);
+        let data = self.data(&format!(
+            "/api/v1/query_range?query={escaped}&start={begin}&end={end}&step=1"
+        ));
+        let point = |point: &Value| {
+            let value: f64 = point[1].as_str()?.parse().ok()?;
+            Some((point[0].as_f64()?, value)).filter(|_| value.is_finite())
+        };
+        let series = |result: &Value| {
+            let points = result["values"].as_array().expect("values").iter();
+            (result["metric"].clone(), points.filter_map(point).collect())
+        };
+        data["result"]
+            .as_array()
+            .expect("a matrix")
+            .iter()
+            .map(series)
+            .collect()
+    }
+
     /// Returns the answer of an address of its HTTP API.
     pub fn data(&self, target: &str) -> Value {
         let answer = get(self.port, target).expect("Prometheus answers");

@@ -218,6 +218,16 @@ impl Target {
         });
     }
 
+    /// Moves a record to another target like another tool, with an event. The labels stay.
+    pub fn move_record(&self, name: &str, target: &Descriptor) {
+        let update = ImageUpdate {
+            target: Some(target.clone()),
+            labels: BTreeMap::new(),
+        };
+        self.wait_for(self.client.update_image(name, &update))
+            .expect("the record is there");
+    }
+
     /// Sets labels of a record like another tool. `None` removes a label.
     pub fn set_labels(&self, name: &str, labels: &[(&str, Option<&str>)]) {
         if let Some(fake) = self.as_fake() {

@@ -1,10 +1,10 @@
-//! Configuration: what the operator typed, and what the program needs.
+//! Configuration: from the operator's values to the program's settings.
 //!
-//! The sources are the [`mod@file`], the [`environment`] and the [`flags`]. Each gives a list of
+//! The sources are the [`mod@file`], the [`environment`] and the [`flags`]. Each returns a list of
 //! [`Given`] values: text that a key reads, or a flag that the command line has read. One pure
-//! function, [`resolve`], turns them into [`Settings`] and reports every mistake at once. All
-//! knowledge about a key is one row of [`keys`], and how a kind of value is read and shown is in
-//! [`values`]. Nothing here looks at the node, and nothing knows the parser of the command line.
+//! function, [`resolve`], turns them into [`Settings`] and reports every mistake at once. One row
+//! of [`keys`] has everything about a key. [`values`] reads and prints each kind of value. No code
+//! here checks the node or knows the parser of the command line.
 
 mod environment;
 mod file;
@@ -27,11 +27,11 @@ use self::keys::{KEYS, Key};
 pub(crate) use self::resolve::reload;
 pub(crate) use self::values::Words;
 
-/// Where the configuration file is unless `--config` or `AIRGAPD_CONFIG` say otherwise. It may be
-/// missing there.
+/// Path of the configuration file unless `--config` or `AIRGAPD_CONFIG` sets another. The file may
+/// be missing there.
 pub(crate) const DEFAULT_FILE: &str = "/etc/airgapd/config.yaml";
 
-/// Where a value comes from; the later ones win.
+/// Origin of a value. A later origin in this list overrides the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Origin {
@@ -52,7 +52,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The exact place of a value, for messages.
+/// Exact place of a value, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     File { path: PathBuf, line: Option<usize> },
@@ -84,7 +84,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// One value that was typed.
+/// A value from one of the sources.
 #[derive(Clone, Debug, PartialEq)]
 struct Given {
     key: String,
@@ -92,12 +92,12 @@ struct Given {
     place: Place,
 }
 
-/// A value as it was typed.
+/// A value before it is checked.
 #[derive(Clone, Debug, PartialEq)]
 enum Typed {
-    /// In the file or in a variable: its key reads it.
+    /// From the file or a variable. Its key reads it.
     Written(Value),
-    /// As a flag, which the command line has read.
+    /// From a flag, which the command line has read.
     Flag(Flag),
 }
 
@@ -106,7 +106,7 @@ impl Given {
     ///
     /// # Errors
     ///
-    /// The reason why the value is wrong.
+    /// Returns the reason why the value is wrong.
     fn put(&self, key: &Key, settings: &mut Settings) -> Result<(), String> {
         match &self.value {
             Typed::Written(value) => (key.read)(settings, value),
@@ -125,11 +125,11 @@ impl From<Flag> for Given {
     }
 }
 
-/// Something that is wrong with the configuration.
+/// A mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mistake {
     pub(crate) place: Place,
-    /// The key, where one is concerned.
+    /// The key, if the mistake concerns one.
     pub(crate) key: Option<String>,
     pub(crate) what: String,
 }
@@ -144,7 +144,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Everything that is wrong with the configuration, in the order file, environment, flags.
+/// All mistakes in the configuration, in the order file, environment, flags.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mistakes(pub(crate) Vec<Mistake>);
 
@@ -158,7 +158,7 @@ impl fmt::Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 impl Mistakes {
-    /// All of them for a log, which has one line for an event.
+    /// Returns all mistakes in one line, for the log.
     pub(crate) fn in_one_line(&self) -> String {
         let told = self.0.iter().map(ToString::to_string);
         let told: Vec<String> = told
@@ -168,19 +168,19 @@ impl Mistakes {
     }
 }
 
-/// Settings together with where each comes from.
+/// Settings, with the origin of each.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     pub(crate) settings: Settings,
     origins: BTreeMap<&'static str, Origin>,
-    /// The file that was read, if any was there.
+    /// File that was read, if it exists.
     pub(crate) file: Option<PathBuf>,
-    /// Values of removed keys, which have no effect: one for each place.
+    /// Values of removed keys, which have no effect: one per place.
     pub(crate) removed: Vec<Mistake>,
 }
 
 impl Config {
-    /// Every key with its effective value and origin, in the order of the documentation.
+    /// Returns every key with its effective value and origin, in the order of the documentation.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let origin = |key: &Key| self.origins.get(key.name).copied().unwrap_or(Origin::Default);
         let row = |key: &Key| Row {
@@ -191,7 +191,7 @@ impl Config {
         KEYS.iter().map(row).collect()
     }
 
-    /// Warns of each place that has a removed key.
+    /// Logs a warning for each place with a removed key.
     pub(crate) fn tell_of_removed(&self) {
         for removed in &self.removed {
             tracing::warn!("{removed}");
@@ -199,11 +199,11 @@ impl Config {
     }
 }
 
-/// One line of `airgapd config`; in JSON `{"key": …, "value": …, "origin": …}`.
+/// One line of `airgapd config`. In JSON: `{"key": …, "value": …, "origin": …}`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Row {
     pub(crate) key: &'static str,
-    /// `null` where the value follows from the distribution, or there is none.
+    /// `null` if the distribution sets the value, or there is none.
     pub(crate) value: Value,
     pub(crate) origin: Origin,
 }
@@ -216,12 +216,11 @@ impl fmt::Display for Row {
     }
 }
 
-/// Reads the file, the environment and the flags, and resolves them. `file` is what `--config`
-/// names.
+/// Reads the file, the environment and the flags, and resolves them. `file` is the path from
+/// `--config`.
 ///
 /// # Errors
-///
-/// Every mistake in any of them.
+/// Returns all mistakes in them.
 pub(crate) fn load(
     file: Option<&Path>,
     flags: Vec<Flag>,
@@ -327,7 +326,7 @@ mod tests {
         let error = load(Some(&path), flags, variables).unwrap_err().to_string();
         for part in [
             "c.yaml:1: resync",
-            "environment variable AIRGAPD_DATADIR: there is no such key; did you mean `dataDir`?",
+            "environment variable AIRGAPD_DATADIR: there is no such key: did you mean `dataDir`?",
             "environment variable AIRGAPD_UNPACK: expects one of none, background, before-record",
             "environment variable AIRGAPD_STATE_DIR: is not UTF-8",
             "--namespace: expects a namespace",

@@ -8,22 +8,22 @@ use serde::Serialize;
 use crate::cli::OutputFormat;
 use crate::output;
 
-/// How the program ends. The numbers are promised to scripts.
+/// Exit status of the program. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done: everything asked for is in place.
+    /// Done: everything that the command should do is in place.
     Done,
-    /// Something failed, or nothing landed although the bundle is sound.
+    /// Something failed, or no image was imported although the bundle is sound.
     Failed,
     /// The command line or the configuration is wrong.
     Usage,
     /// containerd cannot be reached.
     Unreachable,
-    /// Something that was asked for is missing.
+    /// Something that the caller requested is missing.
     Missing,
-    /// The bundle is bad and nothing landed.
+    /// The bundle is damaged and no image was imported.
     BadBundle,
-    /// The time is over, and the condition does not hold.
+    /// The time is over and the condition is not met.
     TimedOut,
     /// No daemon answers.
     NoDaemon,
@@ -44,28 +44,27 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command came to nothing. Commands only return it; [`Refusal::tell`] says it, once for all
-/// of them.
+/// Reason why a command failed. Commands only return it, and [`Refusal::tell`] prints it for all of
+/// them.
 ///
-/// Every error becomes one that ends with [`Exit::Failed`]. It is no error itself, so that it is
-/// not wrapped into one.
+/// Every error becomes a refusal with [`Exit::Failed`]. A refusal is not an error itself, so that
+/// no code wraps it in one.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     exit: Exit,
-    /// Everything that is wrong, each with its remedy. A text that is not ours stays in its line,
-    /// whatever it contains.
+    /// The reasons, each with its remedy. Foreign text is escaped and cannot start a new line.
     lines: Vec<String>,
-    /// The answer for programs, where the command has a form of its own for it.
+    /// JSON document for programs, if the command has its own form for it.
     document: Option<Vec<u8>>,
 }
 
 impl Refusal {
-    /// A command that ends this way, for this reason.
+    /// Returns a refusal with this exit status and reason.
     pub(crate) fn new(exit: Exit, line: impl Into<String>) -> Refusal {
         Refusal::of_many(exit, vec![line.into()])
     }
 
-    /// A command that ends this way, for these reasons.
+    /// Returns a refusal with this exit status and these reasons.
     pub(crate) fn of_many(exit: Exit, lines: Vec<String>) -> Refusal {
         Refusal {
             exit,
@@ -74,12 +73,12 @@ impl Refusal {
         }
     }
 
-    /// A wrong command line or configuration.
+    /// Returns a refusal of a wrong command line or configuration.
     pub(crate) fn usage(line: impl Into<String>) -> Refusal {
         Refusal::new(Exit::Usage, line)
     }
 
-    /// A bundle that cannot be opened.
+    /// Returns a refusal of a bundle that cannot be opened.
     pub(crate) fn of_bundle(error: &bundle::Error) -> Refusal {
         let exit = match Cause::of(error) {
             Cause::Bundle => Exit::BadBundle,
@@ -88,8 +87,7 @@ impl Refusal {
         Refusal::new(exit, basics::chain(error))
     }
 
-    /// The same, with a document of the command's own form as the answer for programs. It is made
-    /// of the reasons.
+    /// Adds the JSON document for programs in the command's own form, made from the reasons.
     pub(crate) fn with_document<D: Serialize>(mut self, document: impl FnOnce(String) -> D) -> Refusal {
         self.document = output::document(&document(self.text())).ok();
         self
@@ -99,15 +97,15 @@ impl Refusal {
         self.lines.join("\n")
     }
 
-    /// Says what is wrong: to people in the log, or plainly before there is one, and to programs
-    /// with a document.
+    /// Reports the reasons: to people in the log, or on standard error before the log is set up,
+    /// and to programs as JSON.
     pub(crate) fn tell(self, format: OutputFormat) -> Exit {
         if tracing::dispatcher::has_been_set() {
             self.lines.iter().for_each(|line| tracing::error!("{line}"));
         } else {
             let _ = output::complain(&self.text());
         }
-        // Where the answer cannot be written, the exit status still says that the command failed.
+        // If the answer cannot be written, the exit status still shows the failure.
         if format == OutputFormat::Json {
             let _ = match &self.document {
                 Some(document) => output::raw(document),
@@ -124,7 +122,7 @@ impl<E: Into<anyhow::Error>> From<E> for Refusal {
     }
 }
 
-/// The document of a command that came to nothing and has no form of its own for that.
+/// JSON document of a failed command that has no form of its own for that.
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure<'a> {
     pub(crate) error: &'a str,

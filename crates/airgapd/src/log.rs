@@ -1,8 +1,8 @@
-//! Where the log goes: natively to the journal where systemd has connected us to it, otherwise to
-//! standard error, as lines for people or as JSON.
+//! The log. It goes natively to the journal if systemd has connected the program to it. Otherwise
+//! it goes to standard error, as lines for people or as JSON.
 //!
-//! One layer gathers an event and the fields of the spans around it; [`human`], [`mod@line`] and
-//! [`journal`] each write it.
+//! One layer collects an event and the fields of the spans around it. [`human`], [`mod@line`] and
+//! [`journal`] each write it in their form.
 
 mod human;
 mod journal;
@@ -30,13 +30,13 @@ use self::line::{Fields, Line};
 ///
 /// # Panics
 ///
-/// When it is called twice.
+/// Panics if it is called twice.
 pub(crate) fn init(settings: LogSettings) {
     let (sink, trouble) = choose(settings.format);
     let subscriber = tracing_subscriber::registry().with(Lines(sink).with_filter(filter(settings.level)));
     tracing::subscriber::set_global_default(subscriber).expect("the log is set up once");
     if let Some(error) = trouble {
-        tracing::warn!("cannot reach the journal ({error}); logging to standard error");
+        tracing::warn!("cannot reach the journal, so the log goes to standard error: {error}");
     }
 }
 
@@ -56,7 +56,7 @@ fn choose(format: LogFormat) -> (Sink, Option<io::Error>) {
     }
 }
 
-/// Whether a descriptor is the stream that `JOURNAL_STREAM` names by device and inode
+/// Returns true if a descriptor is the stream in `JOURNAL_STREAM`, by device and inode
 /// (systemd.exec(5)).
 fn is_stream(stream: &str, descriptor: &impl std::os::fd::AsFd) -> bool {
     let Some((device, inode)) = stream.split_once(':') else {
@@ -66,7 +66,8 @@ fn is_stream(stream: &str, descriptor: &impl std::os::fd::AsFd) -> bool {
     stat.is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
 }
 
-/// Our own crates at the chosen level; libraries only when something is wrong.
+/// Returns the filter: airgapd's own crates at the chosen level, libraries only at warning and
+/// above.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -100,7 +101,7 @@ impl Sink {
         }
     }
 
-    /// An error of writing is lost: there is no place to report it.
+    /// Writes a line. A write error is ignored, since there is no place to report it.
     fn write(&self, line: &Line) {
         let to = |out: &Mutex<Box<dyn Write + Send>>, text: String| {
             // A poisoned lock only means that another thread died while it wrote.
@@ -172,7 +173,7 @@ mod tests {
     use super::journal::LONGEST_VALUE;
     use super::*;
 
-    /// A place to write to that the test can look at.
+    /// A writer whose text the test can read.
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
 
@@ -204,7 +205,7 @@ mod tests {
         String::from_utf8(Arc::clone(&buffer.0).lock().unwrap().clone()).unwrap()
     }
 
-    /// Takes an entry of the journal's native protocol apart.
+    /// Parses an entry of the journal's native protocol.
     fn parsed(mut entry: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let mut fields = BTreeMap::new();
         while !entry.is_empty() {
@@ -280,7 +281,8 @@ mod tests {
         assert!(entries.iter().all(|entry| !entry.contains_key("MESSAGE_ID")));
     }
 
-    /// The failure of one image is another event than that of its bundle, with another remedy.
+    /// The failure of an image is a different event than the failure of its bundle, with a
+    /// different remedy.
     #[test]
     fn the_id_tells_image_bundle_and_node_apart() {
         let entries = journalled(|| {

@@ -1,8 +1,8 @@
 //! airgapd: imports image bundles into containerd on airgapped Kubernetes nodes.
 //!
-//! This is the edge around the libraries: the command line and the configuration ([`cli`],
-//! [`config`]), the [`commands`], and everything that is shown ([`output`], [`log`]). The daemon is
-//! the library `node`.
+//! This crate is the edge around the libraries: the command line and the configuration ([`cli`],
+//! [`config`]), the [`commands`], the answers ([`output`]) and the log ([`log`]). The daemon is the
+//! library `node`.
 
 mod cli;
 mod commands;
@@ -46,15 +46,15 @@ fn run(Cli { common, command }: Cli) -> Result<Exit, Refusal> {
     block_on(commands::run(task, common, config))
 }
 
-/// The same error for the command line as it may be printed: a shell makes arguments of file names,
-/// and clap quotes them.
+/// Returns the same error, safe to print. Arguments may be file names from a shell's pattern, and
+/// clap quotes them.
 fn printable(error: clap::Error) -> clap::Error {
     let shown = std::env::args_os().map(|argument| Foreign::file_name(&argument).to_string());
     cli::parse_from(shown).err().unwrap_or(error)
 }
 
-/// Ends with what clap has to say: help that was asked for, or what is wrong with the command line.
-/// Who asked for a document gets one.
+/// Prints clap's help, or its error about the command line. A caller that requested JSON gets the
+/// error as JSON too.
 fn not_understood(error: &clap::Error) -> Exit {
     let _ = error.print();
     if !error.use_stderr() {
@@ -69,14 +69,14 @@ fn not_understood(error: &clap::Error) -> Exit {
     Exit::Usage
 }
 
-/// One thread is enough: what reads and hashes has threads of its own, and everything else waits
-/// for others. More of them make nothing faster and each of them takes memory.
+/// Runs a command on one thread. Readers and hashers have their own threads, and all other work
+/// waits for other programs. More threads make nothing faster, and each of them takes memory.
 fn block_on(answer: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let exit = runtime.block_on(answer);
-    // A thread that reads a bundle may be at it for minutes, and nothing of it is needed any more.
+    // A thread that reads a bundle may run for minutes, and its result is no longer needed.
     runtime.shutdown_background();
     exit
 }

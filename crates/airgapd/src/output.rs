@@ -1,4 +1,5 @@
-//! Answers go to standard output, and only from here; talk goes to standard error through the log.
+//! Answers of commands. They go to standard output, and only from here. Everything else goes to
+//! standard error through the log.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -12,10 +13,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, PrettyFormatter};
 
-/// Text for people, made of whole lines.
+/// Text for people, in whole lines.
 ///
-/// Much of it are the words of an archive, so nothing that is put into a line ends it, moves a
-/// cursor or turns the direction of writing around: it is [`Foreign`], and printed escaped.
+/// Much of the text comes from archives. So each line is [`Foreign`] and printed escaped: no text
+/// in it can end the line, move the cursor or change the direction of writing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page(Vec<Line>);
 
@@ -34,7 +35,7 @@ struct Painted {
     colour: Colour,
 }
 
-/// A colour of text, as ECMA-48, 8.3.117 (SGR) has it.
+/// A colour of text, by ECMA-48, 8.3.117 (SGR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Colour {
     Red,
@@ -54,7 +55,7 @@ impl Colour {
     }
 }
 
-/// Adds a line, given as to `format!`, to a [`Page`].
+/// Adds a line to a [`Page`], with the arguments of `format!`.
 macro_rules! line {
     ($page:expr, $($told:tt)+) => {
         $page.line(format_args!($($told)+))
@@ -63,12 +64,12 @@ macro_rules! line {
 pub(crate) use line;
 
 impl Page {
-    /// An empty one.
+    /// Returns an empty page.
     pub(crate) fn new() -> Page {
         Page::default()
     }
 
-    /// Several lines that this program made of nothing foreign, or of what is escaped already.
+    /// Returns a page of lines without foreign text, or with text that is already escaped.
     pub(crate) fn of_lines(text: &str) -> Page {
         let mut page = Page::new();
         text.lines().for_each(|text| line!(page, "{text}"));
@@ -85,24 +86,23 @@ impl Page {
         self.push("");
     }
 
-    /// Adds the lines of another one.
+    /// Adds the lines of another page.
     pub(crate) fn add(&mut self, other: &Page) {
         self.0.extend(other.0.iter().cloned());
     }
 
-    /// How many lines it has.
+    /// Returns the number of lines.
     pub(crate) fn lines(&self) -> usize {
         self.0.len()
     }
 
-    /// Drops all lines but the first few.
+    /// Drops all lines after the first `lines`.
     pub(crate) fn cut(&mut self, lines: usize) {
         self.0.truncate(lines);
     }
 
-    /// Gives a part of the line at `line` a colour, where it is shown on a terminal that has
-    /// colours: `length` characters from `begin` on. A line that is not there, or is shorter, has
-    /// no colour beyond its end.
+    /// Colours `length` characters of the line at `line`, from `begin`, on a terminal with colours.
+    /// A missing line is ignored, and a shorter line is coloured up to its end.
     pub(crate) fn paint(&mut self, line: usize, begin: usize, length: usize, colour: Colour) {
         if let Some(line) = self.0.get_mut(line) {
             line.painted = Some(Painted {
@@ -120,7 +120,7 @@ impl Page {
         });
     }
 
-    /// With its colours, each line ended by `end`.
+    /// Returns the text with its colours, each line followed by `end`.
     fn shown(&self, has_colours: bool, end: &str) -> String {
         let mut shown = String::new();
         for Line { text, painted } in &self.0 {
@@ -151,13 +151,13 @@ impl fmt::Display for Page {
     }
 }
 
-/// Prints text. A reader that went away (a closed pipe) is no error.
+/// Prints text. A closed pipe is no error.
 pub(crate) fn text(page: &Page) -> io::Result<()> {
     raw(page.shown(has_colours(&io::stdout()), "\n").as_bytes())
 }
 
-/// Whether a stream shows colours and its user wants them: a terminal that is not dumb, without
-/// `NO_COLOR` (no-color.org).
+/// Returns true if a stream shows colours and its user wants them: a terminal that is not dumb,
+/// without `NO_COLOR` (no-color.org).
 pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
     let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     stream.is_terminal() && !is_dumb() && !is_refused
@@ -167,33 +167,32 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
-/// Prints bytes as they are: scripts and pages that this program made of nothing foreign.
+/// Prints bytes unchanged: scripts and pages without foreign text.
 pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
     forgive_closed_pipe(io::stdout().lock().write_all(bytes))
 }
 
-/// Says what is wrong before there is a log.
+/// Prints an error before the log is set up.
 pub(crate) fn complain(text: &str) -> io::Result<()> {
     let page = Page::of_lines(&format!("airgapd: {text}"));
     forgive_closed_pipe(io::stderr().lock().write_all(page.to_string().as_bytes()))
 }
 
-/// Takes back the line that the cursor is on.
+/// Erases the line of the cursor.
 const TAKE_BACK: &str = "\r\u{1b}[K";
 
-/// Whether the last line on standard error is one that shows how far something has come.
+/// True if the last line on standard error shows progress.
 static SHOWS_PROGRESS: AtomicBool = AtomicBool::new(false);
 
-/// Shows how far something has come, in place of what was shown before; an empty text takes it
-/// away. For a terminal on standard error only.
+/// Shows progress in place of the previous progress line. An empty text removes it. This is for a
+/// terminal on standard error only.
 pub(crate) fn progress(text: &str) -> io::Result<()> {
     let mut out = io::stderr().lock();
     SHOWS_PROGRESS.store(!text.is_empty(), Ordering::Relaxed);
     forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", Foreign::new(text)).as_bytes()))
 }
 
-/// The characters before a line on a terminal: they take back a line that shows how far something
-/// has come.
+/// Returns the characters before a line on a terminal, which erase a progress line.
 pub(crate) fn on_a_new_line() -> &'static str {
     match SHOWS_PROGRESS.swap(false, Ordering::Relaxed) {
         true => TAKE_BACK,
@@ -201,13 +200,13 @@ pub(crate) fn on_a_new_line() -> &'static str {
     }
 }
 
-/// How many characters fit into a line of the terminal on standard error; what is written into the
-/// last column may begin a new line.
+/// Returns the number of characters that fit into a line of the terminal on standard error. The
+/// last column stays free, since a character there may start a new line.
 pub(crate) fn terminal_width() -> usize {
     size_of(io::stderr()).0
 }
 
-/// How many characters fit into a line of a terminal, and how many lines it has.
+/// Returns the number of characters that fit into a line of a terminal, and its number of lines.
 fn size_of(stream: impl AsFd) -> (usize, usize) {
     let size = rustix::termios::tcgetwinsize(stream).ok();
     let known = |cells: u16, unknown: usize| match usize::from(cells) {
@@ -218,8 +217,8 @@ fn size_of(stream: impl AsFd) -> (usize, usize) {
     (columns - 1, size.map_or(24, |size| known(size.ws_row, 24)))
 }
 
-/// How wide text for people is, in characters: as wide as the terminal on standard output, or
-/// [`WIDTH`] where there is none.
+/// Returns the width of text for people, in characters: that of the terminal on standard output, or
+/// [`WIDTH`] without one.
 pub(crate) fn width() -> usize {
     match io::stdout().is_terminal() {
         true => size_of(io::stdout()).0.max(NARROWEST),
@@ -227,17 +226,16 @@ pub(crate) fn width() -> usize {
     }
 }
 
-/// Text on a narrower terminal is as if it were so wide.
+/// Least width of text, in characters, even on a narrower terminal.
 const NARROWEST: usize = 30;
 
-/// The whole terminal on standard output, for one command: its alternate screen, which is given
-/// back when this is dropped.
+/// The alternate screen of the terminal on standard output. A drop returns to the normal screen.
 #[derive(Debug)]
 pub(crate) struct Screen(());
 
 impl Screen {
-    /// Takes the screen; `None` where standard output is no terminal, or a dumb one. (xterm's
-    /// private modes 1049 and 25: the alternate screen, the cursor.)
+    /// Switches to the alternate screen. Returns `None` if standard output is not a terminal, or a
+    /// dumb one. (xterm's private modes 1049 and 25: the alternate screen, the cursor.)
     pub(crate) fn take() -> Option<Screen> {
         if !io::stdout().is_terminal() || is_dumb() {
             return None;
@@ -245,13 +243,13 @@ impl Screen {
         raw(b"\x1b[?1049h\x1b[?25l").ok().map(|()| Screen(()))
     }
 
-    /// How many lines fit. The last one stays free for the cursor.
+    /// Returns the number of lines that fit. The last line stays free for the cursor.
     pub(crate) fn lines(&self) -> usize {
         size_of(io::stdout()).1.saturating_sub(1).max(1)
     }
 
-    /// Shows text in place of all that is there. It is written over and not cleared, so that
-    /// nothing flickers.
+    /// Shows a page in place of the previous page. It overwrites the screen without clearing it
+    /// first, so that it does not flicker.
     pub(crate) fn show(&self, page: &Page) -> io::Result<()> {
         let text = page.shown(has_colours(&io::stdout()), "\u{1b}[K\n");
         raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
@@ -264,8 +262,8 @@ impl Drop for Screen {
     }
 }
 
-/// Whether standard output may still be read. The other end of a pipe may be gone, and a program
-/// that has nothing to write does not notice.
+/// Returns true if a reader of standard output may still exist. The other end of a pipe may be
+/// closed, and a program that writes nothing does not notice.
 pub(crate) fn is_read() -> bool {
     let stdout = io::stdout();
     let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
@@ -274,12 +272,12 @@ pub(crate) fn is_read() -> bool {
     !ends[0].revents().intersects(gone)
 }
 
-/// Prints a report on standard error, where the bundle itself goes to standard output.
+/// Prints a report on standard error, for commands that write a bundle to standard output.
 pub(crate) fn aside(page: &Page) -> io::Result<()> {
     forgive_closed_pipe(io::stderr().lock().write_all(page.to_string().as_bytes()))
 }
 
-/// One JSON document, as it is printed.
+/// Returns a JSON document as it is printed.
 pub(crate) fn document(document: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut out = to_json(document, PrettyFormatter::new())?;
     out.push(b'\n');
@@ -291,7 +289,7 @@ pub(crate) fn json(content: &impl Serialize) -> io::Result<()> {
     raw(&document(content)?)
 }
 
-/// Prints one JSON document on a line of its own.
+/// Prints a JSON document as one line.
 pub(crate) fn json_line(document: &impl Serialize) -> io::Result<()> {
     let mut out = to_json(document, CompactFormatter)?;
     out.push(b'\n');
@@ -305,16 +303,16 @@ fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// How wide text for people is where it is not shown on a terminal, in characters.
+/// Width of text for people without a terminal, in characters.
 pub(crate) const WIDTH: usize = 100;
 
-/// Adds text that begins with `label` and goes on below itself where it does not fit: between words
-/// where that is possible, and within them (digests, long names) where it is not.
+/// Adds text after `label` and wraps it with the same indentation. It breaks lines between words if
+/// possible, and within long words (digests, names) otherwise.
 pub(crate) fn paragraph(page: &mut Page, label: &str, text: &str) {
     paragraph_of(page, label, text, width());
 }
 
-/// The same for lines of so many characters.
+/// Adds the same with lines of `width` characters.
 fn paragraph_of(page: &mut Page, label: &str, text: &str, width: usize) {
     let indent = label.chars().count();
     let room = width.saturating_sub(indent).max(20);

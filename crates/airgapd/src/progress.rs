@@ -1,5 +1,5 @@
-//! How far a long command has come: a bar on a terminal, otherwise a line in the log now and then,
-//! for bundles that take long. With `-q` neither.
+//! Progress of a long command: a bar on a terminal, otherwise an occasional line in the log for
+//! bundles that take long. With `-q` there is neither.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use node::status::ProgressStatus;
 
 use crate::output;
 
-/// How often a bar moves.
+/// Time between two moves of a bar.
 const MOVES: Duration = Duration::from_millis(200);
 
-/// Watches one bundle on its way and reports it until it is dropped.
+/// Counts the work on one bundle and reports its progress until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
     counters: Arc<Counters>,
@@ -43,7 +43,7 @@ impl Progress {
         Progress { counters, shown }
     }
 
-    /// Counts what is shown.
+    /// Returns the observer that counts the work.
     pub(crate) fn observer(&self) -> &impl Observer {
         &*self.counters
     }
@@ -58,7 +58,7 @@ impl Drop for Progress {
     }
 }
 
-/// Whether standard error is a terminal that can take a line back, and the log is not quiet.
+/// Returns true if standard error is a terminal that can erase a line, and the log is not quiet.
 pub(crate) fn has_bar() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     io::stderr().is_terminal() && !is_dumb && tracing::enabled!(Level::INFO)
@@ -72,8 +72,7 @@ async fn draw(doing: Doing, counters: Arc<Counters>) {
     }
 }
 
-/// Shows on the terminal how far something has come, with what was done last as far as there is
-/// room for it.
+/// Shows progress on the terminal, and the last step if there is room for it.
 pub(crate) fn show(doing: Doing, so_far: &ProgressStatus, last: Option<&str>) {
     let width = output::terminal_width();
     let mut text = bar(doing, so_far, width);

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-/// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
+/// Writes a size as `12 B` or `3.4 MB`: in powers of 1000, as disks and networks count.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
@@ -19,14 +19,14 @@ pub fn bytes(count: u64) -> String {
     format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
 }
 
-/// `1 image`, `2 images`: a number of things whose plural takes an `s`.
+/// Writes a number of things whose plural takes an `s`: `1 image`, `2 images`.
 #[must_use]
 pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, thing: &str) -> String {
     let plural = if count == N::from(1) { "" } else { "s" };
     format!("{count} {thing}{plural}")
 }
 
-/// Whole milliseconds of a duration; `u64::MAX` for one of more than 584 million years.
+/// Returns the whole milliseconds of a duration, `u64::MAX` for more than 584 million years.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

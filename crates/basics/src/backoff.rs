@@ -1,8 +1,7 @@
-//! Waits between retries: each is longer than the one before, and chance makes it differ from the
-//! waits of other nodes.
+//! Waits between retries. They grow longer, and a random part makes them differ between nodes.
 //!
-//! Nodes that lose the same server at the same instant would otherwise return to it at the same
-//! instant. Pure: the caller brings the chance and the clock.
+//! Without it, nodes that lose the same server at the same instant would return to it at the same
+//! instant. The functions are pure: the caller brings the random number and the clock.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -11,36 +10,36 @@ use std::time::Duration;
 /// Waits that double, from the first to the longest.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// After the first failure.
+    /// Wait after the first failure.
     pub first: Duration,
-    /// After many.
+    /// Upper limit of the waits.
     pub longest: Duration,
 }
 
 impl Backoff {
-    /// The wait after a failure that `failures` others came before; `chance` takes off up to a
-    /// quarter of it.
+    /// Returns the wait after a failure that follows `failures` others. `chance`, a random number,
+    /// takes off up to a quarter.
     #[must_use]
     pub fn wait(self, failures: u32, chance: u64) -> Duration {
         jittered(self.whole(failures), chance)
     }
 
-    /// The same wait without chance.
+    /// Returns the same wait without the random part.
     #[must_use]
     pub fn whole(self, failures: u32) -> Duration {
         self.first.saturating_mul(1 << failures.min(16)).min(self.longest)
     }
 }
 
-/// A wait of which `chance` takes off up to a quarter.
+/// Returns the wait minus up to a quarter, by the random number `chance`.
 #[must_use]
 pub fn jittered(wait: Duration, chance: u64) -> Duration {
-    // In 65536ths, which no duration is too long for.
+    // Counted in 65536ths, so that even the longest duration does not overflow.
     let off = u32::try_from(chance % (1 << 16)).unwrap_or_default();
     wait - (wait / 4 / (1 << 16)) * off
 }
 
-/// A random number.
+/// Returns a random number.
 #[must_use]
 pub fn chance() -> u64 {
     // The standard library seeds its hash tables with the system's randomness.

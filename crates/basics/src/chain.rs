@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// An error with its causes in one line, separated by colons.
+/// Returns an error and its causes in one line, separated by colons.
 ///
 /// A cause that the line already ends with is left out: some errors print their cause themselves.
 #[must_use]

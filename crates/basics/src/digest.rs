@@ -1,6 +1,6 @@
-//! Digests: which are accepted, how they are computed, and how bytes are checked against one.
+//! Digests: parsing, computing and checking.
 //!
-//! Every crate parses and computes digests here, so that all of them accept the same ones
+//! Every crate parses and computes digests here, so that all of them accept the same digests
 //! (image-spec, "Digests").
 
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ const PIECE: usize = 128 << 10;
 ///
 /// # Errors
 ///
-/// The reason, which quotes the text up to the length that a digest may have.
+/// Returns the reason, which quotes the text up to the length that a digest may have.
 pub fn parse(text: &str) -> Result<Digest, String> {
     let shown = Foreign::new(text);
     let digest: Digest = text
@@ -40,11 +40,10 @@ pub fn is_accepted(digest: &Digest) -> bool {
     )
 }
 
-/// Parses a digest where only sha256 is accepted.
+/// Parses a digest and accepts sha256 only.
 ///
 /// # Errors
-///
-/// The reason, which quotes the text.
+/// Returns the reason, which quotes the text.
 pub fn parse_sha256(text: &str) -> Result<Digest, String> {
     let digest = parse(text)?;
     match digest.algorithm() {
@@ -53,26 +52,25 @@ pub fn parse_sha256(text: &str) -> Result<Digest, String> {
     }
 }
 
-/// The sha256 of bytes in memory.
+/// Returns the sha256 of bytes in memory.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> Digest {
     of_sha256(&Sha256::digest(bytes).into())
 }
 
-/// The first 16 hexadecimal digits of the sha256 of bytes in memory: a short id that follows from
-/// them.
+/// Returns the first 16 hexadecimal digits of the sha256 of bytes in memory, as a short id.
 #[must_use]
 pub fn short(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes)[..8])
 }
 
-/// The sha512 of bytes in memory.
+/// Returns the sha512 of bytes in memory.
 #[must_use]
 pub fn sha512(bytes: &[u8]) -> Digest {
     named("sha512", &Sha512::digest(bytes))
 }
 
-/// The digest of a sha256 that was computed elsewhere.
+/// Returns the digest of a sha256 that was computed elsewhere.
 #[must_use]
 pub fn of_sha256(hash: &[u8; 32]) -> Digest {
     named("sha256", hash)
@@ -84,24 +82,24 @@ pub fn fits(bytes: &[u8], digest: &Digest) -> bool {
     like(digest, bytes) == *digest
 }
 
-/// The digest of bytes by the algorithm of another digest.
+/// Returns the digest of bytes by the algorithm of another digest.
 #[must_use]
 pub fn like(digest: &Digest, bytes: &[u8]) -> Digest {
     Hasher::of(digest).digest_of(bytes)
 }
 
-/// The sentence for bytes that have another digest than they should. It is the same wherever they
-/// are met.
+/// Returns the sentence for bytes whose digest is not the expected one. All messages use this
+/// sentence.
 #[must_use]
 pub fn mismatch(wanted: &Digest, found: &Digest) -> String {
     format!("its bytes hash to {found}, not {wanted}")
 }
 
-/// The digest of everything that a source gives.
+/// Reads a source to its end and returns the digest of its bytes.
 ///
 /// # Errors
 ///
-/// The first error of the source, an interrupted read included.
+/// Returns the first error of the source, an interrupted read included.
 pub fn of(source: &mut impl Read, mut hasher: Hasher) -> io::Result<Digest> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -112,7 +110,7 @@ pub fn of(source: &mut impl Read, mut hasher: Hasher) -> io::Result<Digest> {
     }
 }
 
-/// Lower-case hexadecimal digits, two for each byte.
+/// Returns lower-case hexadecimal digits, two for each byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
@@ -138,20 +136,20 @@ enum Algorithm {
 }
 
 impl Hasher {
-    /// A hasher of sha256.
+    /// Returns a hasher of sha256.
     #[must_use]
     pub fn sha256() -> Self {
         Self(Algorithm::Sha256(Sha256::new()))
     }
 
-    /// A hasher of sha512.
+    /// Returns a hasher of sha512.
     #[must_use]
     pub fn sha512() -> Self {
         Self(Algorithm::Sha512(Sha512::new()))
     }
 
-    /// A hasher of the digest's algorithm: sha512, or sha256 for all others, which [`parse`] does
-    /// not accept.
+    /// Returns a hasher of the digest's algorithm: sha512, or sha256 for all others. [`parse`]
+    /// accepts no third algorithm.
     #[must_use]
     pub fn of(digest: &Digest) -> Self {
         match digest.algorithm() {
@@ -160,7 +158,7 @@ impl Hasher {
         }
     }
 
-    /// A hasher of the same algorithm that has hashed nothing.
+    /// Returns an empty hasher of the same algorithm.
     #[must_use]
     pub fn fresh(&self) -> Self {
         match self.0 {
@@ -177,7 +175,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes.
+    /// Returns the digest of all bytes.
     #[must_use]
     pub fn finish(self) -> Digest {
         match self.0 {
@@ -186,7 +184,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of the bytes so far and these.
+    /// Returns the digest of the bytes so far followed by `bytes`.
     #[must_use]
     pub fn digest_of(mut self, bytes: &[u8]) -> Digest {
         self.update(bytes);

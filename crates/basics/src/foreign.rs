@@ -1,5 +1,5 @@
-//! Text of others, fit to print: a name in an archive must not drive a terminal or forge a log
-//! line.
+//! Text from bundles and other programs, made safe to print: a name in a bundle must not drive a
+//! terminal or forge a log line.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 /// Text that a bundle, a file name or another program chose.
 ///
-/// It has no way to be printed raw: `{}` escapes every character that ends a line, drives a
-/// terminal, turns the direction of writing or is not to be seen at all, and `{:?}` quotes it as
-/// well. A precision (`{:.200}`) is the most characters that are shown of it. Documents carry it as
-/// it is, since JSON has escapes of its own.
+/// Foreign text cannot be printed raw. `{}` escapes every character that ends a line, drives a
+/// terminal, changes the direction of writing or is invisible. `{:?}` also puts the text in quotes.
+/// A precision (`{:.200}`) limits the number of characters. JSON documents carry the text
+/// unchanged, since JSON has escapes of its own.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Foreign<T = String>(T);
@@ -24,7 +24,7 @@ impl<T: AsRef<str>> Foreign<T> {
         Self(text)
     }
 
-    /// The text as it is: to be compared, looked up and sent to machines.
+    /// Returns the text unchanged, to compare, to look up and to send to other programs.
     #[must_use]
     pub fn raw(&self) -> &str {
         self.0.as_ref()
@@ -32,7 +32,7 @@ impl<T: AsRef<str>> Foreign<T> {
 }
 
 impl Foreign<String> {
-    /// A file name, in which bytes that are no text are written `\xff`.
+    /// Marks a file name as foreign. Bytes that are not UTF-8 are written as `\xff`.
     #[must_use]
     pub fn file_name(name: &OsStr) -> Self {
         let mut text = String::new();
@@ -49,8 +49,8 @@ impl Foreign<String> {
 /// Returns true if a character is printed as itself.
 #[must_use]
 pub fn is_visible(c: char) -> bool {
-    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows
-    // that they do not print. Quotes and backslashes, which it escapes as well, are harmless.
+    // Bidirectional overrides and similar characters are not control characters, but `escape_debug`
+    // knows that they do not print. It also escapes quotes and backslashes, which are harmless.
     !c.is_control() && c.escape_debug().nth(1) != Some('u')
 }
 
@@ -88,22 +88,22 @@ fn shortened(
     }
 }
 
-/// Text in quotes, escaped and at most 200 characters long, for messages and terminals.
+/// Returns text in quotes, escaped and at most 200 characters long, for messages and terminals.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     format!("{:.200?}", Foreign::new(text))
 }
 
-/// The same without quotes.
+/// Returns the same without quotes.
 #[must_use]
 pub fn shown(text: &str) -> String {
     format!("{:.200}", Foreign::new(text))
 }
 
-/// Longest text that is printed whole, in bytes; a path on Linux is at most 4096 anyway.
+/// Longest text that is printed whole, in bytes. Paths on Linux may have up to 4096.
 const LONGEST: usize = 512;
 
-/// Prints bytes with control characters and invalid UTF-8 escaped, shortened when very long.
+/// Bytes that print with control characters and invalid UTF-8 escaped, and shortened if very long.
 pub struct Escaped<'a>(&'a [u8]);
 
 /// Escapes text.
@@ -142,9 +142,10 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A reason as it is kept: its first few hundred bytes. The errors of parsers quote what they
-/// found, which may be all of a document, and a reason is told of each image and each layer that it
-/// is the reason for.
+/// Returns the first 512 bytes of a reason, which is the length that is kept.
+///
+/// Errors of parsers quote the text that they reject, which may be a whole document. Each image and
+/// each layer that failed repeats the reason.
 pub fn reason(reason: impl fmt::Display) -> String {
     struct Shortened(String);
 
@@ -165,8 +166,8 @@ pub fn reason(reason: impl fmt::Display) -> String {
 }
 
 fn write_char(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
-    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows
-    // that they do not print. Quotes, which it escapes as well, are harmless here.
+    // Bidirectional overrides and similar characters are not control characters, but `escape_debug`
+    // knows that they do not print. It also escapes quotes, which are harmless here.
     match c {
         '\'' | '"' => f.write_char(c),
         _ => write!(f, "{}", c.escape_debug()),

@@ -1,7 +1,6 @@
-//! Small things that every crate needs and none owns: digests, text of others, chains of errors,
-//! back-off, amounts.
+//! Small parts that every crate uses: digests, foreign text, chains of errors, back-off, amounts.
 //!
-//! Nothing here knows a bundle or containerd, opens a file, reads a clock or waits.
+//! No function here knows bundles or containerd, opens a file, reads a clock or waits.
 
 pub mod backoff;
 pub mod digest;

@@ -67,6 +67,17 @@ pub struct LayerSpec {
     pub parent: Option<Digest>,
 }
 
+/// A snapshot for a layer: prepared on top of the layer's parent, empty, and without a name.
+///
+/// Dropping it leaves a snapshot that is removed with the lease.
+#[derive(Debug)]
+#[must_use = "a snapshot that gets no layer is removed with the lease"]
+pub struct Prepared {
+    draft: Draft,
+    mounts: Vec<Mount>,
+    layer: LayerSpec,
+}
+
 /// A layer that is applied and not committed. Its files exist, and no other client sees them yet.
 ///
 /// Dropping it leaves a snapshot without a name, which is removed with the lease.
@@ -74,13 +85,6 @@ pub struct LayerSpec {
 #[must_use = "a layer that is not committed is removed with the lease"]
 pub struct Applied {
     draft: Draft,
-}
-
-/// Result of [`Client::prepare`].
-enum Prepared {
-    Draft(Draft, Vec<Mount>),
-    /// A snapshot of that name exists and is under the lease.
-    Present,
 }
 
 /// A snapshot under a unique key, which no other client uses.
@@ -170,73 +174,27 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot on top of the layer's parent and lets containerd apply the layer to it.
-    /// Returns `None` if the snapshot exists already. It is then under the lease.
-    ///
-    /// The call waits as long as containerd takes (minutes on a slow disk), if containerd answers
-    /// other calls meanwhile. From 1.7 on, containerd syncs the unpacked files before it answers.
-    /// After a power cut, the commit may survive while the files do not. If that matters, sync the
-    /// snapshotter's folder before [`Applied::commit`] on every version.
+    /// Prepares a snapshot for a layer on top of the layer's parent. Returns `None` if the layer's
+    /// own snapshot exists already. It is then under the lease.
     ///
     /// # Errors
-    /// - [`Error::Content`] names the blob if containerd cannot unpack it, or if the files do not
-    ///   match the diff ID.
-    /// - [`Error::Gone`]: the blob or the parent is missing. Start with the lowest layer again.
+    /// - [`Error::Gone`]: the parent is missing. Start with the lowest layer again.
     /// - [`Error::Space`] and [`Error::Disk`]: the disk is full or fails.
     /// - [`Error::LeaseLost`]: there is no such lease.
-    /// - [`Error::Failed`]: containerd cannot mount.
-    ///
-    /// After an error, the call removes the unpacked files if containerd still answers.
+    /// - [`Error::Failed`]: the call fails, or other clients keep creating and removing the
+    ///   snapshot.
     ///
     /// # Cancel safety
-    /// May be dropped at any await. containerd stops unpacking, and the unpacked files are removed
-    /// with the lease.
-    pub async fn apply_layer(
+    /// May be dropped at any await. A prepared snapshot is removed with the lease.
+    pub async fn prepare_layer(
         &self,
         lease: &str,
         snapshotter: &str,
         layer: &LayerSpec,
-    ) -> Result<Option<Applied>, Error> {
-        let LayerSpec {
-            blob,
-            diff_id,
-            chain,
-            parent,
-        } = layer;
-        for digest in [diff_id, chain].into_iter().chain(parent) {
+    ) -> Result<Option<Prepared>, Error> {
+        for digest in [&layer.diff_id, &layer.chain].into_iter().chain(&layer.parent) {
             check_digest(digest)?;
         }
-        let blob = descriptor_to_wire(blob)?;
-        let (draft, mounts) = match self.prepare(lease, snapshotter, layer).await? {
-            Prepared::Draft(draft, mounts) => (draft, mounts),
-            Prepared::Present => return Ok(None),
-        };
-        let request = self.leased_request(
-            lease,
-            ApplyRequest {
-                diff: Some(blob),
-                mounts,
-                sync_fs: true,
-                ..ApplyRequest::default()
-            },
-        )?;
-        let mut client = DiffClient::new(self.channel());
-        let applied = self.patiently(client.apply(request)).await;
-        match applied.map(digest_of) {
-            Ok(found) if found == *diff_id.as_ref() => Ok(Some(Applied { draft })),
-            Ok(found) => {
-                draft.discard().await;
-                Err(Error::content(
-                    layer.blob.digest(),
-                    format!("it unpacks to {found}, but its image names {diff_id}"),
-                ))
-            }
-            Err(failure) => Err(draft.explain(failure).await),
-        }
-    }
-
-    /// Prepares a snapshot for a layer, unless the snapshot exists.
-    async fn prepare(&self, lease: &str, snapshotter: &str, layer: &LayerSpec) -> Result<Prepared, Error> {
         let digest = layer.blob.digest();
         let attempt = || format!("unpack layer {digest}");
         for _ in 0..TRIES {
@@ -256,11 +214,17 @@ impl Client {
             };
             let request = self.leased_request(lease, message)?;
             match self.patiently(self.snapshots_client().prepare(request)).await {
-                Ok(answer) => return Ok(Prepared::Draft(draft, answer.into_inner().mounts)),
+                Ok(answer) => {
+                    return Ok(Some(Prepared {
+                        draft,
+                        mounts: answer.into_inner().mounts,
+                        layer: layer.clone(),
+                    }));
+                }
                 Err(failure) if failure.is_already_exists() && failure.message().contains(KEY_PREFIX) => {}
                 Err(failure) if failure.is_already_exists() => {
                     if self.hold_snapshot(lease, snapshotter, &layer.chain).await? == Held::Held {
-                        return Ok(Prepared::Present);
+                        return Ok(None);
                     }
                 }
                 Err(failure) => {
@@ -278,6 +242,72 @@ impl Client {
 
     fn snapshots_client(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+impl Prepared {
+    /// Returns the folder that will have the layer's files, as containerd sees the file system.
+    /// Returns `None` if the snapshotter's mounts name no folder.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        // The files go to the last mount (containerd's mount.All).
+        let mount = self.mounts.last()?;
+        let mut options = mount.options.iter();
+        match mount.r#type.as_str() {
+            "bind" => Some(Path::new(&mount.source)),
+            "overlay" => options.find_map(|option| option.strip_prefix("upperdir=").map(Path::new)),
+            _ => None,
+        }
+    }
+
+    /// Lets containerd apply the layer to the snapshot.
+    ///
+    /// The call waits as long as containerd takes (minutes on a slow disk), if containerd answers
+    /// other calls meanwhile. After a power cut, a commit may survive while the files do not. With
+    /// `sync`, containerd 1.7 and later syncs the file system before it answers. Without it, and on
+    /// 1.6, the caller syncs the [`folder`](Prepared::folder) before [`Applied::commit`].
+    ///
+    /// # Errors
+    /// - [`Error::Content`] names the blob if containerd cannot unpack it, or if the files do not
+    ///   match the diff ID.
+    /// - [`Error::Gone`]: the blob is missing. Start with the lowest layer again.
+    /// - [`Error::Space`] and [`Error::Disk`]: the disk is full or fails.
+    /// - [`Error::LeaseLost`]: there is no such lease.
+    /// - [`Error::Failed`]: containerd cannot mount.
+    ///
+    /// After an error, the call removes the unpacked files if containerd still answers.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await. containerd stops unpacking, and the unpacked files are removed
+    /// with the lease.
+    pub async fn apply(self, sync: bool) -> Result<Applied, Error> {
+        let Prepared { draft, mounts, layer } = self;
+        let client = draft.client.clone();
+        let message = ApplyRequest {
+            diff: Some(descriptor_to_wire(&layer.blob)?),
+            mounts,
+            sync_fs: sync,
+            ..ApplyRequest::default()
+        };
+        let request = client.leased_request(&draft.lease, message)?;
+        let mut diffs = DiffClient::new(client.channel());
+        let applied = client.patiently(diffs.apply(request)).await;
+        match applied.map(digest_of) {
+            Ok(found) if found == *layer.diff_id.as_ref() => Ok(Applied { draft }),
+            Ok(found) => {
+                draft.discard().await;
+                Err(Error::content(
+                    layer.blob.digest(),
+                    format!("it unpacks to {found}, but its image names {}", layer.diff_id),
+                ))
+            }
+            Err(failure) => Err(draft.explain(failure).await),
+        }
+    }
+
+    /// Removes the snapshot. A failure is ignored, since the snapshot is removed with the lease.
+    pub async fn discard(self) {
+        self.draft.discard().await;
     }
 }
 

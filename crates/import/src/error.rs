@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use basics::counted;
 use bundle::BlobRef;
 use containerd::{Recovery, is_disk_failure};
 
@@ -183,7 +184,7 @@ fn missing_text(missing: &[BlobRef]) -> String {
     let shown: Vec<_> = missing
         .iter()
         .take(SHOWN)
-        .map(|blob| format!("{} ({} bytes)", blob.digest, blob.size))
+        .map(|blob| format!("{} ({})", blob.digest, counted(blob.size, "byte")))
         .collect();
     let more = match missing.len().saturating_sub(SHOWN) {
         0 => String::new(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bundle::{BlobRef, Bundle};
 use containerd::Client;
+use futures_util::future::BoxFuture;
 use oci_spec::image::Digest;
 use tokio::task::JoinError;
 
@@ -43,54 +44,59 @@ pub struct Imported {
 /// names and blobs. Only the survey can fail as a whole. Later failures are in the report. Safe to
 /// cancel at any time (see [`carry_out`]).
 ///
+/// The future is in a box, so that this crate compiles its code, once and for speed. Each crate
+/// that awaits an `async fn` of another crate compiles that code again.
+///
 /// # Errors
 ///
 /// Returns [`Error::Containerd`] if containerd could not say which content it has.
-pub async fn import(
-    client: &Client,
-    bundle: &Arc<Bundle>,
-    policy: &Policy,
-    intent: &Intent,
-    lease_id: &str,
+pub fn import<'a>(
+    client: &'a Client,
+    bundle: &'a Arc<Bundle>,
+    policy: &'a Policy,
+    intent: &'a Intent,
+    lease_id: &'a str,
     dry_run: bool,
-    observer: &dyn Observer,
-) -> Result<Imported, Error> {
-    let started = Instant::now();
-    let (selection, missing_base) = select_images(client, bundle, policy).await?;
-    let survey = look_around(client, &selection, intent).await?;
-    let Decided {
-        selection,
-        survey,
-        plan,
-    } = decide(selection, survey, intent).await?;
-    let forecast = foresee(client, &plan, intent).await?;
-    let obstacle = match obstacle_to_records(client, &selection, policy, &plan, &survey, intent).await? {
-        Some(obstacle) => Some(obstacle),
-        None => no_space(forecast.as_ref()),
-    };
-    let job = Job {
-        client,
-        bundle: Some(Arc::clone(bundle)),
-        plan: &plan,
-        intent,
-        lease_id,
-        observer,
-    };
-    let mut ingested = match obstacle {
-        Some(obstacle) => not_begun(&job, obstacle),
-        None if dry_run => foreseen(&plan),
-        None => {
-            begin(&job, &survey).await?;
-            carry_out(&job).await
-        }
-    };
-    ingested.stopped = ingested.stopped.or(missing_base);
-    let (result, selection, stopped) = conclude(bundle, selection, ingested, started).await?;
-    Ok(Imported {
-        result: result.with_forecast(forecast),
-        selection,
-        plan,
-        stopped,
+    observer: &'a dyn Observer,
+) -> BoxFuture<'a, Result<Imported, Error>> {
+    Box::pin(async move {
+        let started = Instant::now();
+        let (selection, missing_base) = select_images(client, bundle, policy).await?;
+        let survey = look_around(client, &selection, intent).await?;
+        let Decided {
+            selection,
+            survey,
+            plan,
+        } = decide(selection, survey, intent).await?;
+        let forecast = foresee(client, &plan, intent).await?;
+        let obstacle = match obstacle_to_records(client, &selection, policy, &plan, &survey, intent).await? {
+            Some(obstacle) => Some(obstacle),
+            None => no_space(forecast.as_ref()),
+        };
+        let job = Job {
+            client,
+            bundle: Some(Arc::clone(bundle)),
+            plan: &plan,
+            intent,
+            lease_id,
+            observer,
+        };
+        let mut ingested = match obstacle {
+            Some(obstacle) => not_begun(&job, obstacle),
+            None if dry_run => foreseen(&plan),
+            None => {
+                begin(&job, &survey).await?;
+                carry_out(&job).await
+            }
+        };
+        ingested.stopped = ingested.stopped.or(missing_base);
+        let (result, selection, stopped) = conclude(bundle, selection, ingested, started).await?;
+        Ok(Imported {
+            result: result.with_forecast(forecast),
+            selection,
+            plan,
+            stopped,
+        })
     })
 }
 

@@ -17,7 +17,6 @@ use basics::chain;
 use bundle::Bundle;
 use containerd::{Client, Recovery};
 use oci_spec::image::Digest;
-use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use self::assurance::Assurance;
@@ -164,7 +163,6 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         lease: None,
         assurance: Arc::default(),
         turns: Arc::default(),
-        unpacking: Arc::default(),
     };
     let stopped = run.all().await.err();
     // The next run continues a stopped run, and the lease keeps the sent blobs for it. But a full
@@ -250,8 +248,6 @@ struct Run<'a> {
     lease: Option<Lease>,
     assurance: Arc<Assurance>,
     turns: Arc<Turns>,
-    /// Held by the image that is being unpacked, so that only one is unpacked at a time.
-    unpacking: Arc<Mutex<()>>,
 }
 
 /// The reason why an image is not recorded.
@@ -414,7 +410,6 @@ impl<'a> Run<'a> {
             lease,
             assurance: Arc::clone(&self.assurance),
             turns: Arc::clone(&self.turns),
-            unpacking: Arc::clone(&self.unpacking),
         })
     }
 

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod release;
 mod report;
 pub mod result;
+mod rounds;
 pub mod select;
 pub mod space;
 pub mod survey;

@@ -58,6 +58,7 @@ pub struct ImageReport {
 impl From<BundleResult> for BundleReport {
     fn from(result: BundleResult) -> BundleReport {
         let images = result.told().cloned().map(ImageReport::from).collect();
+        let warnings = result.all_warnings();
         BundleReport {
             path: result.path,
             format: result.format,
@@ -69,7 +70,7 @@ impl From<BundleResult> for BundleReport {
             unpacked: result.unpacked,
             space: result.space,
             duration_ms: result.duration_ms,
-            warnings: result.warnings,
+            warnings,
         }
     }
 }

@@ -276,9 +276,16 @@ impl BundleResult {
     /// Returns the same result with the forecast for containerd's disk.
     #[must_use]
     pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleResult {
-        self.warnings.extend(forecast.iter().flat_map(Forecast::warnings));
         self.space = forecast;
         self
+    }
+
+    /// Returns the warnings about the archive and those about the disk after the import.
+    #[must_use]
+    pub fn all_warnings(&self) -> Vec<String> {
+        let foreseen = self.space.iter().flat_map(Forecast::warnings);
+        let foreseen = foreseen.map(|(_, warning)| warning);
+        self.warnings.iter().cloned().chain(foreseen).collect()
     }
 
     /// Returns the entries to report, in the order of the bundle. If records of one image have the

@@ -19,6 +19,9 @@ use serde::{Serialize, Serializer};
 /// If less than the rest is free, kubelet evicts pods (`imagefs.available<15%`). Both are kubelet's
 /// defaults.
 const KUBELET_USED_PERCENT: u64 = 85;
+/// Distance in percent of the disk that unpacking ahead keeps from kubelet's threshold. Unpacked
+/// layers are a convenience, and must not make kubelet remove images.
+const AHEAD_DISTANCE_PERCENT: u64 = 10;
 /// Share of free inodes in percent below which kubelet evicts pods (`imagefs.inodesFree<5%` by
 /// default).
 const KUBELET_INODES_PERCENT: u64 = 5;
@@ -95,6 +98,41 @@ impl Disk {
             block,
         })
     }
+
+    /// Returns true if kubelet acts on a shortage of this, with its default thresholds.
+    #[must_use]
+    pub fn is_scarce(&self, what: Scarce) -> bool {
+        match what {
+            Scarce::Bytes => self.used_percent() > KUBELET_USED_PERCENT,
+            Scarce::Inodes => {
+                self.inodes > 0 && self.free_inodes < share(self.inodes, KUBELET_INODES_PERCENT)
+            }
+        }
+    }
+
+    fn used_percent(&self) -> u64 {
+        percent(self.size.saturating_sub(self.free), self.size)
+    }
+}
+
+/// A resource of a disk that kubelet watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scarce {
+    /// Free bytes.
+    Bytes,
+    /// Free inodes.
+    Inodes,
+}
+
+impl Disk {
+    /// Returns true if this many further bytes leave the disk well below kubelet's thresholds.
+    #[must_use]
+    pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
+        let used = (self.size - self.free.min(self.size)).saturating_add(bytes);
+        let most = share(self.size, KUBELET_USED_PERCENT - AHEAD_DISTANCE_PERCENT);
+        let fewest_inodes = share(self.inodes, KUBELET_INODES_PERCENT + AHEAD_DISTANCE_PERCENT);
+        used <= most && self.free_inodes >= fewest_inodes
+    }
 }
 
 /// The space that an import needs.
@@ -162,27 +200,33 @@ impl Forecast {
 
     /// Returns warnings about kubelet's reactions to the disk after the import.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<(Scarce, String)> {
         let Forecast {
             disk, demand, store, ..
         } = self;
         let mut warnings = Vec::new();
-        let free = disk.free.saturating_sub(demand.bytes);
-        let used = percent(disk.size.saturating_sub(free), disk.size);
-        if demand.bytes > 0 && used > KUBELET_USED_PERCENT {
-            warnings.push(format!(
-                "the disk of {} will be {used} % full: above {KUBELET_USED_PERCENT} % kubelet removes unused images, and with less than {} % free it evicts pods",
+        let then = Disk {
+            free: disk.free.saturating_sub(demand.bytes),
+            free_inodes: disk.free_inodes.saturating_sub(demand.inodes),
+            ..*disk
+        };
+        if demand.bytes > 0 && then.is_scarce(Scarce::Bytes) {
+            let text = format!(
+                "the disk of {} will be {} % full: above {KUBELET_USED_PERCENT} % kubelet removes unused images, and with less than {} % free it evicts pods",
                 store.display(),
+                then.used_percent(),
                 100 - KUBELET_USED_PERCENT
-            ));
+            );
+            warnings.push((Scarce::Bytes, text));
         }
-        let free = disk.free_inodes.saturating_sub(demand.inodes);
-        if demand.inodes > 0 && disk.inodes > 0 && free < share(disk.inodes, KUBELET_INODES_PERCENT) {
-            warnings.push(format!(
-                "the disk of {} will have {free} of {} inodes free: below {KUBELET_INODES_PERCENT} % kubelet evicts pods",
+        if demand.inodes > 0 && then.is_scarce(Scarce::Inodes) {
+            let text = format!(
+                "the disk of {} will have {} of {} inodes free: below {KUBELET_INODES_PERCENT} % kubelet evicts pods",
                 store.display(),
+                then.free_inodes,
                 disk.inodes
-            ));
+            );
+            warnings.push((Scarce::Inodes, text));
         }
         warnings
     }
@@ -391,6 +435,37 @@ mod tests {
     }
 
     #[test]
+    fn unpacking_ahead_keeps_ten_points_from_kubelets_thresholds() {
+        let disk = |free, free_inodes| Disk {
+            size: 1000,
+            free,
+            inodes: 100,
+            free_inodes,
+            block: 1,
+        };
+        let rows = [
+            (disk(1000, 100), 750, true),
+            (disk(1000, 100), 751, false),
+            (disk(300, 100), 50, true),
+            (disk(300, 100), 51, false),
+            (disk(200, 100), 0, false),
+            (disk(1000, 15), 1, true),
+            (disk(1000, 14), 1, false),
+            (disk(1000, 100), u64::MAX, false),
+        ];
+        for (disk, bytes, expected) in rows {
+            assert_eq!(disk.has_room_ahead(bytes), expected, "{disk:?} {bytes}");
+        }
+        // This file system makes inodes on demand.
+        let on_demand = Disk {
+            inodes: 0,
+            free_inodes: 0,
+            ..disk(1000, 0)
+        };
+        assert!(on_demand.has_room_ahead(1));
+    }
+
+    #[test]
     fn what_does_not_fit_is_told_with_figures_and_the_way_out() {
         use MinFree::{Bytes, Percent};
         let none = Bytes(0);
@@ -459,7 +534,7 @@ mod tests {
         };
         let forecast = forecast(1, 1000, unlimited, MinFree::default());
         assert_eq!(forecast.shortage(), None);
-        assert_eq!(forecast.warnings(), [""; 0]);
+        assert_eq!(forecast.warnings(), []);
     }
 
     #[test]
@@ -493,7 +568,7 @@ mod tests {
         ] {
             let warnings = forecast(wanted, inodes, disk, MinFree::default()).warnings();
             assert_eq!(warnings.len(), words.len(), "{warnings:?}");
-            for (warning, word) in warnings.iter().zip(words) {
+            for ((_, warning), word) in warnings.iter().zip(words) {
                 assert!(warning.contains(word) && warning.contains("/store"), "{warning}");
             }
         }

@@ -8,23 +8,30 @@
 //! are chain IDs (image-spec, "Layer ChainID"). A label of the image's config keeps the uppermost
 //! snapshot as long as the image exists.
 //!
-//! A layer counts as unpacked only when it is durable. containerd syncs each layer (`sync_fs`, from
-//! 1.7 on). If its disk is visible, airgapd syncs it once more before a snapshot gets its name.
-//! Otherwise a snapshot that a power cut left empty would count as good for ever.
+//! A layer counts as unpacked only when it is durable. If airgapd sees the files of the snapshot,
+//! it syncs their disk before the snapshot gets its name. Otherwise it has containerd sync them
+//! (`sync_fs`, from 1.7 on). Without a sync, a snapshot that a power cut left empty would count as
+//! good for ever.
+//!
+//! Layers of different images are unpacked at the same time (`underway`). The layers of an image
+//! follow each other, since a snapshot needs the snapshot below.
+
+mod underway;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use basics::chain;
 use bundle::{Content, Limits, Manifest, Node, Part, PartState, resolve};
-use containerd::{BlobInfo, Client, Held, LayerSpec, Snapshotter};
-use oci_spec::image::{Descriptor, Digest};
+use containerd::{BlobInfo, Client, LayerSpec, Snapshotter};
+use futures_util::{StreamExt as _, stream};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Matcher;
 use tokio_util::sync::CancellationToken;
 
+use self::underway::{Folder, Reserved, Underway};
 use crate::Survey;
 use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
@@ -56,6 +63,7 @@ pub enum Unpack {
 pub struct Unpacker {
     snapshotter: Snapshotter,
     matcher: Matcher,
+    underway: Arc<Underway>,
 }
 
 /// The result of unpacking an image.
@@ -84,6 +92,15 @@ pub enum UnpackError {
         /// The reason.
         source: io::Error,
     },
+    /// The disk would come near kubelet's thresholds.
+    #[error(
+        "unpacking ahead would fill the disk of {} nearly to the point at which kubelet removes images",
+        path.display()
+    )]
+    NoRoom {
+        /// Folder of the snapshotter.
+        path: PathBuf,
+    },
     /// The caller asked to stop. Unpacked layers stay as long as the lease.
     #[error("unpacking was interrupted")]
     Stopped,
@@ -96,9 +113,21 @@ impl UnpackError {
         match self {
             UnpackError::Containerd(error) => error.recovery() == containerd::Recovery::Content,
             UnpackError::Unfit(_) => true,
-            UnpackError::Sync { .. } | UnpackError::Stopped => false,
+            UnpackError::Sync { .. } | UnpackError::NoRoom { .. } | UnpackError::Stopped => false,
         }
     }
+}
+
+/// The part of the disk that unpacking may fill.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Room {
+    /// The whole disk: the image gets no record without its unpacked layers.
+    Any,
+    /// The part well below kubelet's thresholds, less these bytes that the import will still write.
+    Ahead {
+        /// In bytes.
+        besides: u64,
+    },
 }
 
 /// An image in containerd to unpack.
@@ -117,7 +146,11 @@ impl Unpacker {
     /// the node of `matcher`.
     #[must_use]
     pub fn new(snapshotter: Snapshotter, matcher: Matcher) -> Unpacker {
-        Unpacker { snapshotter, matcher }
+        Unpacker {
+            snapshotter,
+            matcher,
+            underway: Arc::default(),
+        }
     }
 
     /// Returns the name of the snapshotter.
@@ -141,6 +174,11 @@ impl Unpacker {
         })
     }
 
+    /// Number of images to unpack at a time.
+    pub(crate) fn images_at_a_time(&self) -> usize {
+        self.underway.images_at_a_time()
+    }
+
     /// Returns the key of the label that keeps snapshots.
     fn label(&self) -> String {
         format!("{SNAPSHOT_REF}{}", self.snapshotter.name)
@@ -159,12 +197,13 @@ impl Unpacker {
     ///
     /// May be dropped at any await. Layers unpacked by then are under the lease and are removed
     /// with it.
-    pub async fn unpack(
+    pub(crate) async fn unpack(
         &self,
         client: &Client,
         lease: &str,
         target: &Descriptor,
         blobs: impl IntoIterator<Item = (Digest, u64)>,
+        room: Room,
         stop: &CancellationToken,
     ) -> Result<Unpacked, UnpackError> {
         let rootfs = self.rootfs(client, target, blobs).await?;
@@ -178,6 +217,8 @@ impl Unpacker {
             client,
             lease,
             snapshotter: &self.snapshotter,
+            underway: &self.underway,
+            room,
             stop,
         };
         let unpacked = job.layers(&rootfs.layers).await?;
@@ -338,6 +379,8 @@ struct Job<'a> {
     client: &'a Client,
     lease: &'a str,
     snapshotter: &'a Snapshotter,
+    underway: &'a Underway,
+    room: Room,
     stop: &'a CancellationToken,
 }
 
@@ -347,6 +390,7 @@ impl Job<'_> {
             match self.layers_once(layers).await {
                 Err(UnpackError::Containerd(containerd::Error::Gone { what, .. })) => {
                     tracing::debug!(what, "containerd collected it during unpacking: starting again");
+                    self.underway.forget().await;
                 }
                 ended => return ended,
             }
@@ -355,15 +399,14 @@ impl Job<'_> {
     }
 
     async fn layers_once(&self, layers: &[LayerSpec]) -> Result<Unpacked, UnpackError> {
-        let present = self.hold_highest(layers).await?;
+        let name = &self.snapshotter.name;
+        let highest = self.underway.hold_highest(self.client, self.lease, name, layers);
+        let present = highest.await?;
         let mut unpacked = Unpacked {
             present: present as u64,
             layers: 0,
         };
         for layer in &layers[present..] {
-            if self.stop.is_cancelled() {
-                return Err(UnpackError::Stopped);
-            }
             match self.layer(layer).await? {
                 true => unpacked.layers += 1,
                 false => unpacked.present += 1,
@@ -372,53 +415,62 @@ impl Job<'_> {
         Ok(unpacked)
     }
 
-    /// Finds the highest layer that is unpacked, and puts its snapshot under the lease, which keeps
-    /// those below. Returns the number of layers up to it.
-    async fn hold_highest(&self, layers: &[LayerSpec]) -> Result<usize, UnpackError> {
-        let (client, name) = (self.client, &self.snapshotter.name);
-        let known = client.snapshots(name).await?;
-        for (at, layer) in layers.iter().enumerate().rev() {
-            if known.contains(layer.chain.as_ref())
-                && client.hold_snapshot(self.lease, name, &layer.chain).await? == Held::Held
-            {
-                return Ok(at + 1);
+    /// Reserves the bytes that a layer may unpack to, if room is limited.
+    fn reserve(&self, layer: &LayerSpec) -> Result<Option<Reserved<'_>>, UnpackError> {
+        match (self.room, &self.snapshotter.root) {
+            (Room::Ahead { besides }, Some(root)) => {
+                let bytes = may_unpack_to(&layer.blob);
+                self.underway.reserve(root, bytes, besides).map(Some)
             }
+            (Room::Ahead { .. }, None) | (Room::Any, _) => Ok(None),
         }
-        Ok(0)
     }
 
     /// Unpacks a layer. Returns false if it was already unpacked.
     async fn layer(&self, layer: &LayerSpec) -> Result<bool, UnpackError> {
+        let (client, underway) = (self.client, self.underway);
+        let _turn = underway.turn(&layer.chain).await;
+        let place = underway.place().await;
+        if self.stop.is_cancelled() {
+            return Err(UnpackError::Stopped);
+        }
         let name = &self.snapshotter.name;
-        let Some(applied) = self.client.apply_layer(self.lease, name, layer).await? else {
+        let Some(prepared) = client.prepare_layer(self.lease, name, layer).await? else {
             return Ok(false);
         };
-        if let Err(error) = make_last(self.snapshotter.root.as_deref()).await {
+        let _reserved = match self.reserve(layer) {
+            Ok(reserved) => reserved,
+            Err(error) => {
+                prepared.discard().await;
+                return Err(error);
+            }
+        };
+        let folder = Folder::open(prepared.folder()).await;
+        let applied = prepared.apply(folder.is_none()).await?;
+        drop(place);
+        if let Some(folder) = folder
+            && let Err(error) = underway.sync(&folder).await
+        {
             applied.discard().await;
             return Err(error);
         }
         applied.commit().await?;
+        underway.committed(&layer.chain).await;
         let told = BTreeMap::from([(UNCOMPRESSED.to_owned(), layer.diff_id.to_string())]);
-        self.client.set_blob_labels(layer.blob.digest(), &told).await?;
+        client.set_blob_labels(layer.blob.digest(), &told).await?;
         tracing::debug!(layer = %layer.blob.digest(), "unpacked");
         Ok(true)
     }
 }
 
-/// Syncs the file system of a folder (syncfs(2)), if the folder is visible.
-async fn make_last(folder: Option<&Path>) -> Result<(), UnpackError> {
-    let Some(path) = folder.map(Path::to_owned) else {
-        return Ok(());
-    };
-    let sync = move || match File::open(&path) {
-        Ok(folder) => rustix::fs::syncfs(folder).map_err(|errno| (path, io::Error::from(errno))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err((path, error)),
-    };
-    let synced = tokio::task::spawn_blocking(sync).await;
-    synced
-        .expect("a sync never panics")
-        .map_err(|(path, source)| UnpackError::Sync { path, source })
+/// Returns the number of bytes that a layer may unpack to. Text and programs come to three times
+/// the size of their compressed layer.
+fn may_unpack_to(layer: &Descriptor) -> u64 {
+    const COMPRESSED: u64 = 4;
+    match layer.media_type() {
+        MediaType::ImageLayer | MediaType::ImageLayerNonDistributable => layer.size(),
+        _ => layer.size().saturating_mul(COMPRESSED),
+    }
 }
 
 /// Receives the progress of [`unpack_ahead`].
@@ -429,8 +481,8 @@ pub trait AheadObserver: Send + Sync {
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>);
 }
 
-/// Unpacks the images that are in containerd and not yet unpacked, one after the other, in the
-/// given order.
+/// Unpacks the images that are in containerd and not yet unpacked. They start in the given order,
+/// one more at a time than there are cores.
 ///
 /// One list each of records, blobs and snapshots shows the work to do. If there is none, the call
 /// takes no lease and writes nothing. A bad image does not stop the others.
@@ -469,11 +521,17 @@ pub async fn unpack_ahead(
         return Ok(());
     }
     let lease = Lease::acquire(client, LEASE, "unpacking").await?;
+    let id = lease.id();
+    let mut jobs = Vec::new();
     for (image, target, blobs) in due {
-        if stop.is_cancelled() {
-            return Err(UnpackError::Stopped);
-        }
-        let ended = unpacker.unpack(client, lease.id(), &target, blobs, stop).await;
+        jobs.push(async move {
+            let room = Room::Ahead { besides: 0 };
+            let unpacked = unpacker.unpack(client, id, &target, blobs, room, stop).await;
+            (image, unpacked)
+        });
+    }
+    let mut jobs = stream::iter(jobs).buffer_unordered(unpacker.images_at_a_time());
+    while let Some((image, ended)) = jobs.next().await {
         observer.image(image, &ended);
         match ended {
             Ok(_) => {}

@@ -158,7 +158,7 @@ fn one_that_cannot_start_says_why_with_its_log() {
             ..Options::default()
         };
         let error = format!("{:#}", Containerd::start(generation, &options).unwrap_err());
-        assert!(error.contains("it ended") && error.contains("toml"), "{error}");
+        assert!(error.contains("it exited") && error.contains("toml"), "{error}");
     });
 }
 

@@ -28,6 +28,7 @@ pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<Required
         problem: (!needs.mistakes.is_empty()).then(|| needs.mistakes.join("; ")),
         references: 0,
         missing: Vec::new(),
+        names: Vec::new(),
     };
     if found.problem.is_none() {
         let all = needs.merged();
@@ -42,6 +43,7 @@ pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<Required
         )
         .await?;
         found.references = all.len();
+        found.names = all.iter().map(|need| need.reference.clone()).collect();
         found.missing = all.iter().filter_map(|need| missing(need, &inventory)).collect();
     }
     Ok(found)

@@ -106,8 +106,8 @@ fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
     let socket = socket.display().to_string();
     match settings.address.is_some() && !is_insisted_on {
         true => Ok(format!(
-            "the containerd on {socket} has no CRI service: it is used because its address was given. If kubelet uses \
-             another containerd, it does not see the images"
+            "the containerd on {socket} has no CRI service: it is used because its address was given. kubelet does \
+             not see the images if it uses another containerd"
         )),
         false => Err(Unusable::NoCri {
             socket,

@@ -223,6 +223,9 @@ pub struct RequiredStatus {
     pub references: usize,
     /// Images that are missing or not whole.
     pub missing: Vec<MissingStatus>,
+    /// Normalised references of all required images. Only the daemon knows them.
+    #[serde(skip)]
+    pub names: Vec<String>,
 }
 
 /// A required image that is missing.

@@ -1,57 +1,55 @@
-//! Which manifest containerd makes containers of, where an image index offers several.
+//! The manifest that containerd runs if an image index offers several.
 //!
-//! containerd resolves an image in one way, whoever asks (CRI, `ctr run`, unpacking):
-//! `images.Manifest`. Of the entries of an index it keeps those whose platform matches and those
-//! without one, sorts them by preference with the latter last, and goes on with the first. It looks
-//! at nothing else: a signature or a list of parts with a platform counts like an image, and where
-//! the first one is of no use there is no second. Source: containerd, `images/image.go` (1.6, 1.7)
-//! and `core/images/image.go` (2.x).
+//! containerd resolves every image with the same function, `images.Manifest`, for CRI, `ctr run`
+//! and unpacking alike. It keeps the entries of an index whose platform matches and those without a
+//! platform. It sorts them by preference, entries without a platform last, and continues with the
+//! first. Nothing else counts: a signature or a list of parts with a platform counts like an image.
+//! If the first entry is unusable, containerd tries no second. Source: containerd,
+//! `images/image.go` (1.6, 1.7) and `core/images/image.go` (2.x).
 
 use crate::{Matcher, Platform};
 
-/// An entry of an image index, or an image itself, as far as containerd looks at it when it
-/// chooses.
+/// An entry of an image index, or an image itself: the parts that containerd reads to choose.
 pub trait Entry: Sized {
-    /// The platform of its descriptor. `None` where the descriptor has none, which is not the same
-    /// as an empty one.
+    /// Returns the platform of its descriptor, `None` if it has none. An empty platform is not the
+    /// same as none.
     fn platform(&self) -> Option<&Platform>;
 
-    /// What its descriptor leads to.
+    /// Returns the document that its descriptor leads to.
     fn behind(&self) -> Behind<'_, Self>;
 }
 
-/// What a descriptor leads to.
+/// The document that a descriptor leads to.
 #[derive(Clone, Copy, Debug)]
 pub enum Behind<'e, E> {
-    /// An image index: these entries, in its order.
+    /// An image index with these entries, in its order.
     Index(&'e [E]),
-    /// A manifest, whatever it describes.
+    /// A manifest of an image or of anything else.
     Manifest {
-        /// The platform in its config. `None` where the config was not read; an empty platform
-        /// where it names none.
+        /// Platform in its config. `None` if the config was not read, an empty platform if the
+        /// config names none.
         config: Option<&'e Platform>,
     },
-    /// A document that is not there or cannot be read, or something that is neither index nor
-    /// manifest.
+    /// A missing or unreadable document, or a document that is neither an index nor a manifest.
     Nothing,
 }
 
-/// What containerd answers when it is asked for the manifest of an image.
+/// containerd's answer to a request for the manifest of an image.
 #[derive(Debug)]
 pub enum Chosen<'e, E> {
-    /// It goes on with this one, and fails if this one is of no use.
+    /// containerd continues with this entry, and fails if the entry is unusable.
     This(&'e E),
-    /// It goes no further than this manifest, which has no platform and whose config is for another
-    /// one.
+    /// containerd stops at this manifest: it has no platform, and its config is for another
+    /// platform.
     Mismatch(&'e E),
     /// No entry is for the platform.
     None,
 }
 
-/// Answers as the containerd would that `matcher` has the platform and the rules of.
+/// Answers as a containerd with the platform and the rules of `matcher` does.
 ///
-/// An image that is no index is what it is: containerd looks at its platform no more. The depth of
-/// indexes is the caller's to bound.
+/// If the image is not an index, containerd ignores its platform. The caller limits the depth of
+/// nested indexes.
 pub fn chosen<'e, E: Entry>(image: &'e E, matcher: &Matcher) -> Chosen<'e, E> {
     match image.behind() {
         Behind::Index(entries) => chosen_among(entries, matcher),

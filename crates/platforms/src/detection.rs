@@ -1,16 +1,16 @@
-//! What platform a machine is, by containerd's own reckoning.
+//! The platform of a machine, as containerd detects it.
 //!
-//! A fallback: a containerd that can be asked says itself what it takes its platform to be.
+//! This is a fallback. A containerd that answers reports its own platform.
 
 use std::fs;
 
 use crate::Platform;
 use crate::platform::RUNNING_OS;
 
-/// Detects the platform of this machine, as its containerd would: Linux, the architecture this
+/// Detects the platform of this machine as its containerd would: Linux, the architecture that this
 /// program was built for, and on arm and arm64 the CPU's level.
 ///
-/// Reads `/proc/cpuinfo` and `uname(2)`; what cannot be read leaves the variant out.
+/// Reads `/proc/cpuinfo` and `uname(2)`. If they cannot be read, the platform has no variant.
 pub fn host() -> Platform {
     let cpuinfo = fs::read("/proc/cpuinfo").unwrap_or_default();
     let machine = rustix::system::uname();
@@ -22,11 +22,13 @@ pub fn host() -> Platform {
     )
 }
 
-/// Detects the platform of a Linux machine from the text of its `/proc/cpuinfo`, the `machine`
-/// field of its `uname(2)` and the Go name of the architecture that its containerd was built for.
+/// Detects the platform of a Linux machine from texts that the caller read there.
 ///
-/// Only `arm` and `arm64` have a variant: an amd64 node never claims `v2` or `v3`, whatever its
-/// CPU. ARMv9 CPUs report 8 and are `v8`.
+/// They are its `/proc/cpuinfo` and the `machine` field of its `uname(2)`. `go_arch` is the
+/// architecture that its containerd was built for, by Go's name.
+///
+/// Only `arm` and `arm64` have a variant. An amd64 node never claims `v2` or `v3`, even if its CPU
+/// has that level. ARMv9 CPUs report 8 and are `v8`.
 pub fn detect(cpuinfo: &str, machine: &str, go_arch: &str) -> Platform {
     let variant = match go_arch {
         "arm" | "arm64" => cpu_architecture(cpuinfo, machine, go_arch).map(|value| variant(&value)),
@@ -37,19 +39,18 @@ pub fn detect(cpuinfo: &str, machine: &str, go_arch: &str) -> Platform {
 
 fn cpu_architecture(cpuinfo: &str, machine: &str, go_arch: &str) -> Option<String> {
     let Some(value) = field(cpuinfo, "CPU architecture") else {
-        // An emulated program sees the cpuinfo of the machine that emulates it, which has no such
-        // line on x86.
+        // An emulated program sees the cpuinfo of the host, which has no such line on x86.
         return machine_level(machine).map(str::to_owned);
     };
     let model = field(cpuinfo, "model name")
         .unwrap_or_default()
         .to_ascii_lowercase();
-    // Raspberry Pi 1 and Zero: the kernel says 7 for their ARMv6 CPU.
+    // On Raspberry Pi 1 and Zero the kernel reports 7 for the ARMv6 CPU.
     let pi = go_arch == "arm" && value == "7" && model.starts_with("armv6-compatible");
     Some(if pi { "6" } else { value }.to_owned())
 }
 
-/// The value of the first `key : value` line; a second colon ends the value.
+/// Returns the value of the first `key : value` line. A second colon ends the value.
 fn field<'a>(cpuinfo: &'a str, key: &str) -> Option<&'a str> {
     cpuinfo.lines().find_map(|line| {
         let mut parts = line.split(':').map(str::trim);
@@ -87,7 +88,7 @@ fn variant(value: &str) -> &'static str {
     }
 }
 
-/// Go's name of an architecture that Rust names in [`std::env::consts::ARCH`].
+/// Returns Go's name of an architecture in [`std::env::consts::ARCH`].
 fn go_architecture(rust: &'static str, little_endian: bool) -> &'static str {
     match (rust, little_endian) {
         ("x86_64", _) => "amd64",

@@ -1,16 +1,16 @@
-//! What a node of one platform runs besides that platform itself.
+//! The other platforms that a node of one platform runs.
 
 use crate::{Platform, Rules};
 
-/// Beyond this level nothing is expanded. No CPU comes near it; a mistyped `v1000000000` would
-/// otherwise become a list of that length.
+/// Highest level that is expanded. No CPU comes near it. Without this limit a mistyped
+/// `v1000000000` would become a list of that length.
 const HIGHEST_LEVEL: u32 = 99;
 /// The lowest arm level that containerd counts as runnable by a higher one.
 const LOWEST_ARM_LEVEL: u32 = 5;
 
-/// The platforms that a node of this platform runs, most preferred first, normalised.
+/// Returns the platforms that a node of this platform runs, most preferred first, normalised.
 ///
-/// Empty when the rules know nothing about the level, such as `arm64/v10` since [`Rules::Rc1`].
+/// The list is empty if the rules do not know the level, such as `arm64/v10` since [`Rules::Rc1`].
 pub(crate) fn expanded(platform: &Platform, rules: Rules) -> Vec<Platform> {
     let platform = platform.normalized(rules);
     let variant = platform.variant.as_deref().unwrap_or_default();
@@ -48,7 +48,8 @@ fn arm(variant: &str) -> Vec<(&'static str, String)> {
     list
 }
 
-/// The levels under a `vN`, highest first, down to the lowest; none if it is no number.
+/// Returns the levels below a `vN` down to `lowest`, highest first. There are none if `N` is not a
+/// number.
 fn below(variant: &str, lowest: u32) -> impl Iterator<Item = String> {
     let level = variant
         .strip_prefix('v')
@@ -68,7 +69,8 @@ fn arm64_without_levels(variant: &str) -> Vec<(&'static str, String)> {
 fn arm64(variant: &str) -> Vec<(&'static str, String)> {
     let series = match arm64_level(variant) {
         Some((8, minor)) => vec![(8, minor)],
-        // Armv9.0 took over what Armv8.5 had, and so on up to 9.4; 8.9 was the last of its line.
+        // Armv9.0 includes Armv8.5, 9.1 includes 8.6, and so on up to 9.4. Armv8.9 is the last of
+        // its line.
         Some((9, minor)) => vec![(9, minor), (8, (minor + 5).min(9))],
         _ => return Vec::new(),
     };
@@ -85,7 +87,7 @@ fn arm64(variant: &str) -> Vec<(&'static str, String)> {
     list
 }
 
-/// Major and minor of the levels that containerd knows: v8 to v8.9 and v9 to v9.7.
+/// Returns major and minor of a level that containerd knows: v8 to v8.9 and v9 to v9.7.
 fn arm64_level(variant: &str) -> Option<(u32, u32)> {
     let (major, minor) = match variant.as_bytes() {
         b"" | b"v8" => (8, 0),

@@ -1,15 +1,15 @@
 //! containerd's platform matching.
 //!
-//! An image index offers manifests for several platforms, and containerd decides by rules of its
-//! own which of them a node may run and which it likes best: an arm64 node also takes 32-bit arm,
-//! an amd64 node also takes 386, and spellings such as `x86_64` or `aarch64/8` mean what one
-//! expects. Whoever brings images to a containerd must come to the same answer, or it brings what
-//! will never be run. This crate gives that answer and nothing else. It never talks to a containerd
-//! and knows neither images nor archives; apart from [`host`], which looks at this machine,
-//! everything is a pure function.
+//! An image index offers manifests for several platforms. containerd decides by its own rules which
+//! of them a node may run and which it prefers. An arm64 node also takes 32-bit arm, and an amd64
+//! node also takes 386. `x86_64` and `aarch64/8` are accepted as other spellings. A program that
+//! brings images to a containerd must follow the same rules, or it brings images that never run.
 //!
-//! The rules changed over time; [`Rules`] names the generations and says which containerd uses
-//! which.
+//! This crate holds these rules and nothing else. It never talks to a containerd and knows neither
+//! images nor archives. All functions are pure except [`host`], which reads from this machine.
+//!
+//! The rules changed over time. [`Rules`] names the generations and the containerd versions that
+//! use them.
 //!
 //! ```
 //! use airgapd_platforms::{Matcher, Platform, Rules};
@@ -22,11 +22,14 @@
 //! # Ok::<(), airgapd_platforms::ParseError>(())
 //! ```
 //!
-//! Differences from containerd, all beyond what real images contain: letters outside ASCII are not
-//! lower-cased; a wanted `amd64` or `arm` variant above `v99` is not expanded (containerd would
-//! build a list of that length); a feature `win32k` given twice is ignored twice; Windows versions
-//! are compared by the list of releases that containerd has since 2.1.9; 2.0.0's own arm64
-//! arithmetic (see [`Rules`]).
+//! This crate differs from containerd in these cases, which real images do not have:
+//!
+//! - Letters outside ASCII are not lower-cased.
+//! - A wanted `amd64` or `arm` variant above `v99` is not expanded. containerd would build a list
+//!   of that length.
+//! - A feature `win32k` that is given twice is ignored twice.
+//! - Windows versions are compared by the list of releases that containerd has since 2.1.9.
+//! - The arm64 arithmetic of containerd 2.0.0 is left out (see [`Rules`]).
 
 mod choice;
 mod detection;

@@ -7,9 +7,9 @@ use crate::{Platform, Rules, windows};
 
 /// An ordered list of acceptable platforms, or everything.
 ///
-/// A candidate's rank is the first place in the list that it matches: operating system,
-/// architecture and variant are equal once both are normalised, and version and features agree as
-/// far as the [`Rules`] look at them. [`Display`](fmt::Display) writes the list.
+/// A candidate's rank is the first place in the list that it matches. A candidate matches if
+/// operating system, architecture and variant are equal after normalisation. Version and features
+/// must agree too if the [`Rules`] compare them. [`Display`](fmt::Display) writes the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matcher {
     scope: Scope,
@@ -26,23 +26,23 @@ enum Scope {
 }
 
 impl Matcher {
-    /// What a node of this platform can run, as containerd's `Only`: arm64 includes 32-bit arm from
-    /// v8 down to v5, amd64 includes 386, a level includes the lower ones.
+    /// Returns a matcher of all that a node of this platform can run, as containerd's `Only`.
     ///
-    /// Accepts nothing for an arm64 level that the rules do not know.
+    /// arm64 includes 32-bit arm from v8 down to v5, amd64 includes 386, and a level includes the
+    /// lower levels. It accepts nothing for an arm64 level that the rules do not know.
     pub fn only(platform: &Platform, rules: Rules) -> Matcher {
         Matcher::any_of([platform], rules)
     }
 
-    /// Exactly this platform, however it is spelled, as containerd's `OnlyStrict`.
+    /// Returns a matcher of exactly this platform in any spelling, as containerd's `OnlyStrict`.
     pub fn strict(platform: &Platform, rules: Rules) -> Matcher {
         Matcher::listing(vec![platform.normalized(rules)], rules)
     }
 
-    /// What nodes of any of these platforms can run: their [`only`](Matcher::only) lists one after
-    /// the other.
+    /// Returns a matcher of all that nodes of any of these platforms can run: their
+    /// [`only`](Matcher::only) lists one after the other.
     ///
-    /// Accepts nothing if there are none.
+    /// It accepts nothing if `platforms` is empty.
     pub fn any_of<'a>(platforms: impl IntoIterator<Item = &'a Platform>, rules: Rules) -> Matcher {
         let mut union = Vec::new();
         for platform in platforms
@@ -56,7 +56,7 @@ impl Matcher {
         Matcher::listing(union, rules)
     }
 
-    /// Everything, with no preference.
+    /// Returns a matcher that accepts every platform and prefers none.
     pub fn all() -> Matcher {
         Matcher {
             scope: Scope::Everything,
@@ -69,8 +69,8 @@ impl Matcher {
         }
     }
 
-    /// The acceptable platforms, normalised, most preferred first; empty also for
-    /// [`all`](Matcher::all).
+    /// Returns the acceptable platforms, normalised, most preferred first. The list is also empty
+    /// for [`all`](Matcher::all).
     pub fn platforms(&self) -> &[Platform] {
         match &self.scope {
             Scope::Everything => &[],
@@ -78,30 +78,32 @@ impl Matcher {
         }
     }
 
-    /// The most preferred platform as text: for [`only`](Matcher::only) the one that is asked for.
+    /// Returns the most preferred platform as text. For [`only`](Matcher::only) that is the given
+    /// platform.
     pub fn asked(&self) -> Option<String> {
         self.platforms().first().map(ToString::to_string)
     }
 
-    /// Whether this is [`all`](Matcher::all).
+    /// Returns true if this is [`all`](Matcher::all).
     pub fn is_all(&self) -> bool {
         matches!(self.scope, Scope::Everything)
     }
 
-    /// Whether the candidate is acceptable.
+    /// Returns true if the candidate is acceptable.
     pub fn accepts(&self, candidate: &Platform) -> bool {
         self.rank(candidate).is_some()
     }
 
-    /// Whether a descriptor with this platform is acceptable; one without a platform always is.
+    /// Returns true if a descriptor with this platform is acceptable. A descriptor without a
+    /// platform always is.
     ///
     /// This is the filter that containerd applies to the entries of an index.
     pub fn accepts_descriptor(&self, platform: Option<&Platform>) -> bool {
         platform.is_none_or(|platform| self.accepts(platform))
     }
 
-    /// Whether containerd takes a manifest of an index whose descriptor has no platform, and whose
-    /// config is for this one.
+    /// Returns true if containerd takes a manifest with this platform in its config and none in its
+    /// descriptor.
     ///
     /// [`Rules::V0_2`] looks at operating system and architecture only.
     pub fn accepts_config(&self, config: &Platform) -> bool {
@@ -113,7 +115,7 @@ impl Matcher {
         }
     }
 
-    /// The rules it matches by; none for [`all`](Matcher::all).
+    /// Returns the rules of the matcher, `None` for [`all`](Matcher::all).
     pub fn rules(&self) -> Option<Rules> {
         match &self.scope {
             Scope::Everything => None,
@@ -121,10 +123,10 @@ impl Matcher {
         }
     }
 
-    /// Whether operating system and architecture occur in the list, whatever the variant.
+    /// Returns true if operating system and architecture occur in the list with any variant.
     ///
-    /// For image configs, which often lie about variants, and whose variant containerd does not
-    /// look at when it runs a single manifest. An empty `os` means the running one.
+    /// This is for image configs, whose variants are often wrong. containerd ignores them when it
+    /// runs a single manifest. An empty `os` means Linux.
     pub fn accepts_loosely(&self, os: &str, architecture: &str) -> bool {
         let Scope::List { platforms, rules } = &self.scope else {
             return true;
@@ -136,7 +138,8 @@ impl Matcher {
             .any(|wanted| wanted.os == os && wanted.architecture == architecture)
     }
 
-    /// The candidate's place in the list, 0 the most preferred; nothing if it is not acceptable.
+    /// Returns the candidate's place in the list, 0 for the most preferred, `None` if it is not
+    /// acceptable.
     pub fn rank(&self, candidate: &Platform) -> Option<usize> {
         match &self.scope {
             Scope::Everything => Some(0),
@@ -149,20 +152,20 @@ impl Matcher {
         }
     }
 
-    /// Orders candidates by preference: `Less` when `a` is better.
+    /// Orders candidates by preference: `Less` if `a` is better.
     ///
-    /// Candidates of equal rank are equal, except that since [`Rules::Rc3`] the one with more
-    /// features is better. What is not acceptable comes last and is equal among itself. A total
-    /// order: use it with a stable sort to get containerd's sequence.
+    /// Candidates of equal rank are equal, except that since [`Rules::Rc3`] more features are
+    /// better. Unacceptable candidates come last and are equal among each other. This is a total
+    /// order: a stable sort by it gives containerd's sequence.
     pub fn prefer(&self, a: &Platform, b: &Platform) -> Ordering {
         self.merit(a).cmp(&self.merit(b))
     }
 
-    /// The best acceptable item; the first of equals, an item without a platform only when there is
-    /// nothing else.
+    /// Returns the best acceptable item, the first among equals. An item without a platform is only
+    /// taken if there is no other.
     ///
-    /// This is the one choice that containerd makes when it runs an image: if that choice turns out
-    /// to be unreadable there is no second one.
+    /// containerd makes this choice once when it runs an image. If the chosen item is unreadable,
+    /// it tries no second.
     pub fn best<'a, T: ?Sized>(
         &self,
         items: impl IntoIterator<Item = &'a T>,
@@ -190,7 +193,7 @@ impl Matcher {
     }
 }
 
-/// How good a candidate is; the smallest is the best.
+/// Merit of a candidate. The smallest is the best.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Merit {
     rank: usize,
@@ -204,7 +207,7 @@ impl Merit {
     };
 }
 
-/// Whether a candidate is the wanted platform; both are normalised.
+/// Returns true if a candidate is the wanted platform. Both are normalised.
 fn matches(wanted: &Platform, candidate: &Platform, rules: Rules) -> bool {
     (&wanted.os, &wanted.architecture, &wanted.variant)
         == (&candidate.os, &candidate.architecture, &candidate.variant)
@@ -217,9 +220,9 @@ fn version_matches(wanted: &Platform, candidate: &Platform) -> bool {
         || windows::version_accepted(wanted.os_version.as_deref(), candidate.os_version.as_deref())
 }
 
-/// The candidate asks for no feature that is not wanted.
+/// Returns true if every feature of the candidate is wanted.
 fn features_match(wanted: &Platform, candidate: &Platform) -> bool {
-    // Earlier rules did not look at win32k, which many Windows images have; it stays free.
+    // Earlier rules ignored win32k, which many Windows images have, so it needs no match.
     let free = |feature: &str| wanted.os == "windows" && feature == "win32k";
     candidate
         .os_features

@@ -1,14 +1,14 @@
-//! The text form of a platform, as containerd's tools take it.
+//! The text form of a platform, as containerd's tools accept it.
 
 use std::str::FromStr;
 
 use crate::platform::{RUNNING_OS, normalized_architecture, normalized_os};
 use crate::{Platform, Rules, host};
 
-/// A text that is not a platform; says which text and what is wrong with it.
+/// A text that is not a platform. The message quotes the text and says what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "platform {text:?} {problem}; write os/architecture[/variant], for example linux/arm64 or linux/arm/v7"
+    "platform {text:?} {problem}: write os/architecture[/variant], for example linux/arm64 or linux/arm/v7"
 )]
 pub struct ParseError {
     text: String,
@@ -35,19 +35,20 @@ enum Problem {
     Unknown,
 }
 
-/// Characters of the input that an error message repeats.
+/// Most characters of the input that an error message repeats.
 const QUOTED: usize = 80;
 
 /// Reads `os[(version+feature…)]/architecture[/variant]`, or just a known `os` or `architecture`.
 ///
-/// As containerd does: a single architecture means this system (`arm64` is `linux/arm64`), a single
-/// system means this machine's architecture, `linux/arm` keeps no variant, and `linux/arm64/v8`
-/// keeps its `v8`. With a slash, names need not be known ones. Only those aliases are resolved on
-/// which all [`Rules`] agree; the matcher does the rest.
+/// Follows containerd. A single architecture means this system (`arm64` is `linux/arm64`), and a
+/// single system means this machine's architecture. `linux/arm` keeps no variant, and
+/// `linux/arm64/v8` keeps its `v8`. With a slash, names may be unknown. Only aliases on which all
+/// [`Rules`] agree are resolved here, and the matcher resolves the rest.
 ///
 /// # Errors
 ///
-/// [`ParseError`] names the text. Surrounding blanks and characters outside ASCII are errors.
+/// Returns a [`ParseError`] that names the text. Surrounding blanks and characters outside ASCII
+/// are errors.
 impl FromStr for Platform {
     type Err = ParseError;
 
@@ -96,14 +97,14 @@ fn parse_single(text: &str) -> Result<Platform, Problem> {
     }
 }
 
-/// The system of a platform on the machine of another one.
+/// Returns the system of `platform` with the architecture of `machine`.
 fn on_machine(platform: Platform, machine: Platform) -> Platform {
     let Platform {
         architecture,
         variant,
         ..
     } = machine;
-    // v7 is what arm without a variant means.
+    // arm without a variant means v7.
     let variant = variant.filter(|variant| architecture == "arm" && variant != "v7");
     Platform {
         architecture,
@@ -145,7 +146,7 @@ fn checked(part: &str) -> Result<&str, Problem> {
     }
 }
 
-/// A platform with system, version and features only.
+/// Parses a platform with system, version and features only.
 fn parse_os(part: &str) -> Result<Platform, Problem> {
     let (os, options) = match part.split_once('(') {
         Some((os, options)) => (os, Some(options)),
@@ -181,7 +182,7 @@ fn with_options(platform: Platform, options: &str) -> Option<Platform> {
     })
 }
 
-/// Undoes percent-encoding; nothing if the text is malformed.
+/// Decodes percent-encoding. Returns `None` if the text is malformed.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -201,7 +202,7 @@ fn hex(digit: u8) -> Option<u8> {
         .and_then(|value| u8::try_from(value).ok())
 }
 
-/// The systems that may stand alone.
+/// Returns true if the operating system may be given without an architecture.
 fn is_known_os(os: &str) -> bool {
     const KNOWN: [&str; 17] = [
         "aix",
@@ -225,7 +226,7 @@ fn is_known_os(os: &str) -> bool {
     KNOWN.contains(&os)
 }
 
-/// The architectures that may stand alone.
+/// Returns true if the architecture may be given without an operating system.
 fn is_known_architecture(architecture: &str) -> bool {
     const KNOWN: [&str; 24] = [
         "386",

@@ -5,27 +5,28 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Rules;
 
-/// What an absent `os` means: the system that containerd runs on. Ours is always Linux.
+/// Operating system that an absent `os` means: the system that containerd runs on, here always
+/// Linux.
 pub(crate) const RUNNING_OS: &str = "linux";
 
 /// A platform as image indexes, image configs and command lines give it.
 ///
-/// The fields are kept as given; compare platforms through a [`Matcher`](crate::Matcher) or after
-/// [`normalized`](Platform::normalized). The JSON form is that of the OCI image-spec ("Image
-/// Index", `platform`; the same keys stand at the top of an image config). Keys that are absent or
-/// `null` read as empty, and an empty variant or version as none, since containerd makes no
-/// difference between them.
+/// The fields keep the text as given. Compare platforms through a [`Matcher`](crate::Matcher) or
+/// after [`normalized`](Platform::normalized).
+///
+/// The JSON form is `platform` of the OCI image-spec ("Image Index"). An image config has the same
+/// keys at its top. A key that is absent or `null` reads as empty. An empty variant or version
+/// reads as none, since containerd makes no difference between them.
 ///
 /// A descriptor without a platform is *not* the same as one with an empty platform: the former is
-/// always accepted, the latter never matches. Use `Option<Platform>` to keep them apart.
+/// always accepted, the latter never matches. `Option<Platform>` keeps them apart.
 ///
 /// [`Display`](fmt::Display) writes `os/architecture[/variant]` with aliases resolved
-/// (`linux/arm64`, `linux/arm/v7`), safe for terminals and logs whatever the archive says; with
-/// `{:#}` also version and features, as in `windows(10.0.17763+win32k)/amd64`. Both can be parsed
-/// again.
+/// (`linux/arm64`, `linux/arm/v7`). The text is always safe for terminals and logs. `{:#}` adds
+/// version and features, as in `windows(10.0.17763+win32k)/amd64`. Both forms can be parsed again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    /// Operating system, by Go's name (`linux`, `windows`); empty means the running one.
+    /// Operating system, by Go's name (`linux`, `windows`). Empty means Linux.
     #[serde(default, deserialize_with = "text")]
     pub os: String,
     /// Instruction set, by Go's name (`amd64`, `arm64`, `arm`) or an alias (`x86_64`, `aarch64`).
@@ -38,7 +39,7 @@ pub struct Platform {
         skip_serializing_if = "Option::is_none"
     )]
     pub variant: Option<String>,
-    /// Version of the operating system; only Windows images use it.
+    /// Version of the operating system. Only Windows images use it.
     #[serde(
         rename = "os.version",
         default,
@@ -64,8 +65,8 @@ fn optional_text<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>,
     Ok(Option::deserialize(source)?.filter(|text: &String| !text.is_empty()))
 }
 
-/// How many `os.features` a platform may have. Windows images have one or two, and each platform
-/// that is compared has all of its features looked at.
+/// Most `os.features` that a platform may have. Windows images have one or two. The limit bounds
+/// the work of a comparison, which reads all of them.
 pub const MOST_FEATURES: usize = 100;
 
 fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {
@@ -100,7 +101,7 @@ fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {
 }
 
 impl Platform {
-    /// All texts of the platform, the features included.
+    /// Returns all texts of the platform, features included.
     pub fn words(&self) -> impl Iterator<Item = &String> {
         let Platform {
             os,
@@ -113,7 +114,7 @@ impl Platform {
         [os, architecture].into_iter().chain(optional).chain(os_features)
     }
 
-    /// Makes a platform of its three usual parts; an empty variant is none.
+    /// Makes a platform of its three usual parts. An empty variant means none.
     pub fn new(os: &str, architecture: &str, variant: &str) -> Platform {
         Platform {
             os: os.to_owned(),
@@ -123,9 +124,9 @@ impl Platform {
         }
     }
 
-    /// Resolves aliases and defaults, so that platforms that mean the same become equal.
+    /// Resolves aliases and defaults, so that different spellings of one platform become equal.
     ///
-    /// Doing it twice changes nothing more. Unknown names are only lower-cased.
+    /// A second call changes nothing more. Unknown names are only lower-cased.
     #[must_use]
     pub fn normalized(&self, rules: Rules) -> Platform {
         let variant = self.variant.as_deref().unwrap_or_default();
@@ -152,7 +153,8 @@ pub(crate) fn normalized_os(os: &str) -> String {
     }
 }
 
-/// Architecture and variant by their canonical names; no variant is an empty one.
+/// Returns architecture and variant by their canonical names. The variant is empty if there is
+/// none.
 pub(crate) fn normalized_architecture(architecture: &str, variant: &str, rules: Rules) -> (String, String) {
     let architecture = architecture.to_ascii_lowercase();
     let variant = variant.to_ascii_lowercase();
@@ -233,7 +235,7 @@ fn write_options(f: &mut fmt::Formatter<'_>, version: &str, features: &[String])
     f.write_str(")")
 }
 
-/// Percent-encodes what would be read as syntax.
+/// Writes text and percent-encodes the characters that have a meaning in the text form.
 fn write_encoded(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     text.bytes().try_for_each(|byte| match byte {
         b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'.' | b'-' | b'_' => write!(f, "{}", char::from(byte)),

@@ -3,20 +3,20 @@ use crate::{Matcher, ParseError, Platform, Rules};
 /// The platforms that an operator chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlatformChoice {
-    /// The node's own.
+    /// The node's own platform.
     Node,
-    /// As if the node were each of these.
+    /// These platforms, as if the node were each of them.
     These(Vec<Platform>),
-    /// Whatever there is.
+    /// Every platform in the bundle.
     All,
 }
 
-/// Why texts are no choice of platforms.
+/// Reason why texts are not a choice of platforms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InvalidChoice {
-    /// `all` stands beside another platform.
+    /// `all` is combined with another platform.
     AllAndOthers,
-    /// A text is no platform.
+    /// A text is not a platform.
     NoPlatform {
         /// The text.
         text: String,
@@ -26,11 +26,11 @@ pub enum InvalidChoice {
 }
 
 impl PlatformChoice {
-    /// Reads platforms, or `all` alone; no text at all is the node's own platform.
+    /// Reads platforms, or `all` alone. An empty list means the node's own platform.
     ///
     /// # Errors
     ///
-    /// The first text that is no platform, or that `all` is not alone.
+    /// Returns the first text that is not a platform, or [`InvalidChoice::AllAndOthers`].
     pub fn of(texts: &[String]) -> Result<PlatformChoice, InvalidChoice> {
         if texts.iter().any(|text| text == "all") {
             return match texts.len() {
@@ -51,7 +51,8 @@ impl PlatformChoice {
         })
     }
 
-    /// The same by these rules; `node` gives the platform of the node where that is chosen.
+    /// Returns the chosen platforms by these rules. `node` returns the platform of the node if that
+    /// is chosen.
     #[must_use]
     pub fn wanted(&self, node: impl FnOnce() -> Platform, rules: &[Rules]) -> Wanted {
         match self {
@@ -64,21 +65,22 @@ impl PlatformChoice {
     }
 }
 
-/// The platforms that are wanted, by the rules of the containerds that images are for.
+/// The wanted platforms, by the rules of the containerds that images are for.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// Those that each matcher accepts. What an image offers for each of them must be whole.
+    /// The platforms that each matcher accepts. The parts of an image for each of them must be
+    /// whole.
     Platforms(Vec<Matcher>),
-    /// Everything the bundle holds, and all of it must be whole.
+    /// All platforms in the bundle, and the whole image must be whole.
     All {
-        /// The rules of the containerds that it is for: none of them may use an artifact where an
-        /// image was meant.
+        /// Rules of the containerds that the images are for. None of them may use an artifact in
+        /// place of an image.
         rules: Vec<Rules>,
     },
 }
 
 impl Wanted {
-    /// What nodes of these platforms take, by each of these rules.
+    /// Returns the platforms that nodes of these platforms take, by each of these rules.
     #[must_use]
     pub fn of(platforms: &[Platform], rules: &[Rules]) -> Wanted {
         let each = platforms.iter().flat_map(|platform| {
@@ -88,7 +90,7 @@ impl Wanted {
         Wanted::Platforms(each.collect())
     }
 
-    /// The same platforms, by these rules.
+    /// Returns the same platforms by these rules.
     #[must_use]
     pub fn by(&self, rules: &[Rules]) -> Wanted {
         match self {
@@ -102,7 +104,7 @@ impl Wanted {
         }
     }
 
-    /// Whether each containerd that it is for mounts data-only artifacts.
+    /// Returns true if every containerd that the images are for mounts data-only artifacts.
     #[must_use]
     pub fn mounts_artifacts(&self) -> bool {
         match self {
@@ -114,7 +116,8 @@ impl Wanted {
         }
     }
 
-    /// The platforms that are asked for, each once, as text; none where everything is wanted.
+    /// Returns the wanted platforms as text, each once. The list is empty if every platform is
+    /// wanted.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         let mut texts: Vec<String> = Vec::new();

@@ -1,7 +1,7 @@
-//! Which Windows image versions a Windows version runs, since [`Rules::Rc1`](crate::Rules::Rc1).
+//! Versions of Windows images that a Windows version runs, since [`Rules::Rc1`](crate::Rules::Rc1).
 //!
-//! Only of use when images for a Windows node are looked at from elsewhere. The list of long-term
-//! releases is that of rc.2; rc.1 (containerd 2.0.11, 2.1.0) did not know Windows Server 2025 yet.
+//! It is used to check images for a Windows node on another machine. The list of long-term releases
+//! comes from rc.2. rc.1 (containerd 2.0.11, 2.1.0) did not know Windows Server 2025 yet.
 
 /// Windows Server 2022, the first release that also runs images older than itself.
 const LTSC_2022: u16 = 20_348;
@@ -15,8 +15,8 @@ struct Version {
     build: u16,
 }
 
-/// Whether the wanted version runs the candidate. An absent version, and a wanted one that cannot
-/// be read, restrict nothing.
+/// Returns true if the wanted version runs the candidate. An absent version and an unreadable
+/// wanted version restrict nothing.
 pub(crate) fn version_accepted(wanted: Option<&str>, candidate: Option<&str>) -> bool {
     let (Some(wanted), Some(candidate)) = (wanted.and_then(version), candidate) else {
         return true;
@@ -31,7 +31,7 @@ pub(crate) fn version_accepted(wanted: Option<&str>, candidate: Option<&str>) ->
     same_line && (oldest_build(wanted.build)..=wanted.build).contains(&candidate.build)
 }
 
-/// The oldest build that a host runs: its own, or the long-term release before it.
+/// Returns the oldest build that a host runs: its own, or the long-term release before it.
 fn oldest_build(host: u16) -> u16 {
     if host < LTSC_2022 {
         return host;
@@ -42,7 +42,7 @@ fn oldest_build(host: u16) -> u16 {
         .unwrap_or(LTSC_2022)
 }
 
-/// Reads `major.minor.build`, ignoring what follows; 0.0.0 counts as none.
+/// Reads `major.minor.build` and ignores the rest. 0.0.0 counts as none.
 fn version(text: &str) -> Option<Version> {
     let mut parts = text.split('.');
     let major = parts.next()?.parse().ok()?;

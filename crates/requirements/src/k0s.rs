@@ -1,8 +1,7 @@
-//! The images of k0s itself: what a cluster configuration asks for, given the image set of a
-//! release.
+//! The images of k0s itself, by a cluster configuration and the image set of a release.
 //!
-//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed with 1.36,
-//! and [`Listing`] says how.
+//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed with 1.36, as
+//! [`Listing`] describes.
 
 mod config;
 mod sets;
@@ -13,7 +12,7 @@ pub use sets::{ImageSet, Listing, Origin, UnknownRelease, builtin, newest, parse
 use config::{Balancer, Provider};
 use platforms::{Platform, Rules};
 
-/// A part of k0s that is an image.
+/// A part of k0s that runs from an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "named as in k0s's configuration")]
 pub enum Component {
@@ -37,7 +36,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// All of them.
+    /// All components.
     pub const ALL: [Component; 17] = [
         Component::Pause,
         Component::Konnectivity,
@@ -58,7 +57,7 @@ impl Component {
         Component::CalicoWindowsNode,
     ];
 
-    /// What it is called in an image set.
+    /// Returns its key in an image set.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {
@@ -82,7 +81,7 @@ impl Component {
         }
     }
 
-    /// Where a cluster configuration overrides it.
+    /// Returns the field of a cluster configuration that overrides it.
     #[must_use]
     pub fn field(self) -> String {
         match self {
@@ -94,22 +93,22 @@ impl Component {
     }
 }
 
-/// An image that k0s brings up.
+/// An image that k0s runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needed {
-    /// What it is for.
+    /// The component that it is for.
     pub component: Component,
-    /// The reference.
+    /// Reference of the image.
     pub reference: String,
-    /// The policy that k0s gives its pod.
+    /// Pull policy that k0s sets in its pod.
     pub pull_policy: String,
 }
 
-/// Why there is no list.
+/// Reason why there is no list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unlisted {
-    /// The set has no image for something that the configuration wants.
-    #[error("{} wants an image for {key} (k0s {release} has none)", .field)]
+    /// The set has no image for a component that the configuration needs.
+    #[error("{} needs an image for {key}, and k0s {release} has none", .field)]
     NoImage {
         /// The field of the configuration.
         field: String,
@@ -118,7 +117,7 @@ pub enum Unlisted {
         /// The release.
         release: String,
     },
-    /// k0s does not run there.
+    /// k0s does not run on this platform.
     #[error("k0s {release} has no images for {platform}: it runs on linux and windows")]
     NoPlatform {
         /// The platform.
@@ -128,12 +127,14 @@ pub enum Unlisted {
     },
 }
 
-/// The images that a cluster with this configuration needs on nodes of this platform, in the order
-/// of `k0s airgap list-images`; with `all` also those that the configuration does not use.
+/// Returns the images that a cluster with this configuration needs on nodes of this platform.
+///
+/// They have the order of `k0s airgap list-images`. `all` adds the images that the configuration
+/// does not use.
 ///
 /// # Errors
 ///
-/// [`Unlisted`] when the image set cannot answer.
+/// Returns [`Unlisted`] if the image set lacks an image or the platform.
 pub fn images(
     config: &ClusterConfig,
     set: &ImageSet,
@@ -157,7 +158,8 @@ pub fn images(
         .collect()
 }
 
-/// The list up to 1.35: everything for both networks, whichever is configured.
+/// Returns the list of k0s up to 1.35: the images of both networks, even though only one is
+/// configured.
 fn fixed(config: &ClusterConfig, platform: &Platform, all: bool) -> Vec<Component> {
     let mut components = vec![
         Component::CalicoCni,
@@ -184,7 +186,7 @@ fn fixed(config: &ClusterConfig, platform: &Platform, all: bool) -> Vec<Componen
     components
 }
 
-/// The list from 1.36 on: what the configuration uses on the platform.
+/// Returns the list of k0s from 1.36: the images that the configuration uses on the platform.
 fn by_platform(config: &ClusterConfig, set: &ImageSet, platform: &Platform, all: bool) -> Vec<Component> {
     let is_linux = platform.os == "linux";
     let mut components = if is_linux {
@@ -219,7 +221,7 @@ fn by_platform(config: &ClusterConfig, set: &ImageSet, platform: &Platform, all:
     if (all || balances_with(Balancer::Envoy)) && has_envoy {
         components.push(Component::EnvoyProxy);
     }
-    // Where everything is asked for, what a set does not have is not missed.
+    // With `all`, an image that the set lacks is no error.
     let has_traefik = set.image(Component::Traefik).is_some();
     if all && has_traefik || balances_with(Balancer::Traefik) {
         components.push(Component::Traefik);
@@ -254,8 +256,10 @@ fn needed(config: &ClusterConfig, set: &ImageSet, component: Component) -> Resul
     })
 }
 
-/// An image name in another repository, by k0s's rule: the repository takes the place of the host,
-/// or stands before a name without one; a name that begins with it stays.
+/// Returns an image name in another repository, by k0s's rule.
+///
+/// The repository replaces the host, or precedes a name without a host. A name that already starts
+/// with the repository stays.
 fn moved(name: &str, repository: &str) -> String {
     if name.starts_with(repository) {
         return name.to_owned();

@@ -1,9 +1,10 @@
-//! Which settings of a kubelet get in the way of images that were imported and not pulled.
+//! The settings of a kubelet that block images which were imported and not pulled.
 //!
-//! With the feature `KubeletEnsureSecretPulledImages` (KEP-2535; alpha in Kubernetes 1.33, beta and
-//! on in 1.35) a kubelet may ask for credentials before a pod uses an image that is there, and an
-//! airgapped node has nobody who could check them. Source: Kubernetes documentation, "Ensure Image
-//! Pull Credential Verification", and the reference of `kubelet.config.k8s.io/v1beta1`.
+//! The feature is `KubeletEnsureSecretPulledImages` (KEP-2535), alpha in Kubernetes 1.33, beta and
+//! on by default in 1.35. With it, a kubelet may require credentials before a pod uses an image
+//! that is already on the node. An airgapped node has no registry that could check them. Source:
+//! Kubernetes documentation, "Ensure Image Pull Credential Verification", and the reference of
+//! `kubelet.config.k8s.io/v1beta1`.
 
 pub mod records;
 
@@ -15,15 +16,15 @@ use crate::reader::Reader;
 use crate::tree;
 use crate::{Limits, Problem, Problems};
 
-/// What a kubelet asks before it lets a pod use an image that is there.
+/// The check of a kubelet before a pod may use an image that is already on the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Verification {
-    /// Nothing, whoever put it there.
+    /// No check for any image.
     NeverVerify,
-    /// Nothing for images it did not pull itself. The default.
+    /// No check for images that kubelet did not pull itself. The default.
     #[default]
     NeverVerifyPreloadedImages,
-    /// Nothing for images that it did not pull and that are on the list.
+    /// No check for images that kubelet did not pull and that are on the list.
     NeverVerifyAllowlistedImages,
     /// Credentials for every image.
     AlwaysVerify,
@@ -34,8 +35,8 @@ enum Verification {
 pub struct Kubelet {
     /// `imagePullCredentialsVerificationPolicy`.
     verification: Verification,
-    /// `preloadedImagesVerificationAllowlist`: image names without tag or digest, each perhaps
-    /// ending in `/*`.
+    /// `preloadedImagesVerificationAllowlist`: image names without tag or digest, some with `/*` at
+    /// the end.
     allowlist: Vec<String>,
     /// `staticPodPath`.
     pub static_pods: Option<String>,
@@ -45,7 +46,8 @@ pub struct Kubelet {
 ///
 /// # Errors
 ///
-/// Values of the wrong type or that no kubelet knows, each with its path.
+/// Returns every value of the wrong type and every value that kubelet does not know, each with its
+/// path.
 pub fn parse(text: &str, limits: &Limits) -> Result<Kubelet, Problems> {
     let (documents, problems) = tree::documents(text, limits);
     if !problems.is_empty() {
@@ -59,7 +61,7 @@ pub fn parse(text: &str, limits: &Limits) -> Result<Kubelet, Problems> {
         None => problems.borrow_mut().push(Problem {
             line: None,
             at: String::new(),
-            reason: "there is no object of the kind KubeletConfiguration in it".to_owned(),
+            reason: "it has no object of the kind KubeletConfiguration".to_owned(),
         }),
     }
     match problems.into_inner() {
@@ -77,7 +79,7 @@ fn read(config: &Reader<'_>) -> Kubelet {
         Some("NeverVerifyAllowlistedImages") => Verification::NeverVerifyAllowlistedImages,
         Some("AlwaysVerify") => Verification::AlwaysVerify,
         Some(other) => {
-            policy.complain(format!("is {other:?}, which no kubelet knows"));
+            policy.complain(format!("is {other:?}, which kubelet does not know"));
             Verification::default()
         }
     };
@@ -93,20 +95,20 @@ fn read(config: &Reader<'_>) -> Kubelet {
     }
 }
 
-/// What a kubelet does with an image that is there.
+/// The decision of a kubelet about an image that is on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Pods may use it.
     Allowed,
-    /// Its settings are in the way: why, and what to do about it.
+    /// Its settings block the image: the reason and the remedy.
     Settings(String),
-    /// One of its records is in the way.
+    /// One of its records blocks the image.
     Record(Refusal),
 }
 
 impl Kubelet {
-    /// Whether this kubelet lets a pod use an image that is there, by what it remembers of its own
-    /// pulls. `given` is the image as the pod gives it, `id` is the image's id in CRI.
+    /// Decides if this kubelet lets a pod use an image that is on the node. `records` are those of
+    /// its own pulls. `given` is the image as the pod gives it, and `id` is its id in CRI.
     #[must_use]
     pub fn verdict(&self, records: &Records, given: &str, id: &str) -> Verdict {
         if let Some(refusal) = records.unreadable(given, id) {
@@ -119,18 +121,18 @@ impl Kubelet {
                 Some(Err(refusal)) => Verdict::Record(refusal),
             };
         }
-        // A kubelet that wants credentials for every image is content with a record that allows the
-        // pod.
+        // A kubelet that requires credentials for every image accepts a record that allows the pod.
         match self.objection(repository(given)) {
             Some(objection) if said != Some(Ok(())) => Verdict::Settings(objection),
             _ => Verdict::Allowed,
         }
     }
 
-    /// Why this kubelet would ask for credentials before it lets a pod use an imported image of
-    /// this repository; `None` where it would not. The repository is as the pod gives it: kubelet
-    /// compares it with its list as it stands there, and `busybox` is not
-    /// `docker.io/library/busybox`.
+    /// Returns the reason if this kubelet requires credentials for an imported image of this
+    /// repository.
+    ///
+    /// The repository is given as in the pod: kubelet compares that text with its list, and
+    /// `busybox` is not `docker.io/library/busybox`.
     #[must_use]
     pub fn objection(&self, repository: &str) -> Option<String> {
         let policy = match self.verification {
@@ -146,7 +148,7 @@ impl Kubelet {
             _ => "use NeverVerifyPreloadedImages".to_owned(),
         };
         Some(format!(
-            "kubelet's imagePullCredentialsVerificationPolicy is {policy}, so it wants credentials for imported images: {remedy}"
+            "kubelet's imagePullCredentialsVerificationPolicy is {policy}, so it requires credentials for imported images: {remedy}"
         ))
     }
 
@@ -214,7 +216,7 @@ mod tests {
                 "kind: KubeletConfiguration\npreloadedImagesVerificationAllowlist: a",
                 "must be a list",
             ),
-            ("a: [", "no YAML"),
+            ("a: [", "not valid YAML"),
         ] {
             let error = parse(text, &Limits::default()).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

@@ -1,12 +1,16 @@
-//! Which images a cluster will ask for.
+//! The images that a cluster requests.
 //!
-//! Text in, references out: [`k0s`] knows what k0s brings up by itself and how its configuration
-//! changes that, [`manifests`] finds the images in any Kubernetes YAML or JSON, [`lists`] reads
-//! plain lists, and [`kubelet`] says which settings of a kubelet get in the way of images that
-//! nobody pulled. References come out as they stand there; whoever looks them up normalises them.
+//! The crate takes text and returns references:
 //!
-//! It reads no file, starts no program, and knows neither bundles nor containerd. What it is given
-//! may be hostile: [`Limits`] bound what a text may cost, YAML aliases included.
+//! - [`k0s`] knows the images of k0s itself and the effect of k0s's configuration on them.
+//! - [`manifests`] finds the images in any Kubernetes YAML or JSON.
+//! - [`lists`] reads plain lists.
+//! - [`kubelet`] finds the settings of a kubelet that block imported images.
+//!
+//! References are returned as written, and the caller normalises them.
+//!
+//! The crate reads no file, starts no program, and knows neither bundles nor containerd. A text may
+//! be hostile: [`Limits`] bound its cost, YAML aliases included.
 
 pub mod k0s;
 pub mod kubelet;
@@ -19,15 +23,16 @@ use std::fmt;
 
 use basics::Foreign;
 
-/// What a text may cost.
+/// Limits of the memory that a text may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The longest text as a whole, in bytes.
+    /// Longest text, in bytes.
     pub text: usize,
-    /// The longest single YAML document, in bytes: the parser holds about thirty times as much.
-    /// JSON is bounded by `text` alone.
+    /// Longest single YAML document, in bytes. The parser needs about thirty times as much memory.
+    /// JSON is limited by `text` alone.
     pub document: usize,
-    /// The most bytes that one document may take when aliases are followed, with 32 for each value.
+    /// Most bytes that one document may take after its aliases are expanded. Each value costs 32
+    /// bytes besides its text.
     pub expanded: usize,
 }
 
@@ -41,15 +46,15 @@ impl Default for Limits {
     }
 }
 
-/// Something that is wrong with a text, and where.
+/// A mistake in a text, and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The line, from 1 on, where it is known.
+    /// Number of the line, from 1, if known.
     pub line: Option<usize>,
-    /// The way to the value: `Deployment shop/web: spec.template.spec.containers[0].image`; empty
-    /// where there is none.
+    /// Path to the value: `Deployment shop/web: spec.template.spec.containers[0].image`. Empty if
+    /// the problem concerns no single value.
     pub at: String,
-    /// What is wrong, and what to do about it.
+    /// The mistake and its remedy.
     pub reason: String,
 }
 
@@ -58,7 +63,7 @@ impl fmt::Display for Problem {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        // Both quote the text: a parser says which key it stumbled over.
+        // Both quote the text, since a parser names the key that it rejects.
         if !self.at.is_empty() {
             write!(f, "{} ", Foreign::new(&self.at))?;
         }
@@ -66,7 +71,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a text.
+/// All mistakes in a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Problems(pub Vec<Problem>);

@@ -1,17 +1,17 @@
-//! Plain lists: one reference on each line, as `k0s airgap list-images` and `crictl` scripts have
-//! them.
+//! Plain lists: one reference on each line, as `k0s airgap list-images` and scripts with `crictl`
+//! write them.
 
 /// A line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its number, from 1 on.
+    /// Number of the line, from 1.
     pub number: usize,
-    /// The reference, as it stands there.
+    /// The reference as written.
     pub reference: String,
 }
 
-/// The references of a list. Blank lines, lines that begin with `#`, and what follows a blank and
-/// `#` are not looked at.
+/// Returns the references of a list. It ignores blank lines, lines that begin with `#`, and text
+/// after a blank and `#`.
 #[must_use]
 pub fn parse(text: &str) -> Vec<Line> {
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();

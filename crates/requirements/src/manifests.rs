@@ -1,11 +1,10 @@
-//! The images in Kubernetes manifests: every pod template of every workload, containers of all
-//! three kinds and image volumes.
+//! The images in Kubernetes manifests: containers of all three kinds and image volumes, in every
+//! pod template.
 //!
-//! Objects of the built-in kinds are read where the API has their pod template (Kubernetes API
-//! reference, `PodSpec`), and a value of the wrong type there is a mistake. Anything else may be a
-//! custom resource: whatever looks like a pod spec in it, a mapping with a list of containers that
-//! have images, is taken for one. What is no Kubernetes object at all (a chart's values, a CI file)
-//! has no images.
+//! Objects of the built-in kinds have their pod template at a known path (Kubernetes API reference,
+//! `PodSpec`). A value of the wrong type there is a mistake. Any other object may be a custom
+//! resource. In it, each mapping with a list of containers that have images counts as a pod spec. A
+//! document that is not a Kubernetes object (a chart's values, a CI file) has no images.
 
 use std::cell::RefCell;
 
@@ -16,22 +15,24 @@ use crate::{Limits, Problem};
 /// The containers of a pod spec, by kind.
 const CONTAINERS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
-/// An image that an object will ask for.
+/// An image that an object requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// The reference, as it stands there.
+    /// Reference as written.
     pub reference: String,
-    /// The object: `Deployment shop/web`.
+    /// Object that requests it: `Deployment shop/web`.
     pub object: String,
-    /// The way to the reference within the object: `spec.template.spec.containers[0].image`.
+    /// Path to the reference within the object: `spec.template.spec.containers[0].image`.
     pub field: String,
-    /// What the object says about pulling it.
+    /// Pull policy in the object, if any.
     pub pull_policy: Option<String>,
 }
 
 impl Use {
-    /// The pull policy that will be used: without one, the tag `latest` (or no tag and no digest)
-    /// means `Always`, and any other `IfNotPresent` (Kubernetes documentation, "Images").
+    /// Returns the pull policy that kubelet uses.
+    ///
+    /// If the object has none, the tag `latest` (or no tag and no digest) means `Always`. Any other
+    /// reference means `IfNotPresent` (Kubernetes documentation, "Images").
     #[must_use]
     pub fn effective_policy(&self) -> &str {
         if let Some(policy) = &self.pull_policy {
@@ -47,20 +48,21 @@ impl Use {
     }
 }
 
-/// What was found in a text.
+/// The images and mistakes in a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The images, in the order of the text.
+    /// Images in the order of the text.
     pub uses: Vec<Use>,
-    /// How many Kubernetes objects there are.
+    /// Number of Kubernetes objects.
     pub objects: usize,
-    /// What is wrong.
+    /// Mistakes in the text.
     pub problems: Vec<Problem>,
-    /// What may be wrong: images that a Kustomization replaces are not in the files it is made of.
+    /// Possible mistakes: the images that a Kustomization puts in are not in its source files.
     pub notes: Vec<String>,
 }
 
-/// Reads the manifests of a text: YAML or JSON, one document or many, `List` objects taken apart.
+/// Reads the manifests of a text: YAML or JSON, one document or many. The items of `List` objects
+/// are read one by one.
 #[must_use]
 pub fn read(text: &str, limits: &Limits) -> Found {
     let (documents, problems) = tree::documents(text, limits);
@@ -80,8 +82,8 @@ pub fn read(text: &str, limits: &Limits) -> Found {
 }
 
 impl Found {
-    /// One object; `item_kind` is its kind where it is an item of a typed list, which may leave it
-    /// out.
+    /// Reads one object. `item_kind` is the kind of an item in a typed list, which may omit its
+    /// own.
     fn object(&mut self, tree: &Tree, item_kind: Option<&str>) {
         let Tree::Map(members) = tree else { return };
         let kind = tree.text("kind").or(item_kind);
@@ -101,7 +103,7 @@ impl Found {
         let object = object_name(kind, tree);
         if kind == "Kustomization" && tree.get("images").is_some() {
             self.notes.push(format!(
-                "{object} replaces images: give what `kubectl kustomize` makes of it instead of its sources"
+                "{object} replaces images: give the output of `kubectl kustomize` instead of its sources"
             ));
         }
         match pod_spec_path(group, kind) {
@@ -113,7 +115,7 @@ impl Found {
         }
     }
 
-    /// Looks for pod specs in a resource of an unknown kind.
+    /// Searches a resource of an unknown kind for pod specs.
     fn search(&mut self, object: &str, path: &str, tree: &Tree) {
         match tree {
             Tree::Map(members) => {
@@ -141,14 +143,15 @@ impl Found {
         self.problems.extend(problems.into_inner());
     }
 
-    /// Takes what was found in a custom resource; what does not fit there is nobody's mistake.
+    /// Takes the images of a pod spec in a custom resource. Values of a wrong type are no mistake
+    /// there.
     fn take(&mut self, object: &str, path: &str, tree: &Tree) {
         let ignored = RefCell::default();
         let spec = Reader::new(tree, &format!("{object}: {path}"), &ignored);
         self.uses.extend(uses(&spec, object));
     }
 
-    /// References that were never filled in are mistakes, and the text tells on which line.
+    /// Turns references with template actions into mistakes, with their line in the text.
     fn reject_templates(&mut self, text: &str) {
         let (templates, uses) = std::mem::take(&mut self.uses)
             .into_iter()
@@ -160,13 +163,13 @@ impl Found {
                 .position(|line| line.contains(&found.reference))
                 .map(|at| at + 1),
             at: format!("{}: {}", found.object, found.field),
-            reason: format!("is a template and no image reference: {HELM}"),
+            reason: format!("is a template, not an image reference: {HELM}"),
         };
         self.problems.extend(Vec::into_iter(templates).map(problem));
     }
 }
 
-/// `Deployment shop/web`; without a name the kind alone.
+/// Returns the kind and name, as `Deployment shop/web`. Without a name it is the kind alone.
 fn object_name(kind: &str, tree: &Tree) -> String {
     let metadata = tree.get("metadata").unwrap_or(&Tree::Null);
     let name = metadata.text("name").or_else(|| metadata.text("generateName"));
@@ -177,7 +180,7 @@ fn object_name(kind: &str, tree: &Tree) -> String {
     }
 }
 
-/// Where the built-in workloads have their pod spec; `None` for kinds that are not known.
+/// Returns the path to the pod spec of a built-in workload, `None` for an unknown kind.
 fn pod_spec_path(group: &str, kind: &str) -> Option<Vec<&'static str>> {
     let template = vec!["spec", "template", "spec"];
     match (group, kind) {
@@ -187,7 +190,7 @@ fn pod_spec_path(group: &str, kind: &str) -> Option<Vec<&'static str>> {
         | ("apps" | "extensions", "Deployment" | "DaemonSet" | "StatefulSet" | "ReplicaSet")
         | ("batch" | "extensions", "Job") => Some(template),
         ("batch", "CronJob") => Some(vec!["spec", "jobTemplate", "spec", "template", "spec"]),
-        // Items of a typed list have lost their group.
+        // Items of a typed list have no group.
         ("", "Deployment" | "DaemonSet" | "StatefulSet" | "ReplicaSet" | "Job") => Some(template),
         ("", "CronJob") => Some(vec!["spec", "jobTemplate", "spec", "template", "spec"]),
         _ => None,
@@ -201,7 +204,7 @@ fn looks_like_pod_spec(tree: &Tree) -> bool {
     })
 }
 
-/// The images of a pod spec.
+/// Returns the images of a pod spec.
 fn uses(spec: &Reader<'_>, object: &str) -> Vec<Use> {
     let mut found = Vec::new();
     let mut take = |reference: &Reader<'_>, policy: &Reader<'_>| {
@@ -367,7 +370,7 @@ mod tests {
             ),
             (
                 "spec:\n  containers:\n  - image: \"{{ .Values.image }}\"",
-                "line 6: Pod p: spec.containers[0].image is a template and no image reference: render it first, with `helm template` for a chart",
+                "line 6: Pod p: spec.containers[0].image is a template, not an image reference: render it first, with `helm template` for a chart",
             ),
         ];
         for (spec, expected) in rows {

@@ -1,4 +1,4 @@
-//! Values looked up by path, with every mistake of type collected under the path of the value.
+//! Values by their path. Each value of a wrong type is collected as a problem with its path.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::Problem;
 use crate::tree::Tree;
 
-/// A value, the way to it, and where mistakes go.
+/// A value, its path, and the list of problems.
 #[derive(Clone)]
 pub(crate) struct Reader<'t> {
     tree: Option<&'t Tree>,
@@ -27,7 +27,7 @@ impl<'t> Reader<'t> {
         &self.path
     }
 
-    /// The member of a mapping; of what is absent or `null` nothing.
+    /// Returns the member of a mapping. An absent or `null` value has no members.
     pub(crate) fn get(&self, key: &str) -> Reader<'t> {
         let tree = match self.tree {
             None | Some(Tree::Null) => None,
@@ -49,12 +49,12 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Several members deep.
+    /// Returns the value at a path of several keys.
     pub(crate) fn at(&self, path: &[&str]) -> Reader<'t> {
         path.iter().fold(self.clone(), |reader, key| reader.get(key))
     }
 
-    /// The keys of a mapping, each once.
+    /// Returns the keys of a mapping, each once.
     pub(crate) fn keys(&self) -> Vec<String> {
         match self.tree {
             None | Some(Tree::Null) => Vec::new(),
@@ -69,7 +69,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The elements of a list.
+    /// Returns the elements of a list.
     pub(crate) fn elements(&self) -> Vec<Reader<'t>> {
         let list = match self.tree {
             None | Some(Tree::Null) => return Vec::new(),
@@ -87,7 +87,7 @@ impl<'t> Reader<'t> {
         list.iter().enumerate().map(element).collect()
     }
 
-    /// Text; of what is empty nothing.
+    /// Returns the text, `None` if it is empty.
     pub(crate) fn text(&self) -> Option<&'t str> {
         match self.tree? {
             Tree::Null => None,
@@ -110,7 +110,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Notes that the value is wrong.
+    /// Adds a problem with this value.
     pub(crate) fn complain(&self, reason: String) {
         self.problems.borrow_mut().push(Problem {
             line: None,

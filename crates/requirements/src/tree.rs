@@ -1,10 +1,9 @@
-//! YAML and JSON as plain trees, with a budget.
+//! YAML and JSON as plain trees, with a limit of their memory.
 //!
-//! A YAML document of a few lines can stand for gigabytes: an alias is a copy of what it refers to,
-//! and that may hold aliases again. So every value is charged when it is made, and a document that
-//! costs too much is given up. Merge keys (`<<`) are resolved, since Kubernetes' own tools do that.
-//! Of a key given twice both values are kept: what is looked for here are images, and none shall be
-//! missed.
+//! A YAML document of a few lines can expand to gigabytes: an alias is a copy of a value, which may
+//! hold aliases itself. So every value is charged to a budget, and the reader rejects a document
+//! that exceeds it. Merge keys (`<<`) are resolved, as Kubernetes' own tools do. If a key is given
+//! twice, both values are kept, so that no image is missed.
 
 use std::cell::Cell;
 use std::fmt;
@@ -27,7 +26,7 @@ pub(crate) enum Tree {
 }
 
 impl Tree {
-    /// The value of a key; the last one counts, as in most readers.
+    /// Returns the value of a key. The last of several counts, as in most readers.
     pub(crate) fn get(&self, key: &str) -> Option<&Tree> {
         match self {
             Tree::Map(members) => members.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
@@ -35,7 +34,7 @@ impl Tree {
         }
     }
 
-    /// The text of a key, where it is one.
+    /// Returns the value of a key if it is text.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         match self.get(key)? {
             Tree::Text(text) => Some(text),
@@ -43,7 +42,7 @@ impl Tree {
         }
     }
 
-    /// What kind of value it is, for messages.
+    /// Returns the kind of the value, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Tree::Null => "nothing",
@@ -60,15 +59,15 @@ impl Tree {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Document {
     pub(crate) tree: Tree,
-    /// The line it begins on, from 1 on.
+    /// Number of its first line, from 1.
     pub(crate) line: usize,
 }
 
-/// Reads every document of a text; what is wrong with one does not spoil the others.
+/// Reads every document of a text. A mistake in one does not affect the others.
 pub(crate) fn documents(text: &str, limits: &Limits) -> (Vec<Document>, Vec<Problem>) {
     let text = text.trim_start_matches('\u{feff}');
     if text.len() > limits.text {
-        let reason = format!("it has {} bytes, more than {}", text.len(), limits.text);
+        let reason = format!("the text has {} bytes, more than {}", text.len(), limits.text);
         return (Vec::new(), vec![problem(None, reason)]);
     }
     if text.trim_start().starts_with(['{', '['])
@@ -87,8 +86,8 @@ fn problem(line: Option<usize>, reason: String) -> Problem {
     }
 }
 
-/// JSON values one after the other; `None` where it is no JSON, and may still be YAML in its flow
-/// style.
+/// Reads JSON values, one after the other. `None` means that the text is not JSON, but maybe YAML
+/// in its flow style.
 fn json(text: &str, limits: &Limits) -> Option<(Vec<Document>, Vec<Problem>)> {
     let mut documents = Vec::new();
     let mut rest = text;
@@ -127,7 +126,7 @@ fn yaml(text: &str, limits: &Limits) -> (Vec<Document>, Vec<Problem>) {
     for (line, part) in parts(text) {
         if part.len() > limits.document {
             let reason = format!(
-                "a YAML document of {} bytes, more than {}: split it, or give it as JSON",
+                "the YAML document has {} bytes, more than {}: split it, or give it as JSON",
                 part.len(),
                 limits.document
             );
@@ -149,9 +148,10 @@ fn yaml(text: &str, limits: &Limits) -> (Vec<Document>, Vec<Problem>) {
     (documents, problems)
 }
 
-/// The parts of a text between its `---` lines, each with its first line. Such a line ends a
-/// document wherever it stands (YAML 1.2.2, 9.1.2), so nothing needs to be parsed for that. What is
-/// blank apart from comments and directives is left out.
+/// Returns the parts of a text between its `---` lines, each with the number of its first line.
+///
+/// Such a line always ends a document (YAML 1.2.2, 9.1.2), so the split needs no parser. Parts with
+/// nothing but comments and directives are left out.
 fn parts(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut begin, mut begin_line) = (0, 1);
@@ -180,30 +180,31 @@ fn yaml_problem(error: &serde_yaml::Error, budget: &Budget, part: &str, begin: u
     }
     let within = error.location().map_or(1, |location| location.line().max(1));
     let line = begin + within - 1;
-    // The library counts lines and columns within the part.
+    // The library counts lines and columns within the part, so its position is cut off.
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
     if let Some(template) = template_near(part, within) {
         let line = begin + template - 1;
         return problem(
             Some(line),
-            format!("this is no YAML but a template of it: {HELM} ({text})"),
+            format!("not YAML but a template of it: {HELM} ({text})"),
         );
     }
-    problem(Some(line), format!("this is no YAML: {text}"))
+    problem(Some(line), format!("not valid YAML: {text}"))
 }
 
-/// The line with a template action that made the parser stumble; it may notice a few lines later.
+/// Returns the line with the template action that the parser rejects. The parser may fail a few
+/// lines later.
 fn template_near(part: &str, line: usize) -> Option<usize> {
     let near = part.lines().enumerate().take(line).skip(line.saturating_sub(4));
     let with_action = near.filter(|(_, text)| text.contains("{{"));
     with_action.last().map(|(at, _)| at + 1)
 }
 
-/// What to do about a template.
+/// Remedy for a template.
 pub(crate) const HELM: &str = "render it first, with `helm template` for a chart";
 
-/// What a document may still cost.
+/// The bytes that a document may still take.
 struct Budget {
     left: Cell<Option<usize>>,
     all: usize,
@@ -226,7 +227,7 @@ impl Budget {
     }
 
     fn reason(&self) -> String {
-        format!("what it stands for takes more than {} bytes", self.all)
+        format!("it expands to more than {} bytes", self.all)
     }
 
     fn charge<E: Error>(&self, bytes: usize) -> Result<(), E> {
@@ -308,14 +309,14 @@ impl<'de> Visitor<'de> for Value<'_> {
         Ok(Tree::Map(merged(members)))
     }
 
-    /// A value with a tag of its own, which says nothing here.
+    /// Reads a value with its own tag and ignores the tag.
     fn visit_enum<A: EnumAccess<'de>>(self, source: A) -> Result<Tree, A::Error> {
         let (_, variant) = source.variant_seed(Key(self.0))?;
         variant.newtype_variant_seed(self)
     }
 }
 
-/// Resolves a merge key: its members count where the mapping has none of that name.
+/// Resolves a merge key: its members count if the mapping has no member of that name.
 fn merged(members: Vec<(String, Tree)>) -> Vec<(String, Tree)> {
     if !members.iter().any(|(key, _)| key == "<<") {
         return members;
@@ -336,7 +337,7 @@ fn merged(members: Vec<(String, Tree)>) -> Vec<(String, Tree)> {
     members
 }
 
-/// A key: any plain value as text.
+/// Reads a key: any plain value as text.
 struct Key<'b>(&'b Budget);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {
@@ -432,7 +433,7 @@ mod tests {
     #[test]
     fn a_mistake_is_told_with_its_line_and_spoils_no_other_document() {
         for (text, line, part) in [
-            ("a: 1\n---\nb: [1\nc: 2\n---\nd: 1\n", 4, "no YAML"),
+            ("a: 1\n---\nb: [1\nc: 2\n---\nd: 1\n", 4, "not valid YAML"),
             (
                 "a: 1\n---\nspec:\n{{- range .Values.x }}\n  b: 1\n---\nd: 1\n",
                 4,
@@ -443,7 +444,7 @@ mod tests {
                 3,
                 "helm template",
             ),
-            ("a: 1\n---\na: \tb\n\tc: d\n---\nd: 1\n", 4, "no YAML"),
+            ("a: 1\n---\na: \tb\n\tc: d\n---\nd: 1\n", 4, "not valid YAML"),
         ] {
             let (documents, problems) = read(text);
             assert_eq!(documents.len(), 2, "{text}");
@@ -463,7 +464,7 @@ mod tests {
         }
     }
 
-    /// Ten levels of ten aliases, wide ones of long texts, and ones that are nested deep.
+    /// Ten levels of ten aliases, wide documents of long texts, and deeply nested documents.
     #[test]
     fn what_stands_for_much_more_than_it_is_given_up() {
         let mut laughs = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();

@@ -1,10 +1,12 @@
 //! The lists of k0s for its defaults and for other configurations, as `k0s airgap list-images`
 //! prints them.
 //!
-//! Source: github.com/k0sproject/k0s. For v1.36.3+k0s.2 `pkg/airgap/images.go` (which component, in
-//! which order) and `cmd/airgap/listimages_test.go` (load balancers, architectures, Windows) with
-//! the constants of `pkg/constant/constant.go` at that tag; for v1.34.10+k0s.0 the same files at
-//! that one; `docs/configuration.md`, "spec.images", for overrides and the repository.
+//! Source: these files of github.com/k0sproject/k0s, at the tags v1.36.3+k0s.2 and v1.34.10+k0s.0:
+//!
+//! - `pkg/airgap/images.go`: which components, in which order.
+//! - `cmd/airgap/listimages_test.go`: load balancers, architectures, Windows.
+//! - `pkg/constant/constant.go`: the constants.
+//! - `docs/configuration.md`, "spec.images": overrides and the repository.
 
 use platforms::Platform;
 use requirements::Limits;
@@ -41,7 +43,7 @@ const CALICO_WINDOWS: [&str; 2] = [
     "docker.io/calico/node-windows:v3.32.1",
 ];
 
-/// Up to 1.35 the list is the same whatever network is configured.
+/// Up to 1.35 the list is the same for every network.
 const OLD_BASE: [&str; 10] = [
     "quay.io/k0sproject/calico-cni:v3.29.7-0",
     "quay.io/k0sproject/calico-kube-controllers:v3.29.7-0",
@@ -97,7 +99,7 @@ fn the_lists_are_those_of_k0s() {
             true,
             joined(&[&OLD_BASE, &[OLD_PUSH_GATEWAY, OLD_ENVOY]]),
         ),
-        // 2: everything, where envoy does not run.
+        // 2: everything, on an architecture without envoy.
         (
             NEW,
             "{}",
@@ -150,7 +152,7 @@ fn the_lists_are_those_of_k0s() {
             false,
             joined(&[&OLD_BASE]),
         ),
-        // 5: a network of one's own.
+        // 5: a custom network.
         (
             NEW,
             "{network: {provider: custom}}",
@@ -204,7 +206,7 @@ fn the_lists_are_those_of_k0s() {
             false,
             joined(&[&WINDOWS, &[TRAEFIK]]),
         ),
-        // 8: a load balancer of one's own, on and off.
+        // 8: a custom load balancer, on and off.
         (
             NEW,
             "{network: {nodeLocalLoadBalancing: {enabled: true, envoyProxy: {image: {image: registry.example.com/custom, version: v1337}}}}}",
@@ -219,7 +221,7 @@ fn the_lists_are_those_of_k0s() {
             false,
             joined(&[&BASE, &KUBE_ROUTER]),
         ),
-        // 9: images of one's own, in whole and in part, one with a digest.
+        // 9: custom images, in whole and in part, one with a digest.
         (
             NEW,
             "{images: {pause: {image: a.test/p, version: '1'}, coredns: {version: 2@sha256:0123456789abcdef0123456789abcdef}, \
@@ -281,7 +283,7 @@ fn what_a_release_does_not_have_is_said() {
         let error = list(release, spec, platform, false).unwrap_err();
         assert!(error.contains(part), "{error}");
     }
-    // An image of one's own is enough.
+    // A custom image is enough.
     let own = "{network: {nodeLocalLoadBalancing: {enabled: true, type: Traefik, traefik: {image: {image: a, version: b}}}}}";
     assert_eq!(
         list(OLD, own, "linux/amd64", false).unwrap().last().unwrap(),

@@ -605,4 +605,14 @@ mod tests {
         assert_eq!(wants_interpreter(b"#!/bin/sh\n"), None);
         assert_eq!(wants_interpreter(b""), None);
     }
+
+    /// cargo-deb puts the lines that enable and stop the unit in the place of this token.
+    #[test]
+    fn each_script_of_the_debian_package_has_the_token_that_cargo_deb_replaces() {
+        for script in ["postinst", "prerm", "postrm"] {
+            let path = workspace().join("packaging/debian").join(script);
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.lines().any(|line| line == "#DEBHELPER#"), "{script}");
+        }
+    }
 }

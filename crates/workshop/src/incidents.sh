@@ -2,10 +2,43 @@
 # every output reports it, and repairs it. This is part of packaged.sh: airgapd and containerd run,
 # and demo.tar is in place.
 
+# Prometheus asks the daemon's port and node_exporter each second. It has the rules of the package,
+# with a second for each minute.
+install -D -m 0644 $drop_ins/metrics.conf $own/metrics.conf
+cp /etc/airgapd/config.yaml /root/config.before
+sed -i 's/^metricsAddress: null/metricsAddress: 127.0.0.1:9799/' /etc/airgapd/config.yaml
+systemctl daemon-reload
+systemctl restart airgapd
+textfiles=/var/lib/prometheus/node-exporter
+ln -s /run/airgapd/airgapd.prom $textfiles
+cat > /etc/default/prometheus-node-exporter <<OPTIONS
+ARGS="--collector.disable-defaults --collector.textfile --collector.textfile.directory=$textfiles --collector.systemd \
+    --collector.systemd.unit-include=airgapd.service"
+OPTIONS
+cat > /etc/prometheus/prometheus.yml <<'CONFIGURATION'
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+rule_files: [rules.yaml]
+scrape_configs:
+  - {job_name: airgapd, static_configs: [{targets: ['127.0.0.1:9799']}]}
+  - {job_name: node, static_configs: [{targets: ['127.0.0.1:9100']}]}
+CONFIGURATION
+sed -E 's/([0-9])m\>/\1s/g' /usr/share/doc/airgapd/prometheus-rules.yaml > /etc/prometheus/rules.yaml
+systemctl restart prometheus-node-exporter prometheus
+
+# Exactly these alerts have fired for four seconds, and no other is pending.
+raised() {
+    promtool query instant http://127.0.0.1:9090 'group by (alertname, alertstate) (max_over_time(ALERTS[4s]))' > /root/alerts
+    wanted=
+    for alert in "$@"; do
+        wanted="$wanted{alertname=\"$alert\", alertstate=\"firing\"} "
+    done
+    test "$(sed -n 's/ =>.*//p' /root/alerts | sort | tr '\n' ' ')" = "$wanted"
+}
 # Compares every output with a verdict: the verdict with the cause of waiting, and the exit status
-# of `airgapd status`.
+# of `airgapd status`. The alerts follow in the order of their names.
 agree() {
     short=$1 code=$2
+    shift 2
     says() { airgapd status > /root/said; is=$?; test $is = "$code" && grep -q "^verdict     $short\$" /root/said; }
     eventually says
     cat /root/said
@@ -19,6 +52,7 @@ agree() {
     in_the_metrics() { grep -q "^airgapd_verdict{state=\"${short%% *}\"} 1\$" /run/airgapd/airgapd.prom; }
     eventually in_the_metrics
     in_journal "the node is $short"
+    eventually raised "$@"
 }
 # Checks the exit status of a command.
 ends_with() {
@@ -34,7 +68,7 @@ printf 'registry.example/demo/missing:1\n' > /etc/airgapd/required.txt
 cp /etc/airgapd/config.yaml /root/config.yaml
 sed -i 's|^  images: \[\]|  images: [/etc/airgapd/required.txt]|' /etc/airgapd/config.yaml
 systemctl restart airgapd
-agree failed 1
+agree failed 1 AirgapdFailed
 grep 'registry.example/demo/missing:1' /root/said
 ends_with 1 airgapd wait --timeout 5s
 ends_with 4 airgapd verify --images /etc/airgapd/required.txt
@@ -45,12 +79,13 @@ agree healthy 0
 # A bundle is damaged.
 head -c 20000 /root/demo.tar > $images/cut.tar
 agree 'waiting for the end of an upload' 1
+agree failed 1 AirgapdFailed
 rm $images/cut.tar
 agree healthy 0
 
 # containerd dies, and a containerd with an empty root replaces it. The daemon restores the images.
 systemctl stop containerd
-agree 'waiting for containerd' 3
+agree 'waiting for containerd' 3 AirgapdContainerdDown AirgapdWaiting
 ends_with 3 airgapd wait --timeout 2s
 mount -t tmpfs -o size=60m tmpfs /var/lib/containerd
 systemctl start containerd
@@ -60,7 +95,7 @@ agree healthy 0
 
 # The disk is full.
 cp /root/wide.tar.zst $images
-agree "waiting for room on containerd's disk" 1
+agree "waiting for room on containerd's disk" 1 AirgapdDiskFull AirgapdWaiting
 ends_with 1 airgapd wait --timeout 2s
 grep 'as soon as there is room' /root/said
 mount -o remount,size=600m /var/lib/containerd
@@ -72,7 +107,7 @@ eventually in_journal 'the bundle is gone'
 # The disk of the bundles is not mounted.
 mv $images /var/lib/bundles.aside
 mkdir $images
-agree degraded 1
+agree degraded 1 AirgapdDegraded AirgapdVanishedBundles
 grep 'airgapd release --vanished' /root/said
 in_containerd $hello
 rmdir $images
@@ -84,7 +119,7 @@ echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
 eventually in_journal 'the new configuration was rejected'
 cp /root/config.yaml /etc/airgapd/config.yaml
-agree degraded 1
+agree degraded 1 AirgapdDegraded AirgapdReloadRefused
 systemctl reload airgapd
 agree healthy 0
 
@@ -97,7 +132,7 @@ while comes_back; do
     test $rounds -lt 10
     ctr -n k8s.io images rm $hello
 done
-agree degraded 1
+agree degraded 1 AirgapdDegraded
 grep 'seems to remove it on purpose' /root/said
 systemctl restart airgapd
 airgapd wait --timeout 20s
@@ -110,5 +145,15 @@ airgapd status > /root/said || true
 grep '^verdict     failed' /root/said
 ends_with 1 airgapd doctor
 ends_with 7 airgapd wait --timeout 2s
+eventually raised AirgapdAbsent AirgapdNotRunning AirgapdSilent
 systemctl start airgapd
 agree healthy 0
+
+# The rest of the script needs no Prometheus.
+systemctl stop prometheus prometheus-node-exporter
+rm $textfiles/airgapd.prom $own/metrics.conf
+mv /root/config.before /root/config.yaml
+cp /root/config.yaml /etc/airgapd/config.yaml
+systemctl daemon-reload
+systemctl restart airgapd
+airgapd wait --timeout 60s

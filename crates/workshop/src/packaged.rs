@@ -19,7 +19,7 @@ use xtask::checks::{run, step};
 
 /// The suite for which the unit's restrictions were written.
 pub(crate) const SUITE: &str = "bookworm";
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates,prometheus,prometheus-node-exporter";
 const SCRIPT: &str = include_str!("packaged.sh");
 /// A part of the script.
 const INCIDENTS: &str = include_str!("incidents.sh");
@@ -49,7 +49,7 @@ pub(crate) fn run_task(suite: &str) -> Result<()> {
     let nspawn = on_path("systemd-nspawn")
         .context("systemd-nspawn is missing: run apt-get install systemd-container")?;
     step(&format!("a fresh Debian {suite}"));
-    let fresh = parts::debian_root(suite, "systemd", PACKAGES)?;
+    let fresh = parts::debian_root(suite, "systemd-prometheus", PACKAGES)?;
     let folder = tempfile::Builder::new().prefix("airgapd-packaged-").tempdir()?;
     let root = folder.path().join("root");
     run(Command::new("cp").arg("-a").arg(&fresh).arg(&root))?;
@@ -141,4 +141,29 @@ fn write_wide_bundle(path: &Path) -> Result<()> {
         .arg(&plain)
         .arg("-o")
         .arg(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of alerts in a text, in its order.
+    fn alerts(text: &str) -> Vec<&str> {
+        let words = text.split(|letter: char| !letter.is_alphanumeric());
+        words.filter(|word| word.starts_with("Airgapd")).collect()
+    }
+
+    #[test]
+    fn the_document_has_the_alerts_of_each_incident() {
+        let page = fs::read_to_string(workspace().join("docs/metrics.md")).expect("the document");
+        let (_, table) = page.split_once("| incident | alerts |").expect("a table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let of_document: Vec<_> = rows.map(alerts).collect();
+        let of_script: Vec<_> = INCIDENTS
+            .lines()
+            .map(alerts)
+            .filter(|row| !row.is_empty())
+            .collect();
+        assert_eq!(of_document, of_script);
+    }
 }

@@ -182,7 +182,7 @@ sleep 7
 property StatusText | grep 'idle: a controller without a worker'
 test "$(property NRestarts)" = 0
 rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s
-eventually in_journal 'starting anew'
+eventually in_journal 'restarting the daemon'
 eventually airgapd wait --timeout 10s
 test "$(property NRestarts)" = 0
 rm $own/watchdog.conf

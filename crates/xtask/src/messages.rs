@@ -48,7 +48,7 @@ type Elsewhere = (
     Option<&'static str>,
     &'static [(&'static str, &'static str)],
 );
-const ELSEWHERE: [Elsewhere; 13] = [
+const ELSEWHERE: [Elsewhere; 14] = [
     (
         "node/src/act/errands.rs",
         "warning",
@@ -70,11 +70,16 @@ const ELSEWHERE: [Elsewhere; 13] = [
         None,
         &[
             ("bundle/src/error.rs", "impl fmt::Display for Warning"),
-            ("import/src/space.rs", "pub fn warnings(&self)"),
             ("import/src/select/answer.rs", "notes.push"),
             ("import/src/select/closure.rs", "notes.push"),
             ("import/src/select/judge.rs", "notes.push"),
         ],
+    ),
+    (
+        "node/src/decide/room.rs",
+        "warning",
+        None,
+        &[("import/src/space.rs", "pub fn warnings(&self)")],
     ),
     (
         "node/src/decide/compare.rs",
@@ -131,6 +136,73 @@ const ELSEWHERE: [Elsewhere; 13] = [
 ];
 const NOTICES: (&str, &str) = ("node/src/state/store.rs", "impl fmt::Display for Notice");
 
+/// Messages with a value that is itself words of the program. The page shows each with those words:
+/// the message, the file that has the words, and the printed texts.
+type Spelled = (&'static str, &'static str, &'static [&'static str]);
+const SPELLED: [Spelled; 8] = [
+    (
+        "……. Waiting for containerd",
+        "node/src/act/errands.rs",
+        &["no containerd on … (…). Waiting for containerd"],
+    ),
+    (
+        "……. Waiting for containerd",
+        "node/src/runtime.rs",
+        &[
+            "the containerd on … has no CRI service, so kubelet does not use it (`…` accepts it all the same). Waiting for containerd",
+        ],
+    ),
+    (
+        "…. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
+        "node/src/decide/listing.rs",
+        &[
+            "… is another folder than before: … of … missing. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
+            "… is on …, which is not mounted: … of … missing. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
+        ],
+    ),
+    (
+        "…: run chmod o-w on it, or set `allowInsecureDir: true`",
+        "node/src/images/permissions.rs",
+        &[
+            "every user can write it (mode …), and with it give any image any name: run chmod o-w on it, or set `allowInsecureDir: true`",
+        ],
+    ),
+    (
+        "…… is used…",
+        "import/src/select/answer.rs",
+        &["on containerd … … is used…"],
+    ),
+    (
+        "… of … required images are missing",
+        "node/src/status.rs",
+        &[
+            "… of … required images are missing",
+            "1 of … required images is missing",
+            "the required image is missing",
+        ],
+    ),
+    (
+        "not imported…: …",
+        "node/src/decide/listing.rs",
+        &["not imported, as before: …"],
+    ),
+    (
+        "not imported…: …",
+        "node/src/state/suspects.rs",
+        &["not imported: set aside: the daemon crashed over it … times in one boot, the last time by …. …"],
+    ),
+];
+
+/// Warnings that stand for many others in a crowded log. Their call has no text of its own.
+const IN_PLACE_OF_MANY: (&str, [&str; 3]) = (
+    "node/src/decide/line.rs",
+    [
+        "1 more file was not imported (…)",
+        "… more files were not imported (…)",
+        "containerd keeps connecting and disconnecting: …",
+    ],
+);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     Warning,
@@ -172,6 +244,16 @@ pub(crate) fn made() -> Result<String> {
             messages.extend(said(&path, &source)?);
         }
     }
+    let (file, texts) = IN_PLACE_OF_MANY;
+    for text in texts {
+        check_words("", file, text)?;
+        messages.insert(Message {
+            text: text.to_owned(),
+            level: Level::Warning,
+            outcome: None,
+        });
+    }
+    let messages = spelled(messages)?;
     let mut page = HEAD.to_owned();
     page.push_str("\n| message | level | outcome |\n|---|---|---|\n");
     for Message { text, level, outcome } in &messages {
@@ -197,6 +279,50 @@ pub(crate) fn made() -> Result<String> {
         let _ = writeln!(page, "| `{outcome}` | {about} | `{id}` | {subject} |");
     }
     Ok(page)
+}
+
+/// Puts the texts of [`SPELLED`] in the place of their messages.
+fn spelled(mut messages: BTreeSet<Message>) -> Result<BTreeSet<Message>> {
+    let mut replaced = Vec::new();
+    for (message, file, texts) in SPELLED {
+        let of = |found: &&Message| found.text == message;
+        let found: Vec<_> = messages.iter().filter(of).cloned().collect();
+        anyhow::ensure!(
+            !found.is_empty(),
+            "no call has the message {message:?} of SPELLED in crates/xtask/src/messages.rs"
+        );
+        for text in texts {
+            check_words(message, file, text)?;
+            replaced.extend(found.iter().cloned().map(|found| Message {
+                text: (*text).to_owned(),
+                ..found
+            }));
+        }
+    }
+    messages.retain(|found| SPELLED.iter().all(|(message, ..)| found.text != *message));
+    messages.extend(replaced);
+    Ok(messages)
+}
+
+/// Checks that the words of a text between its values are in the message or in the file.
+fn check_words(message: &str, file: &str, text: &str) -> Result<()> {
+    let source = shipped(&read(&workspace().join("crates").join(file))?);
+    let (said, known) = (literals(&source).join("\n"), message);
+    let is_there = |words: &str| said.contains(words) || known.contains(words);
+    let begin = known.split('…').next().unwrap_or_default();
+    let text = text.strip_prefix(begin).unwrap_or(text);
+    let rest = known.trim_start_matches('…');
+    let own = text
+        .strip_suffix(rest)
+        .filter(|_| !rest.is_empty())
+        .unwrap_or(text);
+    let mut parts = own
+        .split('…')
+        .map(|part| part.trim_matches([' ', '(', ')', ':', '.', ',', '1']));
+    match parts.find(|part| !is_there(part)) {
+        Some(part) => Err(anyhow!("{file}: no message has the words {part:?}")),
+        None => Ok(()),
+    }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -537,6 +663,16 @@ mod tests {
             let wanted = (text.to_owned(), level, outcome.map(str::to_owned));
             assert_eq!(of(source), [wanted], "{source}");
         }
+    }
+
+    #[test]
+    fn words_of_another_place_are_those_that_the_program_prints() {
+        let message = "……. Waiting for containerd";
+        let file = "node/src/act/errands.rs";
+        check_words(message, file, "no containerd on … (…). Waiting for containerd").unwrap();
+        let error = check_words(message, file, "no server on … (…). Waiting for containerd").unwrap_err();
+        assert!(format!("{error}").contains("no server on"), "{error}");
+        assert!(spelled(BTreeSet::new()).is_err(), "a message without a call");
     }
 
     #[test]

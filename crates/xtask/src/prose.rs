@@ -104,9 +104,14 @@ fn offences_in(file: &Path, source: &str) -> Vec<Offence> {
     found
 }
 
-/// Returns true for a line that wrapping would make shorter.
+/// Returns true for a line that wrapping would make shorter. A piece of code is a word.
 fn is_too_wide(line: &str) -> bool {
-    let longest = line.split_whitespace().map(|word| word.chars().count()).max();
+    let mut is_code = false;
+    let words = line.split(|letter: char| {
+        is_code ^= letter == '`';
+        letter.is_whitespace() && !is_code
+    });
+    let longest = words.map(|word| word.chars().count()).max();
     line.chars().count() > WIDTH && longest.is_some_and(|longest| longest < WIDTH / 2)
 }
 
@@ -143,6 +148,7 @@ mod tests {
             ("a.md", format!("| {wide} |"), 0),
             ("a.md", format!("```\n{wide}\n```"), 0),
             ("a.md", address, 0),
+            ("a.md", format!("Default `[{wide}]`."), 0),
             ("a.rs", format!("// {}", "word. ".repeat(30)), 1),
             ("a.rs", format!("fn f() {{ g(\"{}\") }}", "word. ".repeat(30)), 0),
         ];

@@ -1,9 +1,9 @@
-//! `airgapd bundle-artifacts`: a bundle of images in registries, made on the connected side.
+//! `airgapd bundle-artifacts`: makes a bundle of images from registries, on the connected side.
 //!
-//! First every document of every image is read, so that what is wrong with any of them is said
-//! before the first layer moves: also that no node would take it. Then the archive is laid out, and
-//! layers are fetched in its order while it is written. A file gets its name when it was opened
-//! again and is what the nodes need.
+//! First it reads every document of every image. So it reports all problems before it fetches the
+//! first layer, also images that no node would take. Then it lays out the archive, and fetches the
+//! layers in that order while it writes. The file gets its name after it was opened again and
+//! checked against the nodes' needs.
 
 mod proof;
 mod report;
@@ -32,10 +32,10 @@ use super::making::{self, Proof, Target, compression};
 use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArtifactsArgs, Insecure};
 
-/// An inventory may be this long, in bytes.
+/// Largest inventory, in bytes.
 const LARGEST_INVENTORY: u64 = 64 << 20;
 
-/// Makes a bundle. Interrupted, it leaves nothing.
+/// Makes a bundle. An interrupted run leaves no file.
 pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
     let limits = &call.settings.limits;
@@ -83,7 +83,7 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
     Ok(Exit::Done)
 }
 
-/// The images that are asked for, each once, sorted by nothing but their order.
+/// Returns the requested images, each once, in the given order.
 fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, Refusal> {
     let hint = "name images, or give a list of them on standard input";
     let texts = making::asked_for(&args.references, &[], hint).map_err(Refusal::usage)?;
@@ -117,18 +117,18 @@ fn image_ref(reference: &import::Reference) -> ImageRef {
     }
 }
 
-/// The platforms of the nodes that the bundle is for; this machine's where none is named.
+/// Returns the platforms of the nodes that the bundle is for, by default this machine's.
 fn platforms_of(texts: &[String]) -> Result<PlatformChoice, String> {
     PlatformChoice::of(texts).map_err(|invalid| match invalid {
-        InvalidChoice::AllAndOthers => "--platform all goes with no other platform".to_owned(),
+        InvalidChoice::AllAndOthers => "--platform all cannot be combined with another platform".to_owned(),
         InvalidChoice::NoPlatform { text, error } => {
             format!("--platform {}: {error}", basics::foreign::quoted(&text))
         }
     })
 }
 
-/// The policy of such a node, without its rules for names. Which containerd it has is not known
-/// here: the bundle has what any of them would use.
+/// Returns the policy of such a node, without its rules for names. The version of its containerd is
+/// not known here, so the bundle has the parts that any version would use.
 fn policy_of(platforms: &PlatformChoice) -> Policy {
     Policy {
         wanted: platforms.wanted(platforms::host, &Rules::ALL),
@@ -175,8 +175,8 @@ fn options(args: &BundleArtifactsArgs) -> anyhow::Result<Options> {
     })
 }
 
-/// Where skopeo, podman and docker keep credentials, in the order in which the first two look for
-/// them.
+/// Returns the files in which skopeo, podman and docker keep credentials, in the order of skopeo
+/// and podman.
 fn default_credentials() -> Vec<PathBuf> {
     let folder = |name: &str| {
         std::env::var_os(name)
@@ -198,7 +198,7 @@ fn default_credentials() -> Vec<PathBuf> {
     .collect()
 }
 
-/// Reads the documents of all images, some at a time; says of each what is wrong with it.
+/// Reads the documents of all images, some at a time, and reports the problem of each.
 async fn resolve_all(
     client: &Arc<Client>,
     cache: Option<&Cache>,
@@ -226,7 +226,7 @@ async fn resolve_all(
     Ok(images)
 }
 
-/// The names of the bases of a delta, and their layers.
+/// Reads the bases of a delta and returns their names and layers.
 async fn read_bases(
     args: &BundleArtifactsArgs,
     limits: &Limits,
@@ -250,7 +250,8 @@ async fn read_bases(
     Ok((names.join(", "), present))
 }
 
-/// The layers that are where a bundle was imported: its own, and those it relied on.
+/// Returns the layers that a node has after it imported a bundle: the bundle's own, and those it
+/// relies on.
 fn layers_of(base: &Bundle) -> HashSet<Digest> {
     let catalog = base.catalog();
     let images: Vec<DraftImage> = catalog.images.iter().map(DraftImage::of).collect();
@@ -265,7 +266,7 @@ fn read_inventory(path: &Path) -> anyhow::Result<Inventory> {
         .take(LARGEST_INVENTORY + 1)
         .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST_INVENTORY {
-        bail!("it has more than {LARGEST_INVENTORY} bytes");
+        bail!("the inventory has more than {LARGEST_INVENTORY} bytes");
     }
     Inventory::parse(&bytes).map_err(anyhow::Error::msg)
 }
@@ -281,7 +282,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Writes the bundle on a thread of its own, and shows how far it is.
+    /// Writes the bundle on a separate thread, and shows the progress.
     async fn write(&self, proof: BundleProof) -> Result<Written, Refusal> {
         let concurrency = usize::from(self.args.concurrency);
         let blobs = self.layout.blobs();

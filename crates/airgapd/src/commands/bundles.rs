@@ -1,7 +1,7 @@
 //! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
 //!
-//! All three see a bundle as its images: each by what it stands for, with its full names, and with
-//! what of it is whole. An image that is whole for no platform is refused rather than passed on.
+//! All three see a bundle as a list of images, each with its full names and its complete platforms.
+//! They refuse an image that is complete for no platform.
 
 mod diff;
 mod source;
@@ -21,7 +21,7 @@ use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
 use crate::output::{self, Page};
 
-/// Carries out a verb. Interrupted, it leaves no half file.
+/// Runs a verb. An interrupted run leaves no partial file.
 pub(super) async fn run(args: BundleArgs, call: &Call) -> Result<Exit, Refusal> {
     let verb = async {
         match args.verb {
@@ -33,7 +33,7 @@ pub(super) async fn run(args: BundleArgs, call: &Call) -> Result<Exit, Refusal> 
     tokio::select! {
         exit = verb => exit,
         () = making::interrupted() => {
-            Err(Refusal::new(Exit::Failed, "interrupted: no half bundle is left"))
+            Err(Refusal::new(Exit::Failed, "interrupted: no partial bundle is left"))
         }
     }
 }
@@ -60,7 +60,7 @@ async fn split(args: SplitArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
     let Some(path) = call.file.as_ref().filter(|file| file.as_os_str() != "-") else {
         return Err(Refusal::usage(
-            "say what the volumes are called: --output FILE makes FILE-1 and so on",
+            "--output FILE is required: it names the volumes FILE-1, FILE-2 and so on",
         ));
     };
     let sources = Sources::open(std::slice::from_ref(&args.bundle), &call.settings).await?;
@@ -94,7 +94,8 @@ async fn compare(args: DiffArgs, call: &Call) -> Result<Exit, Refusal> {
     Ok(Exit::Done)
 }
 
-/// Has the blobs at hand. A blob that has to be kept for that is kept in the folder of the bundle.
+/// Opens the blobs of the sources. A blob that needs a temporary copy gets it in the folder of the
+/// new bundle.
 async fn feed(sources: &Sources, layout: &Layout, target: &Target) -> anyhow::Result<FromBundles> {
     let folder = match target {
         Target::File(path) => path
@@ -121,12 +122,12 @@ async fn write(
     Ok(written.0)
 }
 
-/// A bundle that was written.
+/// The report of a new bundle file.
 #[derive(Debug, Serialize)]
 struct FileReport {
     #[serde(flatten)]
     made: Made,
-    /// The base that a delta relies on, by name.
+    /// Name of the base that a delta relies on.
     base: Option<String>,
     images: Vec<ImageReport>,
 }

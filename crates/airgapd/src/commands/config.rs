@@ -7,8 +7,8 @@ use crate::output::{self, Page};
 use node::place::{Ambiguous, Place};
 use node::settings::Settings;
 
-/// Prints every key with its value and where it comes from, and for people what follows for this
-/// node; with `--check` only that all is well.
+/// Prints every key with its value and origin. For people it adds the consequences for this node.
+/// With `--check` it only checks the configuration.
 pub(super) fn run(args: &ConfigArgs, config: &Config, call: &Call) -> Result<Exit, Refusal> {
     let file = config
         .file
@@ -35,18 +35,19 @@ pub(super) fn run(args: &ConfigArgs, config: &Config, call: &Call) -> Result<Exi
     Ok(Exit::Done)
 }
 
-/// The folder that the configuration names and this node lacks, so that nothing could be imported.
+/// Returns a mistake if `trustedDigests` names a folder that this node lacks, since no bundle could
+/// be imported then.
 fn missing(settings: &Settings) -> Option<String> {
     let folder = settings.trusted_digests.as_ref()?;
     let shown = folder.display();
     match std::fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => None,
-        Ok(_) => Some(format!("trustedDigests: {shown} is no folder")),
+        Ok(_) => Some(format!("trustedDigests: {shown} is not a folder")),
         Err(error) => Some(format!("trustedDigests: {shown}: {error}")),
     }
 }
 
-/// The consequences of the configuration and the evidence on this node, as comments.
+/// Returns the consequences of the configuration and the evidence on this node, as comments.
 fn consequences(node: Result<Place, Ambiguous>) -> String {
     match node {
         Ok(node) => {

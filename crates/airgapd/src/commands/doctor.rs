@@ -1,6 +1,7 @@
-//! `airgapd doctor`: what on this node keeps bundles from being imported, each with the remedy.
+//! `airgapd doctor`: finds the problems on this node that prevent the import of bundles, each with
+//! its remedy.
 //!
-//! It looks and changes nothing. It says so where it cannot find something out, and does not guess.
+//! It changes nothing. If it cannot check something, it says so and does not guess.
 
 mod containerd;
 mod daemon;
@@ -18,22 +19,22 @@ use crate::output::{self, Page};
 /// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
-    /// The thing that was checked, in one word.
+    /// Subject of the check, in one word.
     subject: &'static str,
     verdict: Verdict,
     text: String,
-    /// The remedy.
+    /// Remedy, if one is needed.
     remedy: Option<String>,
 }
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// It works, and is worth knowing.
+    /// It works, but the operator should know it.
     Note,
-    /// Bundles are not imported, or not all, until it is put right.
+    /// No bundle is imported, or not all, until the problem is solved.
     Problem,
 }
 
@@ -70,7 +71,7 @@ fn finding(
     }
 }
 
-/// Looks at the node. Exit status 1 when there is a problem.
+/// Checks the node. The exit status is 1 if there is a problem.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let mut findings = Vec::new();
@@ -88,7 +89,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
             findings.extend((!is_root).then(|| of_user(containerd || daemon)));
             findings.push(of_node(&node));
             findings.extend(folder::of_folder(&node, settings));
-            // The daemon's own watches and folder say nothing of those that another user may have.
+            // Another user's rights to watches and to the folder say nothing about the daemon's.
             if is_root {
                 findings.push(folder::of_watches(&node.images_dir));
                 findings.push(folder::of_state(&settings.state_dir));
@@ -137,25 +138,25 @@ fn text(findings: &[Finding]) -> Page {
         .count();
     text.gap();
     match problems {
-        0 => output::line!(text, "nothing keeps bundles from being imported"),
+        0 => output::line!(text, "no problems found: bundles can be imported"),
         1 => output::line!(text, "1 problem"),
         count => output::line!(text, "{count} problems"),
     };
     text
 }
 
-/// A user other than root sees other things than the daemon does. Where sockets are root's alone,
-/// the answer is not the doctor's whole answer.
+/// Reports that the user is not root. Another user does not see everything that the daemon sees. If
+/// only root may use the sockets, the checks are incomplete, and that is a problem.
 fn of_user(is_denied: bool) -> Finding {
     match is_denied {
         true => problem(
             "user",
-            "this is not root: containerd or the daemon cannot be asked, and what only root may see is left out",
+            "this is not root: containerd or the daemon cannot be checked, and checks that need root are skipped",
             "sudo airgapd doctor",
         ),
         false => note(
             "user",
-            "this is not root: what only root may see is left out",
+            "this is not root: checks that need root are skipped",
             "sudo airgapd doctor",
         ),
     }
@@ -165,8 +166,8 @@ fn of_node(node: &Place) -> Finding {
     match node.because.as_slice() {
         [] => note(
             "node",
-            "nothing tells what runs containerd here: it is taken for plain containerd",
-            "set `distribution:` if it is something else",
+            "no distribution was found here: airgapd assumes plain containerd",
+            "set `distribution:` if it is another one",
         ),
         because => ok("node", format!("{} ({})", node.distribution, because.join(", "))),
     }

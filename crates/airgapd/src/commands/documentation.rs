@@ -1,6 +1,6 @@
-//! `airgapd completions` and `airgapd man`: what packages ship beside the program, made from the
-//! command line's own definition so that it cannot drift. They need no configuration, so a wrong
-//! one does not stop them.
+//! `airgapd completions` and `airgapd man`: completions and manual pages for packages. They are
+//! made from the definition of the command line, so they cannot drift from it. They need no
+//! configuration, so mistakes in it do not stop them.
 
 use std::io;
 

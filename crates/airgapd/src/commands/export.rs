@@ -1,9 +1,8 @@
-//! `airgapd export`: a bundle of what this node's containerd has.
+//! `airgapd export`: makes a bundle of images in this node's containerd.
 //!
-//! First everything is looked up and put under a lease, so that what is wrong with any image is
-//! said before the first layer is read, and so that nothing is collected while it is. A name that
-//! was asked for and is not there, or not whole, ends it; of everything (`--all`) what is whole is
-//! taken and the rest is told.
+//! First it looks up all images and puts them under a lease. So it reports all problems before it
+//! reads the first layer, and containerd removes no blob meanwhile. A requested image that is
+//! missing or incomplete is an error. With `--all`, incomplete images are skipped and listed.
 
 pub(super) mod choice;
 mod feed;
@@ -34,19 +33,19 @@ use node::settings::{PlatformChoice, Settings};
 use verify::Need;
 use verify::{Inventory, Snapshots, Sought, answer};
 
-/// How often it is looked again when something goes while it is looked at.
+/// Most attempts to select images if blobs disappear meanwhile.
 const TRIES: usize = 5;
 
-/// The mark in containerd that says whose the lease is.
+/// Mark of the lease in containerd, which tells its owner.
 const MARK: &str = "export";
 
-/// The images that were asked for.
+/// The requested images.
 enum Asked {
     Everything,
     These(Vec<String>),
 }
 
-/// Exports images. Interrupted, it leaves nothing: neither half a file nor a lease.
+/// Exports images. An interrupted run leaves neither a partial file nor a lease.
 pub(super) async fn run(args: &ExportArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
     let node = call.node()?;
@@ -76,7 +75,7 @@ fn asked(args: &ExportArgs) -> Result<Asked, String> {
     if args.all {
         return Ok(Asked::Everything);
     }
-    let hint = "name images, give a list of them with --images or on standard input, or take --all";
+    let hint = "name images, give a list of them with --images or on standard input, or use --all";
     let texts = making::asked_for(&args.references, &args.images, hint)?;
     Ok(Asked::These(texts))
 }
@@ -104,7 +103,7 @@ struct Export<'a> {
     target: &'a Target,
 }
 
-/// The images that are exported, and with `--all` those that are skipped.
+/// The exported images and, with `--all`, the skipped images.
 #[derive(Default)]
 struct Selection {
     choices: Vec<Choice>,
@@ -112,7 +111,7 @@ struct Selection {
 }
 
 impl Export<'_> {
-    /// Exports under a lease, which is given back whatever comes of it.
+    /// Exports under a lease, which is deleted after success and after failure.
     async fn leased(&self, started: Instant) -> Result<Report, Refusal> {
         let lease = Lease::acquire(self.client(), &lease_name(), MARK).await?;
         let made = self.make(&lease, started).await;
@@ -124,11 +123,11 @@ impl Export<'_> {
         &self.runtime.client
     }
 
-    /// The lease ends by itself if it cannot be given back.
+    /// Deletes the lease. If that fails, the lease expires by itself.
     async fn give_back(&self) {
         let id = format!("{}{}", import::lease::PREFIX, lease_name());
         if let Err(error) = self.client().delete_lease(&id, false).await {
-            tracing::warn!("lease {id} is not given back: {}", basics::chain(&error));
+            tracing::warn!("cannot delete lease {id}: {}", basics::chain(&error));
         }
     }
 
@@ -160,7 +159,8 @@ impl Export<'_> {
         })
     }
 
-    /// Chooses, and holds what was chosen; again if any of it went meanwhile.
+    /// Chooses images and puts them under the lease. It starts again if a blob disappeared
+    /// meanwhile.
     async fn select(&self, lease: &Lease) -> Result<Selection, Refusal> {
         for _ in 0..TRIES {
             let stock = Arc::new(Stock::of(self.runtime).await?);
@@ -174,12 +174,12 @@ impl Export<'_> {
                 }
             }
         }
-        let problem = "images go while they are looked at, again and again";
+        let problem = "images keep disappearing while they are read: retry later";
         Err(making::not_made(vec![problem.to_owned()]))
     }
 
-    /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are
-    /// held with them.
+    /// Puts blobs and the blobs that they refer to under the lease. Returns true if all were
+    /// present.
     async fn hold(
         &self,
         lease: &Lease,
@@ -206,7 +206,7 @@ impl Export<'_> {
         };
         let mut store = stock.store(self.runtime);
         let (platforms, limits, stock) = (self.platforms.clone(), self.limits.clone(), Arc::clone(stock));
-        // Each document is waited for, so this has a thread of its own.
+        // This runs on a separate thread, since it waits for each document.
         let looking = tokio::task::spawn_blocking(move || {
             let mut looked_up = Vec::new();
             for wish in wishes {
@@ -247,7 +247,7 @@ impl Export<'_> {
         }
     }
 
-    /// The images that are meant, each once, and what is wrong with the other texts.
+    /// Returns the images for the texts, each once, and the problems of the other texts.
     async fn find(&self, stock: &Stock, texts: &[String]) -> anyhow::Result<(Vec<Wish>, Vec<String>)> {
         let mut wishes: Vec<Wish> = Vec::new();
         let (mut problems, mut unknown) = (Vec::new(), Vec::new());
@@ -270,7 +270,7 @@ impl Export<'_> {
         Ok((wishes, problems))
     }
 
-    /// Says for each of these that it is not there, and what comes closest.
+    /// Returns a message for each missing image, with the closest existing image.
     async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
         let everything = Wanted::All { rules: Vec::new() };
         let need = |text: &&String| Need {
@@ -291,7 +291,7 @@ impl Export<'_> {
         let told = needs.iter().map(|need| {
             let near = answer(need, &inventory, &Inventory::default()).near_miss;
             let near = near
-                .map(|near| format!("; there is {}", near.reference))
+                .map(|near| format!(" (the closest is {})", near.reference))
                 .unwrap_or_default();
             let text = basics::foreign::shown(&need.reference);
             format!("{text}: containerd has no image of this name{near}")
@@ -300,7 +300,7 @@ impl Export<'_> {
     }
 }
 
-/// The same for the whole run, and never that of another one.
+/// Returns the name of the lease: the same for the whole run, and different for each run.
 fn lease_name() -> String {
     static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let make = || {
@@ -315,7 +315,7 @@ fn nothing(skipped: &[Skipped]) -> Vec<String> {
         .iter()
         .map(|image| format!("{}: {}", image.name, image.reason));
     let head = match skipped {
-        [] => "there are no images in this namespace of containerd (--namespace names another)".to_owned(),
+        [] => "there are no images in this namespace of containerd (--namespace selects another)".to_owned(),
         [_] => "the only image is not whole:".to_owned(),
         skipped => format!("none of {} images is whole:", skipped.len()),
     };
@@ -329,7 +329,7 @@ struct Report {
     made: Made,
     compression: &'static str,
     images: Vec<ImageReport>,
-    /// Images that were not asked for by name and are not whole.
+    /// Images of `--all` that are not whole.
     skipped: Vec<Skipped>,
     blobs: MadeOf,
     duration_ms: u64,
@@ -342,11 +342,11 @@ struct ImageReport {
     digest: String,
     media_type: String,
     platforms: Vec<String>,
-    /// Asked for, and not whole.
+    /// Requested platforms that are not whole.
     absent: Vec<String>,
-    /// Platforms that its index lists and the bundle lacks.
+    /// Platforms in its index that the bundle lacks.
     left_out: Vec<LeftOut>,
-    /// Bytes of all its blobs, those that it shares with others included.
+    /// Bytes of all its blobs, including blobs that it shares with other images.
     bytes: u64,
 }
 

@@ -1,8 +1,8 @@
-//! `airgapd images`: the images of this node, whose they are, and what is wrong with them.
+//! `airgapd images`: lists the images of this node with their owners and problems.
 //!
-//! containerd says what is there, and the ledger which images bundles vouch for, so that an image
-//! that is missing is listed, too. A row is an image: a record is only a name of it, and a bundle
-//! makes two of them for each name.
+//! The images come from containerd. The ledger has the images of bundles, so missing images are
+//! listed too. A row is an image. A record is only a name of an image, and a bundle makes two
+//! records for each name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal as _};
@@ -25,33 +25,33 @@ use verify::{Held, Inventory};
 /// The document of `airgapd images -o json`.
 #[derive(Debug, Serialize)]
 struct Document {
-    /// By their first names.
+    /// Images, sorted by their first names.
     images: Vec<Image>,
 }
 
 /// One image.
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct Image {
-    /// Its names; those by digest only where it has no others.
+    /// Its names. Names by digest are only listed if it has no others.
     names: BTreeSet<String>,
     digest: String,
-    /// The platforms that are whole, or of an image for other platforms those that it has.
+    /// Its complete platforms. For an image for other platforms: the platforms that it has.
     platforms: Vec<String>,
-    /// Of the blobs that this node needs, in bytes; absent where that is not known.
+    /// Size of the blobs that this node needs, in bytes. `None` if unknown.
     size: Option<u64>,
-    /// The programs that pinned a record of it.
+    /// Programs that pinned a record of it.
     pinned_by: BTreeSet<&'static str>,
-    /// Every bundle that vouches for a record of it, those imported by hand included.
+    /// All bundles that vouch for a record of it, including bundles that were imported by hand.
     bundles: BTreeSet<String>,
-    /// When the oldest record of it was made.
+    /// Time when its oldest record was made.
     since: Option<Timestamp>,
-    /// Whether it is unpacked for this node; absent where that is not known.
+    /// True if it is unpacked for this node. `None` if unknown.
     unpacked: Option<bool>,
-    /// The fault of the image itself.
+    /// Problems of the image itself.
     problems: Vec<String>,
-    /// Its records by name.
+    /// Its records, by name.
     records: Vec<Record>,
-    /// The faults of its records that bundles vouch for, by name.
+    /// Problems of records that bundles vouch for, by name.
     #[serde(skip)]
     of_records: Vec<(String, String)>,
 }
@@ -65,8 +65,8 @@ struct Record {
     since: Option<Timestamp>,
 }
 
-/// Lists the images with a name that matches. Exit status 1 where an image that a bundle vouches
-/// for is not whole, 4 where no name matches.
+/// Lists the images with a matching name. The exit status is 1 if an image of a bundle is not
+/// whole, and 4 if no name matches.
 pub(super) async fn run(args: &ImagesArgs, call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let node = call.node()?;
@@ -90,7 +90,7 @@ pub(super) async fn run(args: &ImagesArgs, call: &Call) -> Result<Exit, Refusal>
     if let Some(pattern) = pattern.filter(|_| images.is_empty()) {
         let hint = match pattern.to_string().contains(['*', '?']) {
             true => String::new(),
-            false => format!("; a pattern has to match the whole name, as `*{pattern}*` may"),
+            false => format!(": a pattern must match the whole name, for example `*{pattern}*`"),
         };
         let text = format!("no image has a name that matches {pattern}{hint}");
         return Err(Refusal::new(Exit::Missing, text));
@@ -105,7 +105,7 @@ pub(super) async fn run(args: &ImagesArgs, call: &Call) -> Result<Exit, Refusal>
     Ok(exit)
 }
 
-/// The images that containerd has, and those that bundles vouch for and it has not.
+/// Returns the images that containerd has, and the images of bundles that it lacks.
 fn gathered<'h>(
     held: impl Iterator<Item = &'h Held>,
     desired: &[ImageStatus],
@@ -136,7 +136,7 @@ fn gathered<'h>(
 }
 
 impl Image {
-    /// Adds what containerd has under one name.
+    /// Adds an image that containerd has under one name.
     fn add(&mut self, held: &Held) {
         if self.records.is_empty() {
             (self.platforms, self.size, self.problems) = match &held.state {
@@ -144,7 +144,7 @@ impl Image {
                 Judgement::Foreign(offered) => (
                     offered.clone(),
                     None,
-                    vec!["it is for other platforms than this node's".to_owned()],
+                    vec!["it is not for this node's platform".to_owned()],
                 ),
                 Judgement::Artifact(_) => Default::default(),
                 Judgement::Broken(problems) => (
@@ -167,8 +167,8 @@ impl Image {
         });
     }
 
-    /// Adds what is wrong with a record that a bundle vouches for. A blob that is missing has been
-    /// found before.
+    /// Adds the problem of a record that a bundle vouches for. Missing blobs are already known from
+    /// the image.
     fn hold_against(&mut self, wanted: &ImageStatus) {
         let Some(problem) = wanted.problem() else {
             return;
@@ -183,7 +183,8 @@ impl Image {
 
     fn finished(mut self, digest: String) -> Image {
         self.digest = digest;
-        // A record by digest fares as the name that it was made for, mostly.
+        // A record by digest usually has the same problem as its name, so the problem is listed
+        // once.
         let all = &self.of_records;
         let is_said = |told: &(String, String)| {
             let mut named = all.iter().filter(|(name, _)| !is_by_digest(name));
@@ -199,12 +200,12 @@ impl Image {
     }
 }
 
-/// `NAME@sha256:...`, and the ids under which CRI keeps images.
+/// Returns true for `NAME@sha256:...`, and for the ids under which CRI keeps images.
 fn is_by_digest(name: &str) -> bool {
     name.contains('@') || name.starts_with("sha256:")
 }
 
-/// The titles of the columns.
+/// Titles of the columns.
 const TITLES: [&str; 8] = [
     "NAME", "DIGEST", "PLATFORM", "SIZE", "PINNED", "UNPACKED", "SINCE", "BUNDLES",
 ];
@@ -218,8 +219,8 @@ fn text(images: &[Image]) -> Page {
     let longest = all()
         .map(|row| widths.iter().map(|width| width + 2).sum::<usize>() + row[7].chars().count())
         .max();
-    // A name stands on a line of its own where the rest would not fit beside it. Text that is not
-    // for a terminal is for `grep`.
+    // On a terminal, a name has its own line if the rest does not fit beside it. Other text is for
+    // `grep` and stays on one line.
     let is_narrow = io::stdout().is_terminal() && longest.unwrap_or(0) > output::width();
     let mut page = Page::new();
     let line = |page: &mut Page, row: &[String; 8], others: &[&String]| {

@@ -1,7 +1,7 @@
-//! `airgapd import`: imports bundles now, beside the daemon or without one.
+//! `airgapd import`: imports bundles now, with or without a running daemon.
 //!
-//! A file in the images folder is imported as the daemon would do it and belongs to the daemon
-//! afterwards. A file from anywhere else is marked as imported by hand, and stays until `airgapd
+//! A file in the images folder is imported as the daemon would import it, and the daemon manages it
+//! afterwards. Images of any other file are marked as imported by hand, and stay until `airgapd
 //! release`.
 
 mod answer;
@@ -32,7 +32,7 @@ use node::progress::Doing;
 use node::runtime::{self, Containerd};
 use node::settings::{Checksums, Settings};
 
-/// Imports every file, one after the other; one bad file spares the others.
+/// Imports all files, one after the other. A bad file does not stop the others.
 pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal> {
     let (settings, node) = (&call.settings, call.node()?);
     let allowed = call.allowed("import", Exit::Unreachable, &[&node.socket]);
@@ -58,7 +58,7 @@ pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal>
     let mut results = Vec::new();
     for file in &args.files {
         let (result, plan) = import.one(file).await;
-        // With `-q` only what failed.
+        // With `-q`, text reports only failures.
         if call.format == OutputFormat::Text && (!call.is_quiet || failure(&result).is_some()) {
             output::text(&answer::text(&result, args.dry_run))?;
             if args.dry_run {
@@ -83,13 +83,13 @@ struct Import<'a> {
     node: &'a Place,
     runtime: &'a Containerd,
     policy: &'a Policy,
-    /// One for all files.
+    /// Rate limit for all files together.
     pace: Arc<Pace>,
     dry_run: bool,
 }
 
 impl Import<'_> {
-    /// Imports one file; the plan as text comes along.
+    /// Imports one file. Returns the result, and the plan as text.
     async fn one(&self, path: &Path) -> (BundleResult, String) {
         let started = Instant::now();
         let bundle = match self.open(path, started).await {
@@ -138,8 +138,8 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
-    /// The unpacker, and when it unpacks. A command has no background: it unpacks after the records
-    /// instead.
+    /// Returns the unpacker and the time to unpack. A command has no background, so it unpacks
+    /// after the records instead.
     async fn unpack(&self) -> Result<Option<(Unpacker, UnpackWhen)>, import::Error> {
         let when = match self.settings.unpack {
             Unpack::None => return Ok(None),
@@ -150,7 +150,7 @@ impl Import<'_> {
         Ok(Some((unpacker, when)))
     }
 
-    /// The names that `exclude` keeps out, of a bundle as it is with its base.
+    /// Returns the names that `exclude` keeps out of a bundle. A delta counts with its base.
     fn excluded(&self, bundle: &Bundle) -> BTreeMap<String, String> {
         let selection = import::select(&bundle.catalog().with_its_base(), self.policy);
         let records = selection.taken().flat_map(|taken| &taken.records);
@@ -158,7 +158,7 @@ impl Import<'_> {
         desired::left_out(names.iter().copied(), &self.settings.exclude)
     }
 
-    /// Opens a bundle, and holds it against its checksum and the trusted digests.
+    /// Opens a bundle and checks it against its checksum and the trusted digests.
     async fn open(&self, path: &Path, started: Instant) -> Result<Bundle, Box<BundleResult>> {
         let unreadable =
             |error: bundle::Error| Box::new(BundleResult::unreadable(path, &error, started.elapsed()));
@@ -196,8 +196,8 @@ fn open_file(path: &Path) -> Result<File, bundle::Error> {
     })
 }
 
-/// Checks an open bundle against the checksum beside it. The reader refuses what is neither file
-/// nor folder.
+/// Checks an open bundle against the checksum beside it. An entry that is neither file nor folder
+/// passes here, and the reader refuses it.
 async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
     if mode == Checksums::Require && is_folder(file) {
         return Err(Failure::NoFile);
@@ -221,12 +221,12 @@ async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure
     Ok(())
 }
 
-/// Opens a bundle, whatever its checksum is.
+/// Opens a bundle without a check of its checksum.
 pub(super) async fn open(path: &Path, limits: &bundle::Limits) -> Result<Bundle, bundle::Error> {
     read(open_file(path)?, path, limits).await
 }
 
-/// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
+/// Reads the catalog of an open bundle on a separate thread, since that blocks.
 async fn read(file: File, path: &Path, limits: &bundle::Limits) -> Result<Bundle, bundle::Error> {
     let (path, limits) = (path.to_owned(), limits.clone());
     let read = move || match is_folder(&file) {
@@ -241,8 +241,8 @@ fn is_folder(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Who vouches for the images of a file, and the id of the lease: by its place, where the daemon
-/// looks for bundles or anywhere else.
+/// Returns the source that vouches for the images of a file, and the id of the lease. Both depend
+/// on the file's place: the images folder or another.
 fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     if let Some(name) = name_in(&path, images_dir, recursive) {
@@ -254,8 +254,8 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 
-/// The daemon's name of a file, if it lies where the daemon looks. A link in the folder is a file
-/// of the folder.
+/// Returns the daemon's name of a file if the daemon would find it in the images folder. A link in
+/// the folder counts as a file of the folder.
 fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let parent = path.parent()?.canonicalize().ok()?;
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;
@@ -264,8 +264,8 @@ fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     is_reached.then(|| node::state::ledger::label_name(name.as_os_str()))
 }
 
-/// One exit status for all bundles: an unreachable containerd first, then whether anything landed,
-/// then whose fault it is.
+/// Returns one exit status for all bundles. An unreachable containerd comes first. Then it matters
+/// if any image was imported, and if the bundles caused all failures.
 fn exit(results: &[BundleResult]) -> Exit {
     let causes: Vec<Cause> = results.iter().filter_map(failure).collect();
     let landed = results.iter().any(BundleResult::landed);
@@ -283,10 +283,10 @@ fn failure(result: &BundleResult) -> Option<Cause> {
         .as_ref()
         .is_none_or(|unpacked| unpacked.failed.is_empty());
     match result.outcome {
-        // Its records are in place, and no container of it will start.
+        // Its records are in place, but its containers will not start.
         Outcome::Imported | Outcome::Unchanged if !is_unpacked => Some(Cause::Other),
         Outcome::Imported | Outcome::Unchanged => None,
-        // Sound, and yet nothing of it is in place.
+        // The bundle is sound, but none of its images is in place.
         Outcome::Skipped => Some(Cause::Other),
         Outcome::Partial | Outcome::Failed => Some(result.cause.unwrap_or(Cause::Other)),
     }

@@ -1,7 +1,7 @@
-//! `airgapd inspect`: what is inside a bundle, what this node would take of it, and whether it is
-//! whole.
+//! `airgapd inspect`: shows the content of a bundle, the images that this node would take, and if
+//! the bundle is whole.
 //!
-//! Works without a containerd: the node's platform is then detected from the machine.
+//! It works without containerd: the node's platform is detected from the machine.
 
 mod verify;
 
@@ -31,35 +31,34 @@ pub(crate) struct Inspection {
     path: PathBuf,
     format: String,
     compression: String,
-    /// The identity of the content.
+    /// Digest that identifies the content.
     digest: String,
     size: u64,
-    /// Everything that the bundle holds and this node could be asked to run is whole; of a delta,
-    /// with its base.
+    /// True if all images that this node could run are whole. A delta counts with its base.
     complete: bool,
-    /// The base that a delta needs when it is imported.
+    /// Base that a delta needs for its import.
     relies_on: Option<InspectedBase>,
-    /// The result of `--verify`.
+    /// Result of `--verify`.
     verified: Option<Verification>,
-    /// Why not, or what the reader should know.
+    /// Reasons why it is not complete, and other notes.
     warnings: Vec<String>,
     images: Vec<InspectedImage>,
-    /// Always none: what cannot be read has a document of its own.
+    /// Always `None`: an unreadable file has its own document.
     error: Option<String>,
 }
 
 /// The base of a delta.
 #[derive(Debug, Serialize)]
 struct InspectedBase {
-    /// Its name: a bundle's file name, or a node.
+    /// Name of the base: a bundle's file name, or a node.
     base: String,
     /// Layers that are not in the bundle.
     blobs: Vec<BlobRef>,
-    /// Bytes of them all.
+    /// Bytes of all these layers.
     bytes: u64,
 }
 
-/// The document for a file of which nothing can be told but why.
+/// The document for an unreadable file, with the reason.
 #[derive(Debug, Serialize)]
 struct Unreadable<'a> {
     path: &'a Path,
@@ -69,11 +68,11 @@ struct Unreadable<'a> {
 
 #[derive(Debug, Serialize)]
 struct InspectedImage {
-    /// As the archive gives them.
+    /// Names as the archive has them.
     names: Vec<String>,
     digest: String,
     media_type: String,
-    /// The records that this node would have.
+    /// Records that this node would have.
     records: Vec<String>,
     /// `take`, `skip` or `broken`.
     verdict: &'static str,
@@ -86,19 +85,19 @@ struct InspectedImage {
 struct InspectedPlatform {
     platform: String,
     digest: String,
-    /// Whether this node takes it.
+    /// True if this node takes it.
     taken: bool,
-    /// Why not.
+    /// Reason if this node does not take it.
     reason: Option<&'static str>,
     /// `whole`, `absent`, `broken`, or the type of an artifact.
     state: String,
     problems: Vec<String>,
-    /// The platform in the config, where that differs from the descriptor.
+    /// Platform in the config, if it differs from the descriptor.
     config_platform: Option<String>,
     layers: usize,
     /// Bytes of manifest, config and layers.
     size: u64,
-    /// The config, then the layers from the lowest on.
+    /// The config, then the layers from the lowest.
     blobs: Vec<InspectedBlob>,
 }
 
@@ -107,12 +106,12 @@ struct InspectedBlob {
     digest: String,
     media_type: String,
     size: u64,
-    /// `present`, `absent`, `broken`, or `relied-on`: left out of a delta.
+    /// `present`, `absent`, `broken`, or `relied-on` (left out of a delta).
     state: &'static str,
 }
 
 impl Inspection {
-    /// Looks at a bundle with the eyes of a node.
+    /// Inspects a bundle by the policy of a node.
     pub(crate) fn of(bundle: &Bundle, policy: &Policy) -> Inspection {
         let catalog = &bundle.catalog().with_its_base();
         let selection = select(catalog, policy);
@@ -145,7 +144,7 @@ impl Inspection {
         .with_marks()
     }
 
-    /// Marks the layers that a delta was made without.
+    /// Marks the layers that a delta leaves to its base.
     fn with_marks(mut self) -> Inspection {
         let relied_on = self.relies_on.iter().flat_map(|base| &base.blobs);
         let relied_on: HashSet<&str> = relied_on.map(|blob| blob.digest.as_ref()).collect();
@@ -158,7 +157,7 @@ impl Inspection {
         self
     }
 
-    /// Adds what reading every byte came to.
+    /// Adds the result of the verification.
     fn with_verification(mut self, verified: Verification) -> Inspection {
         self.complete &= verified.is_good();
         for damage in &verified.damaged {
@@ -168,13 +167,13 @@ impl Inspection {
         self
     }
 
-    /// Whether everything in it can be used.
+    /// Returns true if all images for the node are whole.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The images that a node would not take, by name or digest, each with the reason; but for
-    /// those of these digests.
+    /// Returns the images that a node would not take, by name or digest, each with the reason.
+    /// Images for which `is_excepted` is true are left out.
     pub(crate) fn refused(&self, is_excepted: impl Fn(&str) -> bool) -> Vec<String> {
         let images = self.images.iter().filter(|image| !is_excepted(&image.digest));
         let refused = images.filter(|image| image.verdict != "take");
@@ -185,7 +184,7 @@ impl Inspection {
         told.collect()
     }
 
-    /// The same for people, at most 100 characters wide.
+    /// Returns the inspection as text for people, at most 100 characters wide.
     pub(crate) fn text(&self) -> Page {
         let mut text = Page::new();
         let out = &mut text;
@@ -245,7 +244,7 @@ fn write_verification(out: &mut Page, verified: &Verification) {
     }
 }
 
-/// Broken images make a bundle incomplete; images for other machines do not.
+/// Returns true if no image is broken. Images for other platforms do not make a bundle incomplete.
 fn is_complete(selection: &Selection) -> bool {
     !selection
         .choices
@@ -294,7 +293,8 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
     }
 }
 
-/// Which containerd will import it is not known here.
+/// Returns a note for an image that needs containerd 2.3. The version of the importing containerd
+/// is not known here.
 fn needs_2_3(choice: &Choice) -> Option<String> {
     let Verdict::Take(taken) = &choice.verdict else {
         return None;
@@ -387,7 +387,7 @@ fn inspect_part(part: &Part) -> InspectedBlob {
     }
 }
 
-/// The blobs that this node takes of an image.
+/// Returns the blobs that this node takes of an image.
 fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
     match &choice.verdict {
         Verdict::Take(taken) => taken.closure.blobs.iter().map(|blob| &blob.digest).collect(),
@@ -411,8 +411,8 @@ fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>)
 }
 
 impl InspectedImage {
-    /// Takes in that a blob of it, maybe, is damaged: nothing that needs the blob is whole or
-    /// imported.
+    /// Applies the damage of a blob. Each platform that needs the blob becomes broken, and this
+    /// node no longer takes it.
     fn lose(&mut self, damage: &Damage) {
         let mut parts = Vec::new();
         for platform in &mut self.platforms {
@@ -463,8 +463,8 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
-    /// The part that a blob is of this image; none where the image does not need the blob. The
-    /// state of the blob becomes that of a damaged one.
+    /// Returns the part of the image that a blob is, `None` if the image does not need it. The
+    /// blob's state becomes `broken`.
     fn part(&mut self, digest: &str) -> Option<String> {
         let layers = self.layers;
         if self.digest == digest {
@@ -494,7 +494,7 @@ impl InspectedPlatform {
             .unwrap_or_default();
         paragraph(out, &label, &format!("{}, {size}, {layers}{reason}", self.state));
         if let Some(config) = &self.config_platform {
-            paragraph(out, "      ", &format!("its config says {config}"));
+            paragraph(out, "      ", &format!("its config has {config}"));
         }
         for problem in &self.problems {
             paragraph(out, "      ", problem);
@@ -502,8 +502,8 @@ impl InspectedPlatform {
     }
 }
 
-/// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when
-/// the file cannot be read.
+/// Inspects a bundle. The exit status is 0 for a whole bundle and 1 for an unreadable file. It is 5
+/// if the bundle is not whole or the file is not a bundle.
 pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal> {
     let opened = super::import::open(&args.file, &call.settings.limits).await;
     let bundle = Arc::new(opened.map_err(|error| {

@@ -1,4 +1,5 @@
-//! `airgapd inventory`: what this node has, for `bundle-artifacts --have` on the connected side.
+//! `airgapd inventory`: lists the images and blobs of this node, for `bundle-artifacts --have` on
+//! the connected side.
 
 use std::io::Write as _;
 
@@ -10,8 +11,8 @@ use super::export::stock::Stock;
 use super::{Call, Exit, Refusal};
 use crate::output;
 
-/// Lists the image records and the blobs that they keep. A blob that no record keeps may be
-/// collected before a delta arrives, so it does not count.
+/// Lists the image records and the blobs that they keep. A blob that no record keeps does not
+/// count, since containerd may remove it before a delta arrives.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let runtime = call.connect(&call.node()?).await?;
     let inventory = inventory(&Stock::of(&runtime).await?);

@@ -1,4 +1,4 @@
-//! `airgapd list-images`: the images that a cluster needs, before there is a cluster.
+//! `airgapd list-images`: lists the images that a cluster needs, before the cluster exists.
 
 use platforms::Platform;
 use serde::Serialize;
@@ -11,14 +11,14 @@ use verify::{K0sAnswer, Kind, Need, Needs};
 /// The document of `airgapd list-images -o json`.
 #[derive(Debug, Serialize)]
 struct Document<'a> {
-    /// Where the list of k0s comes from; `null` where it was not asked for.
+    /// Origin of the list of k0s, `null` if it was not requested.
     k0s: Option<&'a K0sAnswer>,
     images: Vec<Need>,
     notes: &'a [String],
 }
 
-/// Prints one reference on each line. The list of k0s alone is as k0s prints it; with manifests,
-/// all references are normalised, sorted, and there once.
+/// Prints one reference per line. The list of k0s alone is as k0s prints it. With manifests, all
+/// references are normalised, sorted and listed once.
 pub(super) async fn run(args: &ListImagesArgs, call: &Call) -> Result<Exit, Refusal> {
     let platform = args.platform.as_deref().map(str::parse::<Platform>).transpose();
     let platform = platform.map_err(|error| Refusal::usage(format!("--platform: {error}")))?;

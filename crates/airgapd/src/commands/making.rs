@@ -1,5 +1,5 @@
-//! The common part of the commands that make bundles: which images are asked for, where a bundle
-//! goes, how it is written, what is shown meanwhile, and what every report says of it.
+//! The common part of the commands that make bundles: the requested images, the place of the
+//! bundle, the writer, its progress, and the common part of the reports.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, IsTerminal as _};
@@ -18,12 +18,11 @@ use crate::progress::{self, has_bar};
 use node::progress::Doing;
 use node::status::ProgressStatus;
 
-/// A transfer that takes long is told of this often where there is no terminal, and shown this
-/// often where there is.
+/// Times between two reports of a long transfer: in the log without a terminal, and on a terminal.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
-/// Where a bundle goes.
+/// The place of a new bundle.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
     Stdout,
@@ -31,19 +30,19 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Takes `--output FILE` for a place, where it is one.
+    /// Reads the place from `--output`.
     ///
     /// # Errors
     ///
-    /// The mistake on the command line.
+    /// Returns the mistake on the command line.
     pub(super) fn of(call: &Call) -> Result<Target, Refusal> {
         match &call.file {
             None => Err(Refusal::usage(
-                "say where the bundle goes: --output FILE, or - for standard output",
+                "--output FILE is required, or --output - for standard output",
             )),
             Some(file) if file.as_os_str() != "-" => Ok(Target::File(file.clone())),
             Some(_) if io::stdout().is_terminal() => Err(Refusal::usage(
-                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output",
+                "refusing to write a bundle to a terminal: use --output FILE, or redirect standard output",
             )),
             Some(_) if call.format == OutputFormat::Json => Err(Refusal::usage(
                 "the bundle and its report cannot both go to standard output",
@@ -52,7 +51,7 @@ impl Target {
         }
     }
 
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub(crate) fn shown(&self) -> String {
         match self {
             Target::Stdout => "-".to_owned(),
@@ -60,7 +59,8 @@ impl Target {
         }
     }
 
-    /// Says what was done, where the bundle leaves room for it.
+    /// Prints the report: on standard output, or on standard error if the bundle goes to standard
+    /// output.
     pub(crate) fn tell(&self, format: OutputFormat, report: &impl Render) -> io::Result<()> {
         match (format, self) {
             (OutputFormat::Json, _) => output::json(report),
@@ -72,11 +72,11 @@ impl Target {
 
 /// A report in both forms.
 pub(crate) trait Render: Serialize {
-    /// For people.
+    /// Returns the text for people.
     fn text(&self) -> output::Page;
 }
 
-/// The form that was asked for.
+/// Returns the requested compression.
 pub(crate) fn compression(compress: Compress) -> Compression {
     match compress {
         Compress::None => Compression::None,
@@ -85,12 +85,15 @@ pub(crate) fn compression(compress: Compress) -> Compression {
     }
 }
 
-/// Looks at a file that is written and has not its name yet. An error is why it must not get it.
+/// Checks a file that is written and does not have its name yet. An error is the reason why it must
+/// not get the name.
 pub(crate) type Proof = Box<dyn FnOnce(&Path) -> Result<(), Refusal> + Send>;
 
-/// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its
-/// blobs were had. Gives back what fed it. Standard output takes no `proof`: what is written there
-/// is gone. Dropped before its end, it leaves no file.
+/// Writes a bundle on a separate thread and shows the progress. Returns what was written, and the
+/// feed.
+///
+/// `done` returns the bytes of blobs so far. Standard output takes no `proof`, since it cannot be
+/// taken back. If the future is dropped before its end, no file is left.
 pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     target: &Target,
     layout: &Layout,
@@ -109,7 +112,7 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, output, feed, proof));
     let written = tokio::select! {
         written = writing => written?,
-        () = show(total, done) => unreachable!("it is shown for ever"),
+        () = show(total, done) => unreachable!("the progress never ends"),
     };
     half_file.0 = None;
     if has_bar() {
@@ -118,8 +121,8 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     written
 }
 
-/// The thread that writes goes on after its future is dropped, until the program ends: its file
-/// goes first.
+/// Deletes the temporary file. The writing thread continues after its future is dropped, until the
+/// program ends.
 struct HalfFile(Option<PathBuf>);
 
 impl Drop for HalfFile {
@@ -178,22 +181,23 @@ pub(crate) async fn interrupted() {
     }
 }
 
-/// The references of a list: a file, or `-` for standard input.
+/// Reads the references of a list: a file, or `-` for standard input.
 ///
 /// # Errors
 ///
-/// A sentence that names the file.
+/// Returns a sentence that names the file.
 fn read_list(path: &Path) -> Result<Vec<String>, String> {
     let text = verify::read_text(path)?;
     let lines = requirements::lists::parse(&text.text).into_iter();
     Ok(lines.map(|line| line.reference).collect())
 }
 
-/// The images that are asked for: by name, in lists, or else on standard input.
+/// Returns the requested images: by name, from lists, or from standard input if neither is given.
 ///
 /// # Errors
 ///
-/// The list that cannot be read; `hint` where nothing is given and standard input is a terminal.
+/// Returns an error for a list that cannot be read. Returns `hint` if no image is given and
+/// standard input is a terminal.
 pub(super) fn asked_for(names: &[String], lists: &[PathBuf], hint: &str) -> Result<Vec<String>, String> {
     let mut texts = names.to_vec();
     for list in lists {
@@ -211,7 +215,7 @@ pub(super) fn asked_for(names: &[String], lists: &[PathBuf], hint: &str) -> Resu
     }
 }
 
-/// The end of a command that makes no bundle for these reasons.
+/// Returns the refusal of a command that made no bundle, with the reasons.
 pub(super) fn not_made(mut problems: Vec<String>) -> Refusal {
     if let Some(first) = problems.first_mut() {
         first.insert_str(0, "no bundle was made: ");
@@ -219,15 +223,16 @@ pub(super) fn not_made(mut problems: Vec<String>) -> Refusal {
     Refusal::of_many(Exit::Failed, problems)
 }
 
-/// The beginning of every report of a bundle that was made.
+/// The first part of every report of a new bundle.
 #[derive(Debug, Serialize)]
 pub(super) struct Made {
-    /// The file; `-` for standard output.
+    /// Path of the file, `-` for standard output.
     pub(super) path: String,
-    /// Bytes of the file, and of the archive in it.
+    /// Bytes of the file.
     pub(super) bytes: u64,
+    /// Bytes of the archive in it.
     archive_bytes: u64,
-    /// The digest of the bundle's index.
+    /// Digest of the bundle's index.
     digest: String,
 }
 
@@ -242,7 +247,7 @@ impl Made {
     }
 }
 
-/// The blobs of a bundle that was made.
+/// The blobs of a new bundle.
 #[derive(Debug, Serialize)]
 pub(super) struct MadeOf {
     pub(super) written: usize,
@@ -258,7 +263,7 @@ impl MadeOf {
     }
 }
 
-/// Bytes of all blobs of an image, those included that it shares with other images.
+/// Returns the bytes of all blobs of an image, including blobs that it shares with other images.
 pub(super) fn bytes_of(image: &DraftImage) -> u64 {
     let blobs: HashMap<_, _> = image.blobs().map(|blob| (&blob.digest, blob.size)).collect();
     blobs.values().sum()

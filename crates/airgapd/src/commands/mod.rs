@@ -1,4 +1,4 @@
-//! One module for each command. A command returns how it ends, or a [`Refusal`]: it prints its
+//! One module for each command. A command returns its exit status or a [`Refusal`]. It prints its
 //! answer and nothing else.
 
 mod bundle_artifacts;
@@ -33,22 +33,23 @@ use crate::config::{Config, Mistakes};
 use crate::exit::{Exit, Refusal};
 use crate::output::{self, Page};
 
-/// Everything that a command is called with beside its own arguments.
+/// The common input of all commands besides their own arguments.
 struct Call {
     settings: Settings,
     format: OutputFormat,
-    /// Where a bundle or an inventory goes.
+    /// Path of the new bundle or inventory.
     file: Option<PathBuf>,
-    /// Whether text says more, or nothing but errors.
+    /// True if text has more details.
     is_verbose: bool,
+    /// True if text has errors only.
     is_quiet: bool,
 }
 
-/// Carries out a task.
+/// Runs a task.
 ///
 /// # Errors
 ///
-/// Why it came to nothing.
+/// Returns the reason of the failure.
 pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Exit, Refusal> {
     let call = Call {
         settings: config.settings.clone(),
@@ -77,52 +78,52 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
     }
 }
 
-/// Reads the configuration as it is now.
+/// Reads the current configuration.
 ///
 /// # Errors
-///
-/// Every mistake in it.
+/// Returns all mistakes in it.
 pub(crate) fn configure(common: &Common, task: &Task) -> Result<Config, Mistakes> {
     crate::config::load(common.config.as_deref(), task.flags(common), std::env::vars_os())
 }
 
-/// The end of a command whose sources have mistakes. The parser of a document may need several
-/// lines for one.
+/// Returns the refusal of a command whose sources have mistakes. The parser of a document may use
+/// several lines for one mistake.
 fn mistakes(needs: &::verify::Needs) -> Refusal {
     let lines = needs.mistakes.iter().flat_map(|mistake| mistake.lines());
     Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
 }
 
-/// Whether a socket is there that this user may not use, by trying it. Root may use all.
+/// Returns true if the socket exists and this user may not use it. It tries to connect. Root may
+/// use all sockets.
 fn is_denied(socket: &Path) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     let tried = || std::os::unix::net::UnixStream::connect(socket);
     !is_root && tried().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// The sentence for a command that asks on a socket of root's.
+/// Returns the sentence for a command that uses a socket of root.
 fn only_root(socket: &Path, command: &str) -> String {
     let socket = socket.display();
     format!("this is not root, and only root may use {socket}: sudo airgapd {command}")
 }
 
 impl Call {
-    /// This node: which containerd its images go to, by the evidence on it.
+    /// Decides which containerd the images of this node go to, by the evidence on the node.
     fn node(&self) -> Result<Place, place::Ambiguous> {
         place::decide(&place::probe(Path::new("/")), &self.settings)
     }
 
-    /// The daemon's socket.
+    /// Returns the path of the daemon's control socket.
     fn control_socket(&self) -> PathBuf {
         node::control::socket_in(&self.settings.runtime_dir)
     }
 
-    /// Refuses to go on with a command that asks on these sockets, where another user than root
-    /// must not use them: what it would find out otherwise is wrong.
+    /// Refuses a command that uses these sockets if the user is not root and may not use them. Its
+    /// answer would be wrong otherwise.
     ///
     /// # Errors
     ///
-    /// How to end, and the command for root.
+    /// Returns the exit status, and the command for root.
     fn allowed(&self, command: &str, exit: Exit, sockets: &[&Path]) -> Result<(), Refusal> {
         match sockets.iter().find(|socket| is_denied(socket)) {
             None => Ok(()),
@@ -134,8 +135,8 @@ impl Call {
     ///
     /// # Errors
     ///
-    /// How to end, and why in one line, with the socket and what speaks for it where it was found
-    /// by looking around.
+    /// Returns the exit status and the reason in one line. It has the socket, and the evidence for
+    /// it if airgapd detected the socket.
     async fn connect(&self, node: &Place) -> Result<Containerd, Refusal> {
         let connected = runtime::connect(&node.socket, &self.settings).await;
         let runtime = connected.map_err(|error| {
@@ -143,8 +144,7 @@ impl Call {
                 true => Exit::Unreachable,
                 false => Exit::Failed,
             };
-            // The message has the socket; where it was found by looking around, the traces that led
-            // there follow.
+            // The message has the socket. If airgapd detected it, the evidence follows.
             let found = match self.settings.address.is_none() && !node.because.is_empty() {
                 true => format!(" (that of {}: {})", node.distribution, node.because.join(", ")),
                 false => String::new(),
@@ -158,7 +158,7 @@ impl Call {
         Ok(runtime)
     }
 
-    /// Answers in the form that was asked for.
+    /// Prints the answer in the requested form.
     fn answer(&self, document: &impl Serialize, text: impl FnOnce() -> Page) -> io::Result<()> {
         match self.format {
             OutputFormat::Json => output::json(document),

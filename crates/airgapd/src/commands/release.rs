@@ -1,4 +1,4 @@
-//! `airgapd release`: takes back what is ours.
+//! `airgapd release`: releases airgapd's labels and pins.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -22,11 +22,11 @@ use node::runtime::Containerd;
 struct Document<'a> {
     dry_run: bool,
     released: &'a [Released],
-    /// Why nothing was even tried.
+    /// Reason why no record was tried.
     error: Option<String>,
 }
 
-/// Takes labels and pins back. Exit status 1 when a name is known to nothing.
+/// Releases labels and pins. The exit status is 1 if the given names have neither.
 pub(super) async fn run(args: &ReleaseArgs, call: &Call) -> Result<Exit, Refusal> {
     let document = |released, error| Document {
         dry_run: args.dry_run,
@@ -55,12 +55,12 @@ pub(super) async fn run(args: &ReleaseArgs, call: &Call) -> Result<Exit, Refusal
     })
 }
 
-/// How long the daemon may take to hear of it: events of containerd come in bursts, and a
-/// comparison follows.
+/// Longest wait until the daemon has noticed the release. Events of containerd come in bursts, and
+/// a comparison follows.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits until a daemon that runs has noticed, so that `airgapd wait` right after this is not told
-/// of bundles that vanished.
+/// Waits until a running daemon has noticed the release, so that a following `airgapd wait` does
+/// not still see vanished bundles.
 async fn until_accounted_for(runtime_dir: &Path) {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE
@@ -71,7 +71,7 @@ async fn until_accounted_for(runtime_dir: &Path) {
     }
 }
 
-/// The bundles that records name, by file name.
+/// Returns the bundles in the labels of records, by file name.
 async fn named_bundles(runtime: &Containerd) -> Result<BTreeSet<String>, containerd::Error> {
     let mut bundles = BTreeSet::new();
     let look = |record: ImageRecord| {
@@ -84,8 +84,8 @@ async fn named_bundles(runtime: &Containerd) -> Result<BTreeSet<String>, contain
     Ok(bundles)
 }
 
-/// Those of the bundles that the images folder lacks. An entry that cannot be read has not
-/// vanished.
+/// Returns the bundles that the images folder lacks. An entry that cannot be read counts as
+/// present.
 fn vanished(bundles: BTreeSet<String>, images_dir: &Path) -> Vec<String> {
     let is_gone = |file: &String| {
         let found = images_dir.join(file).symlink_metadata();
@@ -107,7 +107,7 @@ fn text(released: &[Released], dry_run: bool) -> Page {
         );
     }
     if released.is_empty() {
-        output::line!(text, "nothing of ours is there");
+        output::line!(text, "there is nothing to release");
     }
     text
 }

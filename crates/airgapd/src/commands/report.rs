@@ -1,7 +1,8 @@
-//! `airgapd report`: which images this node has of which files, for an auditor.
+//! `airgapd report`: lists the images of this node and the files that they came from, for an
+//! auditor.
 //!
-//! It puts together what `status` knows, the ledger, and the files as they lie in the folder now.
-//! It judges nothing.
+//! It combines the data of `status`, the ledger, and the current files in the folder. It gives no
+//! verdict.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -15,7 +16,7 @@ use bundle::Identity;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::status::{look, minute};
+use super::status::{Wanted, look, minute};
 use super::{Call, Exit, Refusal};
 use crate::output::{self, Page, bytes};
 use node::report::{self, BundleReport, FileReport, ImageReport};
@@ -27,30 +28,30 @@ use node::status::{ContainerdStatus, DaemonStatus, RecordStatus};
 struct Document {
     /// Time of the report.
     at: Timestamp,
-    /// The version of the program that made it.
+    /// Version of the program that made it.
     version: &'static str,
-    /// The daemon; absent where none answers.
+    /// The daemon, `null` if none answers.
     daemon: Option<DaemonStatus>,
     containerd: ContainerdStatus,
     /// The images folder.
     folder: String,
     bundles: Vec<BundleReport>,
     images: Vec<ImageReport>,
-    /// Why parts of the report are not known, in a sentence each.
+    /// Reasons why parts of the report are missing, one sentence each.
     problems: Vec<String>,
 }
 
-/// Makes the report. Exit status 3 where containerd could not be asked, 1 where there is no ledger
-/// to be read, 0 otherwise.
+/// Makes the report. The exit status is 3 if containerd did not answer, 1 if the ledger cannot be
+/// read, and 0 otherwise.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let node = call.node()?;
-    let seen = look(settings, &node).await;
+    let seen = look(settings, &node, Wanted::Each).await;
     let ledger = ledger::read(&settings.state_dir);
     let mut problems = Vec::new();
     let exit = match (&seen.images, &ledger) {
         (None, _) => {
-            problems.push("containerd could not be asked: how the images stand is not known".to_owned());
+            problems.push("containerd did not answer: the state of the images is not known".to_owned());
             Exit::Unreachable
         }
         (_, None) => Exit::Failed,
@@ -58,7 +59,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     };
     if ledger.is_none() {
         problems.push(format!(
-            "there is no ledger in {} that can be read: nothing was imported yet, or this is not root",
+            "there is no readable ledger in {}: no image was imported yet, or this is not root",
             settings.state_dir.display()
         ));
     }
@@ -82,8 +83,8 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     Ok(exit)
 }
 
-/// The users and groups of this machine's own files. Those of a directory service are not asked
-/// for: the program is linked statically.
+/// The users and groups in this machine's own files. Names from a directory service are left out,
+/// since the program is linked statically.
 #[derive(Debug, Default)]
 struct Owners {
     passwd: String,
@@ -117,7 +118,7 @@ impl Owners {
     }
 }
 
-/// The name of an id in the form of passwd(5) and group(5), which have it in the third field.
+/// Returns the name of an id in a table of passwd(5) or group(5). The id is the third field.
 fn name_of(table: &str, id: u32) -> Option<String> {
     let named = table.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -154,7 +155,7 @@ fn text(document: &Document) -> Page {
     let named = document.images.iter().filter(|image| !is_by_digest(image));
     let named: HashSet<&str> = named.map(|image| image.digest.as_str()).collect();
     for image in &document.images {
-        // A name by digest says nothing that the image's other name does not.
+        // A name by digest adds nothing to the image's other name.
         if !is_by_digest(image) || !named.contains(image.digest.as_str()) {
             image_text(&mut text, image);
         }
@@ -170,7 +171,7 @@ fn bundle_text(text: &mut Page, bundle: &BundleReport, is_live: bool) {
     }
     match &bundle.file {
         Some(file) => file_text(text, file),
-        None => output::line!(text, "  file      gone from the folder"),
+        None => output::line!(text, "  file      not in the folder"),
     }
     if let Some(catalog) = &bundle.catalog {
         output::paragraph(text, "  catalog   ", catalog);

@@ -1,4 +1,4 @@
-//! `airgapd run`: the daemon, from start to stop on one screen.
+//! `airgapd run`: the daemon, from start to stop.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -17,11 +17,11 @@ use tracing::info;
 use super::{Exit, Refusal};
 use crate::config::{self, Config, Mistakes};
 
-/// Reads the configuration as it is now.
+/// Reads the current configuration.
 pub(super) type ReadConfiguration = Box<dyn Fn() -> Result<Config, Mistakes> + Send>;
 
-/// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read
-/// again.
+/// Runs until SIGTERM or SIGINT. A second signal ends it at once. After SIGHUP it reads
+/// `configuration` again.
 pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) -> Result<Exit, Refusal> {
     let mut signals = signals(settings.clone(), configuration)?;
     let evidence = place::probe(Path::new("/"));
@@ -46,30 +46,30 @@ pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) ->
     }
 }
 
-/// Begins from the beginning in the same process, so that nothing of what was decided before is
-/// left and a service manager need not know. Returns only if that fails.
+/// Restarts the program in the same process. So no earlier decision remains, and the service
+/// manager need not know. Returns only if that fails.
 fn start_anew() -> anyhow::Result<Exit> {
-    info!("what runs containerd on this node has changed: starting anew");
+    info!("the containerd of this node has changed: restarting the daemon");
     let mut arguments = std::env::args_os();
     let mut program = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
         program.arg0(name);
     }
-    Err(program.args(arguments).exec()).context("cannot start anew")
+    Err(program.args(arguments).exec()).context("cannot restart the daemon")
 }
 
-/// How often an idle daemon looks whether there is something to do by now.
+/// Time between two checks of an idle daemon for work.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// A controller that runs no containers has no containerd, and nothing is wrong with that. It may
-/// be made a worker, too.
+/// Waits on a k0s controller without a worker. It has no containerd, which is no error, and it may
+/// become a worker later.
 async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     let systemd = Systemd::from_environment();
-    info!("this is a k0s controller without a worker: there is nothing to import for");
+    info!("this is a k0s controller without a worker: the daemon has nothing to import");
     systemd.ready();
     systemd.status("idle: a controller without a worker");
     loop {
-        // An idle daemon has to tell the unit's watchdog that it is alive, too.
+        // An idle daemon must also report to the unit's watchdog.
         let due = systemd.alive().map(Into::into);
         let look = tokio::time::Instant::now() + LOOK;
         tokio::select! {
@@ -84,7 +84,7 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Signals as they come. `settings` are those that hold; a reload replaces them.
+/// Returns signals as they arrive. `settings` are the current settings, which a reload replaces.
 fn signals(
     mut settings: Settings,
     configuration: ReadConfiguration,
@@ -108,8 +108,8 @@ fn signals(
     Ok(receiver)
 }
 
-/// Reads the configuration again and holds it against the settings that hold, which it replaces
-/// unless it has mistakes.
+/// Reads the configuration again and compares it with the current settings. It replaces them unless
+/// the configuration has mistakes.
 fn reload(settings: &mut Settings, configuration: &ReadConfiguration) -> Result<Reloaded, String> {
     let config = configuration().map_err(|mistakes| mistakes.in_one_line())?;
     config.tell_of_removed();

@@ -1,8 +1,11 @@
-//! `airgapd status`: how bundles and images stand, with a daemon or without.
+//! `airgapd status`: shows the state of bundles and images, with or without a running daemon.
 //!
-//! The daemon says over its control socket what is under way, the ledger has the past, and
-//! containerd itself the images that are in place now. Any of the three may be away: then the rest
-//! is shown, and the answer names the part that is missing.
+//! The daemon reports its current work over the control socket. The ledger has the past, and
+//! containerd has the images that are in place now. Any of the three may be missing. The answer
+//! then has the rest, and names the missing part.
+//!
+//! Beside tens of thousands of records, containerd takes seconds to answer. If the daemon has every
+//! image in place, the page would name none, so `status` does not ask containerd.
 
 mod page;
 
@@ -26,9 +29,12 @@ use node::runtime::{self, Containerd};
 use node::settings::Settings;
 use node::state::ledger::{self, Entry, Ledger};
 use node::state::roster::{self, Phase, Roster, Version};
-use node::status::{self, ContainerdStatus, DiskStatus, FolderStatus, ImageStatus, Live, Status};
+use node::status::{
+    self, BundleStatus, ContainerdStatus, DiskStatus, FolderStatus, ImageCount, ImageStatus, Live, Status,
+};
+use node::verdict::Verdict;
 
-/// How often `--watch` looks.
+/// Time between two checks of `--watch`.
 const PACE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd status -o json`.
@@ -36,14 +42,35 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Document {
     #[serde(flatten)]
     pub(super) status: Status,
-    /// The images that bundles vouch for; absent when containerd could not be asked.
+    /// Images that bundles vouch for, `null` if containerd did not answer.
     pub(super) images: Option<Vec<ImageStatus>>,
-    /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
+    /// True if `status` did not ask containerd, since the daemon has every image in place.
+    #[serde(skip)]
+    is_daemons_word: bool,
+    /// All problems, one sentence each: the reasons for exit status 1 or 3.
     problems: Vec<String>,
 }
 
-/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is
-/// healthy or working, 3 when containerd cannot be asked, 1 otherwise.
+/// The images that the answer needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Each image, and what each bundle takes on the disk.
+    Each,
+    /// Those that are not in place.
+    Wrong,
+}
+
+impl Wanted {
+    fn of(call: &Call) -> Wanted {
+        match call.format {
+            OutputFormat::Text if !call.is_verbose => Wanted::Wrong,
+            OutputFormat::Text | OutputFormat::Json => Wanted::Each,
+        }
+    }
+}
+
+/// Shows the state of everything. The exit status follows from the verdict: 0 if the node is
+/// healthy or working, 3 if containerd does not answer, and 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     call.allowed(
@@ -52,7 +79,7 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
         &[&call.control_socket(), &node.socket],
     )?;
     if !args.watch {
-        let document = look(&call.settings, &node).await;
+        let document = look(&call.settings, &node, Wanted::of(call)).await;
         call.answer(&document, || text(&document, &View::of(call)))?;
         return Ok(exit(&document));
     }
@@ -66,11 +93,11 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
     }
 }
 
-/// Prints each change below the one before, until its reader goes away.
+/// Prints each change below the previous change, until its reader closes the pipe.
 async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut shown = String::new();
     loop {
-        let document = look(&call.settings, node).await;
+        let document = look(&call.settings, node, Wanted::of(call)).await;
         let mut page = text(&document, &View::of(call));
         let now = match call.format {
             OutputFormat::Text => page.to_string(),
@@ -93,8 +120,8 @@ async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     }
 }
 
-/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the
-/// last look would.
+/// Fills the screen of a terminal until a signal arrives or the terminal is closed. The exit status
+/// is that of the last check.
 async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -103,7 +130,7 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     let mut last = Exit::Done;
     let show = async {
         loop {
-            let document = look(&call.settings, node).await;
+            let document = look(&call.settings, node, Wanted::of(call)).await;
             last = exit(&document);
             let draw = || {
                 let view = View {
@@ -135,26 +162,35 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     Ok(last)
 }
 
-/// How everything stands, by the daemon, the ledger and containerd, as far as each can be had.
-pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
-    let (answer, runtime) = tokio::join!(
-        control::ask(&settings.runtime_dir, Want::Status, None),
-        runtime::connect(&node.socket, settings)
-    );
+/// Reads the state of everything from the daemon, the ledger and containerd, as far as each is
+/// available.
+pub(super) async fn look(settings: &Settings, node: &Place, wanted: Wanted) -> Document {
+    let answer = match control::ask(&settings.runtime_dir, Want::Status, None).await {
+        Ok(told) if wanted == Wanted::Wrong && has_every_image_in_place(&told.status) => {
+            return Document {
+                problems: problems(&told.status.verdict),
+                status: told.status,
+                images: None,
+                is_daemons_word: true,
+            };
+        }
+        answer => answer,
+    };
+    let runtime = runtime::connect(&node.socket, settings).await;
     let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
-    let mut problems = Vec::new();
+    let mut wrong = Vec::new();
     let runtime = runtime.map_err(|error| basics::chain(&error));
     let status = match answer {
         Ok(told) => told.status,
         Err(unanswered) => {
             if !matches!(unanswered, Unanswered::NoDaemon(_)) {
-                problems.push(unanswered.to_string());
+                wrong.push(unanswered.to_string());
             }
             let mut status = without_daemon(settings, node, &ledger, &runtime);
             if let (Ok(runtime), false) = (&runtime, settings.require.is_empty()) {
                 match required::check(settings, runtime).await {
                     Ok(required) => status.required = Some(required),
-                    Err(error) => problems.push(basics::chain(&error)),
+                    Err(error) => wrong.push(basics::chain(&error)),
                 }
             }
             status.judged()
@@ -171,14 +207,14 @@ pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
                 Some(desired::images(&ledger, &survey, &settings.exclude))
             }
             Err(error) => {
-                problems.push(basics::chain(&error));
+                wrong.push(basics::chain(&error));
                 None
             }
         },
         Err(error) => {
-            // Where the daemon has no connection either, the verdict says why.
+            // If the daemon has no connection either, the verdict has the reason.
             if status.containerd.reachable {
-                problems.push(error.clone());
+                wrong.push(error.clone());
             }
             None
         }
@@ -187,16 +223,32 @@ pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
         Some(images) => status.verdict.with_images(images),
         None => status.verdict,
     };
-    let wrong = verdict.reasons.iter().filter(|reason| !reason.health.is_well());
-    problems.extend(wrong.map(ToString::to_string));
+    wrong.extend(problems(&verdict));
     Document {
         status: Status { verdict, ..status },
         images,
-        problems,
+        is_daemons_word: false,
+        problems: wrong,
     }
 }
 
-/// The same form, from what is on disk.
+/// Returns true if the daemon misses no image, except those that failed with their bundles.
+fn has_every_image_in_place(status: &Status) -> bool {
+    let ImageCount {
+        all,
+        in_place,
+        failed,
+    } = status.image_count;
+    let is_moved = |bundle: &BundleStatus| !bundle.moved.is_empty();
+    status.containerd.reachable && in_place + failed == all && !status.bundles.iter().any(is_moved)
+}
+
+fn problems(verdict: &Verdict) -> Vec<String> {
+    let wrong = verdict.reasons.iter().filter(|reason| !reason.health.is_well());
+    wrong.map(ToString::to_string).collect()
+}
+
+/// Returns the same form from the data on disk.
 fn without_daemon(
     settings: &Settings,
     node: &Place,
@@ -243,7 +295,7 @@ fn without_daemon(
     }
 }
 
-/// The disk of containerd's content store, where it can be seen.
+/// Returns the disk of containerd's content store, if it is visible.
 fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     let space = runtime::space(settings, runtime);
     let disk = Disk::of(space.store.as_deref()?).ok()?;
@@ -254,7 +306,7 @@ fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     ))
 }
 
-/// Leaves the files alone that the daemon would.
+/// Leaves out the files that the daemon would leave out.
 fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
     for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
         let identity = roster.identity(&name);
@@ -280,7 +332,8 @@ fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger
 fn exit(document: &Document) -> Exit {
     let verdict = &document.status.verdict;
     match (&document.images, verdict.is_without_containerd()) {
-        (None, _) | (_, true) => Exit::Unreachable,
+        (None, _) if !document.is_daemons_word => Exit::Unreachable,
+        (_, true) => Exit::Unreachable,
         _ if verdict.health.is_well() && document.problems.is_empty() => Exit::Done,
         _ => Exit::Failed,
     }

@@ -1,8 +1,7 @@
-//! `airgapd verify`: will every image that this node is asked for be there, whole, without a
-//! registry?
+//! `airgapd verify`: checks that every image that this node needs is complete without a registry.
 //!
-//! The question is answered for the containerd of this node, or with `--bundle` for bundles before
-//! they travel. What kubelet has against images that are there is in [`kubelet`].
+//! It checks the containerd of this node, or with `--bundle` bundles before their transport.
+//! [`kubelet`] has kubelet's objections to images that are present.
 
 mod kubelet;
 
@@ -30,18 +29,18 @@ use verify::{K0sAnswer, Kind, Need, Needs, Source};
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
 struct Document {
-    /// Whether nothing is missing, kubelet refuses nothing and, where it was required, nothing is
+    /// True if no image is missing, kubelet refuses none and, with `--require-never`, none may be
     /// pulled.
     complete: bool,
-    /// The containerd that was asked; `null` for bundles.
+    /// The checked containerd, `null` for bundles.
     containerd: Option<Asked>,
-    /// The bundles that were asked instead.
+    /// The bundles that were checked instead.
     bundles: Vec<String>,
     k0s: Option<K0sAnswer>,
     images: Vec<Answer>,
-    /// With `--require-never`: who would pull.
+    /// With `--require-never`: the sources that may pull.
     pulls: Vec<Pull>,
-    /// With `--kubelet-root`: images that are there and that kubelet lets no pod use.
+    /// With `--kubelet-root`: images that are present and that kubelet lets no pod use.
     refused: Vec<Refused>,
     warnings: Vec<String>,
     notes: Vec<String>,
@@ -60,17 +59,18 @@ struct Asked {
 struct Pull {
     reference: String,
     source: Source,
-    /// The remedy.
+    /// Remedy.
     remedy: &'static str,
 }
 
-/// Where the images must be.
+/// The place where the images must be.
 enum Where {
     Containerd(Box<Containerd>),
     Bundles,
 }
 
-/// Gathers, asks, and tells. Exit status 4 when anything is missing.
+/// Collects the needs, checks them, and prints the answer. The exit status is 4 if an image is
+/// missing.
 pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let mut images_dir = None;
@@ -148,7 +148,7 @@ fn asked(runtime: &Containerd) -> Asked {
     }
 }
 
-/// Everything the operator points at, and what containerd itself will ask for.
+/// Collects the images from the operator's sources, and the image that containerd itself needs.
 async fn gather(
     args: &VerifyArgs,
     settings: &Settings,
@@ -163,19 +163,20 @@ async fn gather(
         match runtime.client.cri().sandbox_image().await? {
             Some(image) => needs.add_sandbox(image),
             None => needs.notes.push(
-                "containerd does not tell which image it starts pods with: --sandbox-image does".to_owned(),
+                "containerd does not report the image that it starts every pod with: give it with --sandbox-image".to_owned(),
             ),
         }
     }
     if args.kubelet_root.is_some() && runtime.is_some_and(|runtime| !runtime.is_of_kubelet) {
         needs.notes.push(
-            "kubelet's records are left out: they are of images in the namespace k8s.io, with CRI".to_owned(),
+            "kubelet's records are not checked: they apply only to images in the namespace k8s.io, with CRI"
+                .to_owned(),
         );
     }
     Ok(kubelet::view(args, needs))
 }
 
-/// The objections of kubelet to the images, where the command line names its folder or
+/// Returns the objections of kubelet to the images, if the command line names its folder or
 /// configuration.
 async fn opinion(
     view: Option<&View>,
@@ -212,8 +213,8 @@ async fn in_containerd(
     if let Some(images_dir) = images_dir
         && answers.iter().any(Answer::is_missing)
     {
-        // Only now, since bundles can be large: who has what is missing? A delta has it where its
-        // base is there.
+        // The bundles are searched for missing images only now, since they can be large. A delta
+        // counts if its base is present.
         let there = runtime.client.blobs().await?.into_iter().map(|blob| blob.digest);
         let (bundles, _) = open_all(&bundles_in(images_dir, settings), &settings.limits).await;
         answers = all(&shelf_of(&bundles, policy, &there.collect()));
@@ -224,21 +225,22 @@ async fn in_containerd(
     Ok(answers)
 }
 
-/// CRI takes in an image of containerd a moment later; until then kubelet does not see it.
+/// Warns of images that CRI has not read yet. CRI reads an image a moment after containerd has it,
+/// and until then kubelet does not see it.
 async fn ask_cri(runtime: &Containerd, answers: &mut [Answer]) -> Result<(), containerd::Error> {
     let cri = runtime.client.cri();
     for answer in answers.iter_mut().filter(|answer| !answer.is_missing()) {
         if cri.image_status(&answer.reference).await?.is_none() {
             answer
                 .warnings
-                .push("CRI has not taken it in yet: kubelet does not see it".to_owned());
+                .push("CRI has not read it yet: kubelet does not see it".to_owned());
         }
     }
     Ok(())
 }
 
-/// Bundles that travel together complete each other: what a delta relies on may be in another one
-/// of them.
+/// Checks bundles. Together they may be complete: the layers that a delta relies on may be in
+/// another bundle.
 async fn in_bundles(
     paths: &[PathBuf],
     policy: &Policy,
@@ -257,7 +259,7 @@ async fn in_bundles(
         .collect())
 }
 
-/// Opens bundles; of those that cannot be read it is said why.
+/// Opens bundles. Returns the open bundles, and the reasons for the others.
 async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<String>) {
     let mut bundles = Vec::new();
     let mut mistakes = Vec::new();
@@ -270,7 +272,7 @@ async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<Strin
     (bundles, mistakes)
 }
 
-/// The images of several bundles, where the blobs of `there` need not be in them.
+/// Returns the images of several bundles. The blobs in `there` need not be in them.
 fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inventory {
     let mut inventory = Inventory::default();
     for bundle in bundles {
@@ -283,7 +285,7 @@ fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inv
     inventory
 }
 
-/// Files that may be bundles in the images folder, wherever the daemon looks; opening one tells.
+/// Returns the files of the images folder that may be bundles, in all places that the daemon reads.
 fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
     let depth = Depth {
         recursive: settings.recursive,
@@ -297,7 +299,7 @@ fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Every source that may pull.
+/// Returns every source that may pull.
 fn pulls(sources: &[Source]) -> Vec<Pull> {
     let may_pull = |source: &&Source| {
         source
@@ -354,28 +356,25 @@ fn text(document: &Document) -> Page {
         None => format!("in {}", document.bundles.join(", ")),
     };
     let mut summary = format!(
-        "{} of {} references are there, whole, {place}",
+        "{} of {} complete {place}",
         present.len(),
-        document.images.len()
+        basics::counted(document.images.len(), "reference")
     );
-    match missing.len() {
-        0 => {}
-        1 => summary.push_str("; 1 is missing"),
-        count => {
-            let _ = write!(summary, "; {count} are missing");
-        }
+    if !missing.is_empty() {
+        let _ = write!(summary, ", {} missing", missing.len());
     }
     if !document.refused.is_empty() {
-        let _ = write!(summary, "; kubelet refuses {}", document.refused.len());
+        let _ = write!(summary, ", kubelet refuses {}", document.refused.len());
     }
     if !document.pulls.is_empty() {
-        let _ = write!(summary, "; {} may be pulled", document.pulls.len());
+        let _ = write!(summary, ", {} may be pulled", document.pulls.len());
     }
     paragraph(&mut out, "", &summary);
     out
 }
 
-/// Each by itself, apart from those of k0s, which one setting decides over.
+/// Writes each source that may pull. The images of k0s share one entry, since one setting changes
+/// all of them.
 fn write_pulls(out: &mut Page, pulls: &[Pull]) {
     let (of_k0s, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|pull| pull.source.kind == Kind::K0s);
     if let [first, ..] = of_k0s[..] {

@@ -1,4 +1,5 @@
-//! `airgapd wait`: what an upgrade controller, a playbook or a k0sctl hook waits for.
+//! `airgapd wait`: waits until bundles are in place, for upgrade controllers, playbooks and k0sctl
+//! hooks.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use node::state::ledger::{self, Ledger};
 use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
 use node::verdict::{Reason, Subject, Verdict};
 
-/// The pause after an answer that was news, and after one that was not.
+/// The pause after an answer with news, and after an answer without news.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 
@@ -26,19 +27,19 @@ const LONG_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize)]
 struct Document {
     outcome: Outcome,
-    /// Why it is not `converged`, in one line.
+    /// Reason why it is not `converged`, in one line.
     error: Option<String>,
-    /// The line about a digest that no bundle had in place when the time was over; a part of
+    /// The line about a digest that no bundle had in place at the end of the time. It is a part of
     /// `error`.
     #[serde(skip)]
     absent: Option<String>,
-    /// On the bundles that were waited for, and what keeps them from being imported.
+    /// Verdict on the awaited bundles, with the obstacles to their import.
     verdict: Verdict,
-    /// The bundles that were waited for, as they were at the end.
+    /// The awaited bundles, in their last state.
     bundles: Vec<BundleStatus>,
-    /// The ignored files of the folder, as it was at the end.
+    /// The ignored files of the folder at the end.
     ignored: Vec<IgnoredStatus>,
-    /// With `--required`, what the configuration requires.
+    /// With `--required`, the images that the configuration requires.
     required: Option<RequiredStatus>,
     waited_ms: u64,
 }
@@ -49,16 +50,18 @@ struct Document {
 enum Outcome {
     Converged,
     Failed,
-    /// Every bundle is in place, and something that is required is not.
+    /// Every bundle is in place, and a required image is not.
     Missing,
     TimedOut,
     NoDaemon,
 }
 
-/// Waits while the node is working or waits for something. Exit status 0 when it is healthy, 1 when
-/// it is degraded or failed, 4 when a required image is missing, 7 without a daemon. When the time
-/// is over: 6 when it was still working, 3 when it waited for containerd, 1 when it waited for
-/// something else.
+/// Waits while the node is working or waiting.
+///
+/// The exit status is 0 if the node is healthy, and 1 if it is degraded or failed. It is 4 if a
+/// required image is missing, and 7 without a daemon. If the time ends first, the status is 6 for a
+/// node that is still working. It is 3 for a node that waits for containerd, and 1 for any other
+/// wait.
 pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
     let document = wait(args, &call.settings).await;
     if call.format == OutputFormat::Text && document.error.is_some() {
@@ -94,7 +97,7 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
         Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
-        // Content that does not come is late, whatever else is wrong on the node.
+        // Content that did not arrive is late, even if the node has other problems.
         Outcome::TimedOut if document.absent.is_some() => Exit::TimedOut,
         Outcome::TimedOut if !document.verdict.health.is_well() => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
@@ -103,7 +106,8 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
 }
 
 impl Document {
-    /// Why it did not converge, a line each; a thousand files may be bad at once.
+    /// Returns the reasons why it did not converge, one line each, up to a limit. A thousand files
+    /// may be bad at once.
     fn errors(&self) -> Vec<String> {
         let is_told = |reason: &&Reason| !reason.health.is_well();
         let mut told = self.verdict.reasons.iter().filter(is_told);
@@ -121,7 +125,7 @@ impl Document {
     }
 }
 
-/// How many reasons are told of.
+/// Most reasons in the log.
 const MOST_TOLD: usize = 5;
 
 fn line(reason: &Reason) -> String {
@@ -139,8 +143,8 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     let mut waiting = Waiting::new(args, settings);
     loop {
         let asked = Instant::now();
-        // The first time it is looked, however little time there is; later on, what is known is
-        // waited with.
+        // The first request has no timeout, so that even a short wait gets an answer. Later
+        // requests end with the time, and the last known state counts.
         let ask = control::ask(&settings.runtime_dir, waiting.want, waiting.tag.as_deref());
         let answer = match waiting.tag {
             None => Some(ask.await),
@@ -154,8 +158,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
         }
-        // The daemon is not asked without a pause: neither where it has much news, nor where it
-        // answers without any.
+        // A pause limits the requests if the daemon has much news, or answers at once without news.
         let pause = match news || asked.elapsed() >= control::NEWS {
             true => SHORT_PAUSE,
             false => LONG_PAUSE,
@@ -164,13 +167,14 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     }
 }
 
-/// Everything that is known so far.
+/// The state of waiting so far.
 struct Waiting {
-    /// Where the ledger is.
+    /// Folder of the ledger.
     state_dir: PathBuf,
-    /// Listed each time: on a file system without events the daemon itself only looks now and then.
+    /// Kind of the next request. Each one makes the daemon list the folder, since on a file system
+    /// without events the daemon lists it rarely.
     want: Want,
-    /// Of the last status.
+    /// Tag of the last status.
     tag: Option<String>,
     outcome: Option<Outcome>,
     error: Option<String>,
@@ -186,7 +190,7 @@ impl Waiting {
     fn new(args: &WaitArgs, settings: &Settings) -> Waiting {
         Waiting {
             state_dir: settings.state_dir.clone(),
-            // Once is enough: from then on the daemon knows by itself when to look again.
+            // One check is enough: after it, the daemon knows by itself when to check again.
             want: match args.required {
                 true => Want::Checked,
                 false => Want::Listed,
@@ -202,7 +206,7 @@ impl Waiting {
         }
     }
 
-    /// Takes in what the daemon says; whether it is news.
+    /// Applies an answer of the daemon. Returns true if it is news.
     fn take_in(&mut self, args: &WaitArgs, answer: Result<StatusReply, Unanswered>) -> bool {
         let (before, said) = (self.tag.take(), self.error.take());
         (self.outcome, self.error) = match answer {
@@ -211,7 +215,7 @@ impl Waiting {
                 self.tag = reply.tag;
                 self.judge(args, reply.status)
             }
-            // It may be about to answer again: a restart takes a moment.
+            // The daemon may be restarting, which takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
             Err(Unanswered::Denied(socket)) => {
                 (Some(Outcome::NoDaemon), Some(super::only_root(&socket, "wait")))
@@ -235,7 +239,7 @@ impl Waiting {
             .map_or(&args.bundles, |content| &content.waited_for);
         self.absent = content.as_ref().and_then(|content| content.absent.clone());
         (self.bundles, self.verdict) = match &content {
-            // A bundle that failed in part has brought it all the same.
+            // A bundle that failed in part may still have brought the digest.
             Some(Content { absent: None, .. }) if names.is_empty() => (Vec::new(), Verdict::default()),
             Some(Content { absent: Some(_), .. }) if names.is_empty() => {
                 (Vec::new(), verdict(&status, args, names))
@@ -245,7 +249,7 @@ impl Waiting {
                 (bundles, verdict(&status, args, names))
             }
         };
-        // Where something is required, that says whether an empty folder will do.
+        // With required images, they decide if an empty folder is enough.
         let allow_empty = args.allow_empty || args.required || content.is_some();
         let judged = judge(&status, &self.verdict, names, allow_empty);
         if let Some(absent) = &self.absent {
@@ -261,7 +265,8 @@ impl Waiting {
         }
     }
 
-    /// What each bundle brought: the daemon does not tell of each image.
+    /// Reads the images of each bundle from the ledger, since the daemon does not report each
+    /// image.
     fn ledger(&self) -> Ledger {
         ledger::read(&self.state_dir).unwrap_or_default()
     }
@@ -287,12 +292,11 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
-/// What `--digest` comes to: which bundles are waited for, and what no bundle has in place.
+/// The result of `--digest`: the awaited bundles, and a digest that no bundle has in place.
 struct Content {
-    /// Bundles that are named, and those that have one of the digests and are whole.
+    /// Named bundles, and whole bundles with one of the digests.
     waited_for: Vec<String>,
-    /// What is to be said of the first digest that no bundle has in place, as an image or as its
-    /// content.
+    /// Message about the first digest that no bundle has in place, as an image or as its content.
     absent: Option<String>,
 }
 
@@ -306,7 +310,7 @@ impl Content {
                 State::Done => {
                     bundle.catalog.as_deref() == Some(digest.as_ref()) || brought.contains(bundle.name.raw())
                 }
-                // Some of its images may be there; its content is not.
+                // Some of its images may be in place, but its whole content is not.
                 State::Failed => brought.contains(bundle.name.raw()),
                 _ => false,
             };
@@ -314,7 +318,7 @@ impl Content {
             if with.is_empty() {
                 absent.get_or_insert(match names {
                     [] => format!("no bundle in {} has {digest} in place", status.folder.path),
-                    names => format!("{} has not {digest} in place", names.join(", ")),
+                    names => format!("{digest} is not in place in {}", names.join(", ")),
                 });
             }
             let whole = with.iter().filter(|bundle| bundle.state == State::Done);
@@ -327,8 +331,8 @@ impl Content {
     }
 }
 
-/// The same judgement where no bundle has a digest in place: it may still come, unless a bundle is
-/// named that failed.
+/// Returns the outcome if no bundle has a digest in place. The digest may still arrive, unless a
+/// named bundle failed.
 fn not_there(
     absent: &str,
     judged: (Option<Outcome>, Option<String>),
@@ -341,8 +345,8 @@ fn not_there(
     }
 }
 
-/// On the bundles that are waited for; where none is named, on the node. What is required is judged
-/// by its own.
+/// Returns the verdict on the awaited bundles, or on the node if none is named. Required images are
+/// judged separately.
 fn verdict(status: &Status, args: &WaitArgs, names: &[String]) -> Verdict {
     if !names.is_empty() {
         return Verdict::of_bundles(status, wanted(status, names));
@@ -352,8 +356,8 @@ fn verdict(status: &Status, args: &WaitArgs, names: &[String]) -> Verdict {
     Verdict::new(reasons.filter(is_asked).cloned().collect())
 }
 
-/// The meaning of the verdict for a caller that waits for these bundles, or for all: an outcome, or
-/// none yet, and why.
+/// Returns the outcome for a caller that waits for these bundles, or for all, and the reason. The
+/// outcome is `None` while the wait continues.
 fn judge(
     status: &Status,
     verdict: &Verdict,
@@ -390,13 +394,13 @@ fn judge(
     }
     if bundles.is_empty() && !allow_empty {
         let ignored = ignored_text(status.ignored.len());
-        let text = format!("there is no bundle in {folder}{ignored}; --allow-empty takes that for an answer");
+        let text = format!("there is no bundle in {folder}{ignored}: --allow-empty accepts an empty folder");
         return (None, Some(text));
     }
     (Some(Outcome::Converged), None)
 }
 
-/// What goes on, for a caller that waits.
+/// Returns the reason why the wait continues.
 fn pending(reason: &Reason) -> String {
     match &reason.waits_for {
         Some(what) => format!("waiting for {what}: {reason}"),
@@ -404,19 +408,19 @@ fn pending(reason: &Reason) -> String {
     }
 }
 
-/// The first few of many sentences; a thousand files may be bad at once.
+/// Returns the first few of many sentences in one line. A thousand files may be bad at once.
 fn in_one_line(sentences: &[String]) -> String {
     const MOST: usize = 5;
     let first = sentences.iter().take(MOST).map(String::as_str);
     let mut line = first.collect::<Vec<_>>().join("; ");
     if let Some(more) = sentences.len().checked_sub(MOST).filter(|more| *more > 0) {
-        line = format!("{line}; and {more} more, see `airgapd status`");
+        line = format!("{line}, and {more} more, see `airgapd status`");
     }
     line
 }
 
-/// The same for what the configuration requires, once the bundles are in place: nothing more will
-/// come of them.
+/// Returns the outcome for the required images. All bundles are in place then and bring no more
+/// images.
 fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option<String>) {
     let Some(required) = required else {
         let text = "the configuration requires no images: name their sources under `require`";
@@ -425,7 +429,7 @@ fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option
     if !required.is_current {
         return (
             None,
-            Some("whether the required images are there is being looked at".to_owned()),
+            Some("the check of the required images is running".to_owned()),
         );
     }
     if let Some(problem) = &required.problem {
@@ -443,7 +447,7 @@ fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option
     (Some(Outcome::Missing), Some(text))
 }
 
-/// How many files are ignored, as the end of a sentence.
+/// Returns the number of ignored files, as the end of a sentence.
 fn ignored_text(files: usize) -> String {
     match files {
         0 => String::new(),
@@ -510,7 +514,7 @@ mod tests {
         assert_eq!(in_one_line(&sentences[..5]), "a; b; c; d; e");
         assert_eq!(
             in_one_line(&sentences),
-            "a; b; c; d; e; and 2 more, see `airgapd status`"
+            "a; b; c; d; e, and 2 more, see `airgapd status`"
         );
     }
 

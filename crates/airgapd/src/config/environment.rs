@@ -1,4 +1,4 @@
-//! The environment: a variable for each key, which begins with `AIRGAPD_`.
+//! The environment: one variable for each key, with the prefix `AIRGAPD_`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use super::{Given, Mistake, Place, Typed};
 
 const PREFIX: &str = "AIRGAPD_";
 
-/// Takes the variables that begin with `AIRGAPD_`, and the path of the configuration file from
-/// among them. An empty variable is one that is not set.
+/// Returns the values of the variables that begin with `AIRGAPD_`, and the path in
+/// `AIRGAPD_CONFIG`. An empty variable counts as not set.
 pub(super) fn read(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     mistakes: &mut Vec<Mistake>,
@@ -47,14 +47,15 @@ pub(super) fn read(
     (given, file)
 }
 
-/// Kubernetes gives every container variables for the services of its namespace; one called
-/// "airgapd" must not break us.
+/// Returns true for a variable that Kubernetes sets for a service named "airgapd". Every container
+/// gets variables for the services of its namespace, and these must not count as unknown keys.
 fn is_service_link(name: &str) -> bool {
     let rest = &name[PREFIX.len()..];
     rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_")
 }
 
-/// `AIRGAPD_DATA_DIR` for `dataDir`, `AIRGAPD_LIMITS_JSON_DOCUMENT` for `limits.jsonDocument`.
+/// Returns the variable of a key, such as `AIRGAPD_DATA_DIR` for `dataDir` or
+/// `AIRGAPD_LIMITS_JSON_DOCUMENT` for `limits.jsonDocument`.
 pub(super) fn variable_of_key(key: &str) -> String {
     let mut variable = PREFIX.to_owned();
     for c in key.chars() {

@@ -8,8 +8,8 @@ use super::keys::GROUPS;
 use super::values::kind;
 use super::{DEFAULT_FILE, Given, Mistake, Place, Typed};
 
-/// Reads the file that was named, or the one at its usual place, which may be missing. A file that
-/// was read comes along.
+/// Reads the named file, or the file at its default path, which may be missing. Returns the path of
+/// the file that was read, and its values.
 pub(super) fn read(
     named: Option<(PathBuf, Place)>,
     mistakes: &mut Vec<Mistake>,
@@ -42,7 +42,7 @@ pub(super) fn read(
     }
 }
 
-/// Takes a configuration file apart. A text that is no YAML is one mistake, with its line.
+/// Reads the values of a configuration file. A text that is not YAML is one mistake, with its line.
 pub(super) fn from_yaml(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<Given> {
     let place = |line| Place::File {
         path: path.to_owned(),
@@ -99,7 +99,7 @@ pub(super) fn from_yaml(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) ->
     given
 }
 
-/// A key as text; one that is no text (`1: x`, `true: x`) is unknown anyway.
+/// Returns a key as text. A key of another kind (`1: x`, `true: x`) is unknown anyway.
 fn key_text(key: &Value) -> String {
     match key {
         Value::String(text) => text.clone(),
@@ -107,8 +107,8 @@ fn key_text(key: &Value) -> String {
     }
 }
 
-/// The line (from 1) of a key given by its path, in block style; a YAML value does not know its
-/// line.
+/// Returns the line of a key by its path, from 1, in block style. The parser's values have no
+/// lines.
 fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     let [wanted, rest @ ..] = path else { return None };
     let mut lines = text.lines().enumerate();

@@ -1,4 +1,4 @@
-//! Flags that stand for keys, with the values that the command line has read.
+//! Flags that set keys, with the values that the command line has read.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use node::settings::{LogLevel, Settings};
 
 use super::values::{AbsolutePath, Names, Namespace, Platforms, Rate, Socket};
 
-/// A flag that stands for a key of the configuration, as it was typed.
+/// A flag that sets a key of the configuration, as the operator typed it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Flag {
     DataDir(PathBuf),
@@ -16,10 +16,10 @@ pub(crate) enum Flag {
     Address(PathBuf),
     Namespace(String),
     Quiet,
-    /// How often it was typed, at least once.
+    /// Number of times it was typed, at least 1.
     Verbose(u8),
     Platforms(Vec<String>),
-    /// Bytes a second, with a unit.
+    /// Bytes per second, with a unit.
     RateLimit(String),
     /// Pairs of digest and reference.
     Names(Vec<(String, String)>),
@@ -27,12 +27,12 @@ pub(crate) enum Flag {
 }
 
 impl Flag {
-    /// How it is typed.
+    /// Returns the flag as typed.
     pub(super) fn name(&self) -> &'static str {
         self.names().0
     }
 
-    /// The key that it stands for.
+    /// Returns the key that it sets.
     pub(super) fn key(&self) -> &'static str {
         self.names().1
     }
@@ -56,8 +56,7 @@ impl Flag {
     /// Puts the value into the settings.
     ///
     /// # Errors
-    ///
-    /// The reason why the value is wrong.
+    /// Returns the reason why the value is wrong.
     pub(super) fn put(&self, settings: &mut Settings) -> Result<(), String> {
         match self {
             Flag::DataDir(path) => settings.data_dir = Some(AbsolutePath::of(path)?),

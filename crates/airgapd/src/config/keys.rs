@@ -1,4 +1,4 @@
-//! Every key of the configuration: one row each.
+//! All keys of the configuration, one row each.
 
 use import::names::DigestReferences;
 use import::plan::OnConflict;
@@ -16,17 +16,17 @@ use super::values::{
 
 /// One key of the configuration.
 pub(super) struct Key {
-    /// As in the file; members of a group are written `group.key`.
+    /// Name as in the file. A member of a group is `group.key`.
     pub(super) name: &'static str,
-    /// Reads a value into the settings, or says what is wrong with it.
+    /// Reads a value into the settings, or returns what is wrong with it.
     pub(super) read: fn(&mut Settings, &Value) -> Result<(), String>,
-    /// The value in the settings, as the file would have it.
+    /// Returns the value in the settings, as the file would have it.
     pub(super) show: fn(&Settings) -> Value,
-    /// Gives the first settings the value of the others.
+    /// Copies the value from the second settings to the first.
     pub(super) copy: fn(&mut Settings, &Settings),
 }
 
-/// A [`Key`] by its name, the kind of its values and the field of the settings.
+/// Makes a [`Key`] from its name, the kind of its values and the field of the settings.
 macro_rules! key {
     ($name:literal, $kind:ty, $($field:ident).+) => {
         Key {
@@ -41,26 +41,27 @@ macro_rules! key {
     };
 }
 
-/// Every key that works, in the order of the documentation.
+/// All keys, in the order of the documentation.
 pub(super) const KEYS: &[Key] = &[
+    key!("imagesDir", Optional<AbsolutePath>, images_dir),
+    key!("address", Optional<Socket>, address),
+    key!("minFree", MinFree, min_free),
+    key!("onRemoval", OneOf<OnRemoval>, on_removal),
+    key!("unpack", OneOf<Unpack>, unpack),
     key!("distribution", OneOf<Option<Distribution>>, distribution),
     key!("dataDir", Optional<AbsolutePath>, data_dir),
-    key!("imagesDir", Optional<AbsolutePath>, images_dir),
     key!("recursive", Truth, recursive),
     key!("stateDir", AbsolutePath, state_dir),
     key!("runtimeDir", AbsolutePath, runtime_dir),
     key!("metricsFile", Optional<AbsolutePath>, metrics_file),
     key!("metricsAddress", Optional<Loopback>, metrics_address),
-    key!("address", Optional<Socket>, address),
     key!("namespace", Namespace, namespace),
     key!("cri", Optional<Truth>, cri),
     key!("platforms", Platforms, platforms),
     key!("resync", Interval, resync),
     key!("grace", Time, grace),
-    key!("minFree", MinFree, min_free),
     key!("rateLimit", Rate, rate_limit),
     key!("unpinGrace", Time, unpin_grace),
-    key!("onRemoval", OneOf<OnRemoval>, on_removal),
     key!("onConflict", OneOf<OnConflict>, on_conflict),
     key!("coexistence", OneOf<Coexistence>, coexistence),
     key!("aliases", Aliases, aliases),
@@ -70,7 +71,6 @@ pub(super) const KEYS: &[Key] = &[
     key!("allowedNames", Patterns, allowed_names),
     key!("exclude", Patterns, exclude),
     key!("priority", Patterns, priority),
-    key!("unpack", OneOf<Unpack>, unpack),
     key!("checksums", OneOf<Checksums>, checksums),
     key!("trustedDigests", Optional<AbsolutePath>, trusted_digests),
     key!("pullLists", OneOf<bool>, pull_lists),
@@ -104,15 +104,15 @@ pub(super) const KEYS: &[Key] = &[
     key!("log.format", OneOf<LogFormat>, log.format),
 ];
 
-/// The key of this name.
+/// Returns the key of this name.
 pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// Keys that hold keys.
+/// Groups of keys.
 pub(super) const GROUPS: [&str; 3] = ["require", "limits", "log"];
 
-/// Keys that say what the daemon is bound to while it runs.
+/// Keys that the daemon applies only at its start.
 pub(super) const UNTIL_RESTART: [&str; 10] = [
     "distribution",
     "dataDir",
@@ -206,22 +206,21 @@ impl Words for LogFormat {
         ("journal", LogFormat::Journal),
     ];
 }
-/// A key that earlier versions had, alone or as a group. The program warns of its value, which
-/// changes nothing.
+/// A key or group of earlier versions. The program warns of its value and ignores it.
 pub(super) struct Removed {
     pub(super) name: &'static str,
-    /// The setting that does its work now.
+    /// Remedy: the settings that replace it.
     pub(super) instead: &'static str,
 }
 
-/// Keys that are gone: a configuration that still has one stays usable.
+/// Removed keys. A configuration with one of them stays usable.
 const REMOVED: &[Removed] = &[Removed {
     name: "pressure",
-    instead: "`CPUWeight=` and `IOWeight=` of the unit let other programs go first, and `rateLimit` bounds what imports send",
+    instead: "`CPUWeight=` and `IOWeight=` of the unit let other programs go first, and `rateLimit` limits the bytes that imports send",
 }];
 
 impl Removed {
-    /// The removed key that a key or a variable stands for.
+    /// Returns the removed key for a key or a variable.
     pub(super) fn of(typed: &str) -> Option<&'static Removed> {
         let is_it = |name: &str, joint| {
             typed

@@ -1,4 +1,4 @@
-//! From what was typed to what is needed, and what a reload changes of it.
+//! From the operator's values to settings, and the changes of a reload.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use super::environment::variable_of_key;
 use super::keys::{GROUPS, KEYS, Key, Removed, UNTIL_RESTART, key};
 use super::{Config, Given, Mistake, Mistakes};
 
-/// Makes settings of what was typed; of several values for a key, the one with the strongest origin
-/// counts, but all are checked.
+/// Makes settings from the given values. Of several values for a key, the strongest origin wins,
+/// but all values are checked.
 ///
 /// # Errors
 ///
-/// Every mistake, in the order of the values.
+/// Returns all mistakes, in the order of the values.
 pub(super) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
     let mut config = Config {
         settings: Settings::default(),
@@ -27,7 +27,7 @@ pub(super) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
             config.removed.push(Mistake {
                 place: given.place,
                 what: format!(
-                    "`{}` is gone and has no effect: {}",
+                    "`{}` was removed and has no effect: {}",
                     removed.name, removed.instead
                 ),
                 key: Some(given.key),
@@ -36,7 +36,7 @@ pub(super) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
         }
         let origin = given.place.origin();
         let result = match key(&given.key) {
-            // Checked, but overruled.
+            // A stronger origin overrides this value, but it is still checked.
             Some(known)
                 if config
                     .origins
@@ -73,11 +73,11 @@ fn not_a_key(key: &str) -> String {
         .find(|known| plain(known.name) == plain(key) || plain(&variable_of_key(known.name)) == plain(key));
     let group = GROUPS
         .contains(&key)
-        .then(|| format!("holds keys of its own, such as `{}`", member_of(key)));
+        .then(|| format!("is a group of keys, such as `{}`", member_of(key)));
     match (group, alike) {
         (Some(group), _) => group,
-        (None, Some(known)) => format!("there is no such key; did you mean `{}`?", known.name),
-        // A newer version may have it: after a rollback the file is still that version's.
+        (None, Some(known)) => format!("there is no such key: did you mean `{}`?", known.name),
+        // A newer version may have this key: after a rollback the file is still for that version.
         (None, None) => format!("airgapd {} has no such key", env!("CARGO_PKG_VERSION")),
     }
 }
@@ -89,7 +89,7 @@ fn member_of(group: &str) -> &'static str {
         .unwrap_or_default()
 }
 
-/// Puts new settings in the place of old ones, as far as that goes without a restart.
+/// Replaces old settings by new settings. Keys that need a restart keep their old values.
 pub(crate) fn reload(old: &Settings, new: Settings) -> Reloaded {
     let differs = |key: &&Key| (key.show)(old) != (key.show)(&new);
     let changed: Vec<&'static Key> = KEYS.iter().filter(differs).collect();
@@ -150,6 +150,8 @@ mod tests {
         let keys: Vec<_> = given.iter().map(|given| given.key.clone()).collect();
         let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
         assert_eq!(keys, known, "the same keys in the same order");
+        let first = ["imagesDir", "address", "minFree", "onRemoval", "unpack"];
+        assert_eq!(keys[..5], first, "the keys that most nodes change");
 
         let written = |given: &Given| match &given.value {
             Typed::Written(value) => value.clone(),
@@ -252,7 +254,7 @@ mod tests {
             let told: Vec<_> = config.removed.iter().map(ToString::to_string).collect();
             let [told] = told.try_into().unwrap();
             assert!(told.starts_with(place), "{text}: {told}");
-            for part in ["is gone", "CPUWeight=", "IOWeight=", "rateLimit"] {
+            for part in ["was removed", "CPUWeight=", "IOWeight=", "rateLimit"] {
                 assert!(told.contains(part), "{part} in {told}");
             }
             assert_eq!(config.settings, Settings::default(), "{text}");
@@ -283,7 +285,7 @@ mod tests {
         let text = "data_dir: /x\nresync: soon\n\nlimits:\n  # none\n  images: -1\n  imagez: 3\nlog: 5\nunpack: soon\n\
                     onRemoval: forget\nimagesDir: images\n";
         let expected = [
-            "c.yaml:1: data_dir: there is no such key; did you mean `dataDir`?",
+            "c.yaml:1: data_dir: there is no such key: did you mean `dataDir`?",
             "c.yaml:2: resync: expects a duration such as 10m or 20s, got \"soon\"",
             "c.yaml:6: limits.images: expects a number above 0, got -1",
             concat!(
@@ -291,7 +293,7 @@ mod tests {
                 env!("CARGO_PKG_VERSION"),
                 " has no such key"
             ),
-            "c.yaml:8: log: holds keys of its own, such as `level`",
+            "c.yaml:8: log: is a group of keys, such as `level`",
             "c.yaml:9: unpack: expects one of none, background, before-record, got \"soon\"",
             "c.yaml:10: onRemoval: expects one of unpin, keep, delete, got \"forget\"",
             "c.yaml:11: imagesDir: expects an absolute path, got \"images\"",

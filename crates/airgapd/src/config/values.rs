@@ -1,8 +1,8 @@
 //! Readers and printers of single values.
 //!
-//! Each kind of value has both in one place. A reader says in a few words what it would have liked
-//! instead. Kinds that a flag can have, too, take what the command line has read, and make the same
-//! objections.
+//! Each kind of value has both in one place. The error of a reader names the expected value in a
+//! few words. Kinds that a flag can have also take the value from the command line, with the same
+//! errors.
 
 mod amounts;
 mod names;
@@ -17,23 +17,23 @@ pub(super) use self::amounts::{Count, Interval, MinFree, Rate, Size, Time, Windo
 pub(super) use self::names::{Aliases, BaseName, Names, Patterns, Platforms, Release, SandboxImage};
 pub(super) use self::places::{AbsolutePath, AbsolutePaths, Loopback, Namespace, Socket};
 
-/// How values of one kind are written in the configuration.
+/// A kind of value in the configuration.
 pub(super) trait Kind {
-    /// A value as the settings have it.
+    /// Type of the value in the settings.
     type Setting;
 
-    /// Reads what the file or a variable has.
+    /// Reads a value of the file or a variable.
     ///
     /// # Errors
     ///
-    /// The value that it expects, and the one that it got.
+    /// Returns the expected value and the given value.
     fn read(value: &Value) -> Result<Self::Setting, String>;
 
-    /// The value as the file would have it.
+    /// Returns the value as the file would have it.
     fn show(setting: &Self::Setting) -> Value;
 }
 
-/// A value that may be missing: `null`, or nothing after the colon.
+/// A value that may be missing: `null`, or an empty text after the colon.
 pub(super) struct Optional<K>(PhantomData<K>);
 
 impl<K: Kind> Kind for Optional<K> {
@@ -51,9 +51,9 @@ impl<K: Kind> Kind for Optional<K> {
     }
 }
 
-/// Values that are one of a few words.
+/// Values that are one word of a list.
 pub(crate) trait Words: Copy + PartialEq + 'static {
-    /// Every word with its meaning.
+    /// All words with their meanings.
     const WORDS: &[(&str, Self)];
 }
 
@@ -96,7 +96,7 @@ impl Kind for Truth {
     }
 }
 
-/// A list in the file; in a variable, the items with commas between.
+/// Reads a list in the file, or the items of a variable with commas between them.
 fn list(value: &Value, wanted: &str) -> Result<Vec<String>, String> {
     match value {
         Value::Sequence(items) => items
@@ -139,7 +139,7 @@ fn got(wanted: &str, value: &Value) -> String {
     }
 }
 
-/// The kind of a value, in words.
+/// Returns the kind of a value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",

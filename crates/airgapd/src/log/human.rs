@@ -1,4 +1,4 @@
-//! Lines for people: at a terminal, or in a file.
+//! Lines for people, on a terminal or in a file.
 
 use std::io::IsTerminal;
 
@@ -9,16 +9,16 @@ use tracing::Level;
 use super::line::{Line, text_of};
 use crate::output;
 
-/// The terminal that lines are shown on.
+/// The terminal that shows the lines.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terminal {
-    /// Whether it shows colours, and its user wants them.
+    /// True if it shows colours and its user wants them.
     pub(super) has_colours: bool,
 }
 
 impl Terminal {
-    /// Colours are for terminals that are not dumb, and for users who do not say `NO_COLOR`
-    /// (no-color.org).
+    /// Returns the terminal behind a stream, if any. It has colours unless it is dumb or `NO_COLOR`
+    /// is set (no-color.org).
     pub(super) fn of(stream: &impl IsTerminal) -> Option<Terminal> {
         stream.is_terminal().then(|| Terminal {
             has_colours: output::has_colours(stream),
@@ -27,7 +27,8 @@ impl Terminal {
 }
 
 impl Line {
-    /// For a user who has just typed a command: warnings and errors stand out, the rest is plain.
+    /// Returns the line for the user of a command. Warnings and errors stand out, and the rest is
+    /// plain.
     pub(super) fn for_terminal(&self, terminal: Terminal) -> String {
         // SGR (ECMA-48, 8.3.117): bold, red, yellow.
         let (label, colour) = match self.level {
@@ -49,7 +50,7 @@ impl Line {
         )
     }
 
-    /// For a file or a console: with time and level.
+    /// Returns the line for a file or a console, with time and level.
     pub(super) fn for_file(&self) -> String {
         let Line { time, level, .. } = self;
         format!(
@@ -65,12 +66,12 @@ impl Line {
     }
 }
 
-/// Foreign text must neither drive a terminal nor forge a line.
+/// Escapes foreign text, which must neither drive a terminal nor forge a line.
 pub(super) fn escaped(text: &str) -> Foreign<&str> {
     Foreign::new(text)
 }
 
-/// Quoted where it would not be clear where a value ends.
+/// Puts a value in quotes if its end would not be clear otherwise.
 pub(super) fn quoted(text: &str) -> String {
     let is_plain = |c: char| !c.is_whitespace() && c != '"' && is_visible(c);
     match !text.is_empty() && text.chars().all(is_plain) {

@@ -1,5 +1,5 @@
-//! The journal, by its native protocol: fields have to be called `AIRGAPD_BUNDLE`, but `MESSAGE_ID`
-//! may not carry that prefix, which the available layer cannot do.
+//! The journal, by its native protocol. Fields have a prefix, as in `AIRGAPD_BUNDLE`, but
+//! `MESSAGE_ID` must not have it. The available layer cannot do both.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -16,8 +16,8 @@ use super::message_id::message_id;
 pub(super) const JOURNAL: &str = "/run/systemd/journal/socket";
 
 impl Line {
-    /// For the journal, which keeps fields apart and does not show them: what a line is about
-    /// belongs into its text.
+    /// Returns the text for the journal, with image and bundle in it. The journal keeps fields
+    /// apart and does not show them.
     fn for_journal(&self) -> String {
         let mut text = escaped(&self.message).to_string();
         let mut add = |name: &str| {
@@ -31,10 +31,10 @@ impl Line {
         text
     }
 
-    /// The entry in the journal's native protocol.
+    /// Returns the entry in the journal's native protocol.
     pub(super) fn as_entry(&self) -> Vec<u8> {
         let mut entry = Vec::with_capacity(512);
-        // syslog(3) levels; journalctl shows notice (5) and above in bold, so info is 6.
+        // Levels of syslog(3). journalctl shows notice (5) and above in bold, so info is 6.
         let priority = match self.level {
             Level::ERROR => "3",
             Level::WARN => "4",
@@ -60,7 +60,7 @@ impl Line {
     }
 }
 
-/// The journal takes upper-case letters, digits and underscores.
+/// Returns the field's name in the journal, which takes upper-case letters, digits and underscores.
 fn journal_name(field: &str) -> String {
     let upper = |c: char| {
         if c.is_ascii_alphanumeric() {
@@ -72,10 +72,11 @@ fn journal_name(field: &str) -> String {
     format!("AIRGAPD_{}", field.chars().map(upper).collect::<String>())
 }
 
-/// Longer values are cut, so that an entry always fits into a datagram; nothing we log is as long.
+/// Longest value, in bytes. Longer values are cut, so that an entry always fits into a datagram.
+/// airgapd logs no value of that length.
 pub(super) const LONGEST_VALUE: usize = 8 << 10;
 
-/// A field with its length in front, the form that takes any bytes.
+/// Adds a field in the form with its length in front, which takes any bytes.
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
     let value = &value.as_bytes()[..value.floor_char_boundary(LONGEST_VALUE)];
     entry.extend_from_slice(name.as_bytes());
@@ -85,7 +86,7 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'\n');
 }
 
-/// The journal's socket, and where it is.
+/// The journal's socket and its path.
 pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
@@ -94,9 +95,9 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn connect(path: &Path) -> io::Result<Journal> {
         let socket = UnixDatagram::unbound()?;
-        // A journal that hangs must not hang us: the line is lost instead.
+        // A journal that hangs must not block the program: the line is lost instead.
         socket.set_write_timeout(Some(Duration::from_secs(1)))?;
-        // journald discards an empty entry; this only tells whether it listens.
+        // journald discards an empty entry. This only checks if it listens.
         socket.send_to(&[], path)?;
         Ok(Journal {
             socket,
@@ -104,7 +105,7 @@ impl Journal {
         })
     }
 
-    /// Addressed by path each time, so that a restarted journald is found again.
+    /// Sends an entry to the path, so that it also reaches a restarted journald.
     pub(super) fn send(&self, entry: &[u8]) {
         let _ = self.socket.send_to(entry, &self.path);
     }

@@ -1,4 +1,4 @@
-//! An event with everything that belongs to it, and its form for programs.
+//! An event with all its data, and its form for programs.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use tracing::{Event, Level};
 
 use crate::output;
 
-/// Fields in the order in which they were recorded; a later value replaces an earlier one.
+/// Fields in the order in which they were recorded. A later value replaces an earlier one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
-    /// The value of this name.
+    /// Returns the value of this name.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         let named = self.0.iter().find(|(known, _)| *known == name);
         named.map(|(_, value)| value)
     }
 
-    /// Every name with its value.
+    /// Returns every name with its value.
     pub(super) fn iter(&self) -> impl Iterator<Item = &(&'static str, Value)> {
         self.0.iter()
     }
@@ -55,7 +55,7 @@ impl Visit for Fields {
     }
 }
 
-/// An event with everything that belongs to it.
+/// An event with all its data.
 pub(super) struct Line {
     pub(super) time: Timestamp,
     pub(super) level: Level,
@@ -83,13 +83,13 @@ impl Line {
         }
     }
 
-    /// As a JSON document on a line of its own.
+    /// Returns the event as one line of JSON.
     pub(super) fn as_json(&self) -> String {
         let mut object = serde_json::Map::new();
         object.insert("time".into(), format!("{:.3}", self.time).into());
         object.insert("level".into(), self.level.as_str().to_ascii_lowercase().into());
         object.insert("message".into(), self.message.as_str().into());
-        // A field cannot replace the words of the line itself.
+        // A field cannot replace time, level and message.
         for (name, value) in &self.fields.0 {
             object.entry(*name).or_insert_with(|| value.clone());
         }
@@ -99,7 +99,7 @@ impl Line {
     }
 }
 
-/// The text of a value, without the quotes that JSON has.
+/// Returns the text of a value, without JSON's quotes.
 pub(super) fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

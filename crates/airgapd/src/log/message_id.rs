@@ -1,11 +1,11 @@
-//! Message ids: they identify a kind of event for ever (systemd's message catalog, alerts), so they
-//! never change.
+//! Message ids. Each identifies one kind of event for systemd's message catalog and for alerts, so
+//! it never changes.
 
 use node::outcome::Outcome;
 
 use super::line::Fields;
 
-/// The smallest thing that the fields of an event name.
+/// The subject of an event, which is the smallest thing that its fields name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum About {
     Image,
@@ -23,7 +23,7 @@ impl About {
     }
 }
 
-/// The id of an event with these fields, if it is of a kind that has one.
+/// Returns the id of an event with these fields, if its kind has one.
 pub(super) fn message_id(fields: &Fields) -> Option<&'static str> {
     let about = About::of(fields);
     let outcome = Outcome::of(fields.get("outcome")?.as_str()?)?;
@@ -31,7 +31,7 @@ pub(super) fn message_id(fields: &Fields) -> Option<&'static str> {
     ids.find(|(of, _)| *of == about).map(|(_, id)| *id)
 }
 
-/// The ids of an outcome, by what an event is about.
+/// Returns the ids of an outcome, by the subject of the event.
 const fn ids(outcome: Outcome) -> &'static [(About, &'static str)] {
     match outcome {
         Outcome::Imported => &[(About::Bundle, "8556b10ba49d4573ae06291804dbd4ca")],
@@ -83,8 +83,7 @@ mod tests {
         assert_eq!(known.len(), 16);
     }
 
-    /// The journal's catalog (`journalctl -x`) and the program go by the same ids, and neither has
-    /// one more.
+    /// The journal's catalog (`journalctl -x`) and the program have the same ids.
     #[test]
     fn the_message_catalog_explains_every_message_id() {
         let ids = CATALOG.lines().filter_map(|line| line.strip_prefix("-- "));

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use basics::{digest, foreign};
+use basics::{counted, digest, foreign};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -158,8 +158,9 @@ impl<'r, 'a> Docker<'r, 'a> {
         let (layers, diff_ids) = (given.layers.len(), config.diff_ids());
         if layers != diff_ids.len() && problems.is_empty() {
             problems.push(format!(
-                "manifest.json lists {layers} layers, but the config has {} diff_ids",
-                diff_ids.len()
+                "manifest.json lists {}, but the config has {}",
+                counted(layers, "layer"),
+                counted(diff_ids.len(), "diff_id")
             ));
         }
         // If the numbers differ, a diff_id says nothing about the layer at its index.

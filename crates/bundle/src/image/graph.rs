@@ -4,7 +4,7 @@
 //! The documents are read and judged like those of an OCI layout. So a bundle and a content store
 //! give the same answer about the same image.
 
-use basics::digest;
+use basics::{counted, digest};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::account::Account;
@@ -80,7 +80,8 @@ impl Blobs for Stored<'_> {
             Some(size) if size == descriptor.size() => PartState::Present,
             Some(size) => PartState::Broken(
                 format!(
-                    "blob {digest} has {size} bytes, but its descriptor says {}",
+                    "blob {digest} has {}, but its descriptor says {}",
+                    counted(size, "byte"),
                     descriptor.size()
                 )
                 .into(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use basics::foreign;
+use basics::{counted, foreign};
 use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
@@ -378,9 +378,9 @@ fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
     let diff_ids = config.diff_ids();
     if layers.len() != diff_ids.len() {
         return vec![format!(
-            "the manifest has {} layers, but the config has {} diff_ids",
-            layers.len(),
-            diff_ids.len()
+            "the manifest has {}, but the config has {}",
+            counted(layers.len(), "layer"),
+            counted(diff_ids.len(), "diff_id")
         )];
     }
     // The digest of an uncompressed layer is its diff_id. A sha512 and a sha256 cannot be compared.

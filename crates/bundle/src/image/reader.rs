@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use basics::digest;
+use basics::{counted, digest};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 
@@ -153,8 +153,8 @@ impl<'a> Reader<'a> {
         };
         if place.size() != descriptor.size() {
             let reason = format!(
-                "blob {digest} has {} bytes, but its descriptor says {}",
-                place.size(),
+                "blob {digest} has {}, but its descriptor says {}",
+                counted(place.size(), "byte"),
                 descriptor.size()
             );
             return Located::Broken(reason.into());

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use basics::counted;
 use basics::digest::Hasher;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 use oci_spec::image::Digest;
@@ -106,7 +107,11 @@ fn ends(reader: &mut dyn Read, digest: &Digest, size: u64) -> Result<(), Error> 
         0 => Ok(()),
         _ => Err(Error::content(
             digest,
-            format!("declared with {size} bytes, but has at least {}", size + 1),
+            format!(
+                "declared with {}, but has at least {}",
+                counted(size, "byte"),
+                size + 1
+            ),
         )),
     }
 }
@@ -114,7 +119,7 @@ fn ends(reader: &mut dyn Read, digest: &Digest, size: u64) -> Result<(), Error> 
 fn too_short(digest: &Digest, size: u64, length: u64) -> Error {
     Error::content(
         digest,
-        format!("declared with {size} bytes, but ends after {length}"),
+        format!("declared with {}, but ends after {length}", counted(size, "byte")),
     )
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use basics::backoff::{self, chance};
+use basics::counted;
 use basics::digest::{self, Hasher};
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 use jiff::Timestamp;
@@ -142,7 +143,7 @@ impl<'a> Writer<'a> {
             },
             Standing::TooMuch { offset } if last => {
                 stream.finish().await;
-                Err(self.wrong_size(&format!("containerd has {offset} bytes of it")))
+                Err(self.wrong_size(&format!("containerd has {} of it", counted(offset, "byte"))))
             }
             Standing::TooMuch { .. } => self.restart(stream, "the ingest is longer than the blob").await,
         }
@@ -225,7 +226,7 @@ impl<'a> Writer<'a> {
         let BlobSpec { digest, size, .. } = self.spec;
         match self.client.blob(digest).await? {
             Some(info) if info.size != *size => {
-                Err(self.wrong_size(&format!("containerd has it with {} bytes", info.size)))
+                Err(self.wrong_size(&format!("containerd has it with {}", counted(info.size, "byte"))))
             }
             Some(_) => Ok(Pass::Done(Written::Present)),
             None => Ok(Pass::Again("the blob was there and is gone")),
@@ -404,7 +405,7 @@ impl<'a> Writer<'a> {
     fn wrong_size(&self, found: &str) -> Error {
         Error::content(
             &self.spec.digest,
-            format!("declared with {} bytes, but {found}", self.spec.size),
+            format!("declared with {}, but {found}", counted(self.spec.size, "byte")),
         )
     }
 

@@ -91,9 +91,11 @@ impl Chain {
     /// Applies one layer, counted from 0.
     pub(crate) async fn apply(&self, layer: usize) -> Result<Option<Applied>, Error> {
         let layer = &self.layers[layer];
-        self.client
-            .apply_layer(&self.lease, &self.snapshotter, layer)
-            .await
+        let prepared = self.client.prepare_layer(&self.lease, &self.snapshotter, layer);
+        match prepared.await? {
+            Some(prepared) => prepared.apply(true).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Unpacks the whole chain. Returns the number of unpacked layers.

@@ -335,8 +335,8 @@ async fn with_a_layer() -> (Fake, Client, LayerSpec) {
 }
 
 async fn unpack(client: &Client, layer: &LayerSpec) -> Result<bool, Error> {
-    match client.apply_layer(LEASE, "overlayfs", layer).await? {
-        Some(applied) => applied.commit().await.map(|()| true),
+    match client.prepare_layer(LEASE, "overlayfs", layer).await? {
+        Some(prepared) => prepared.apply(true).await?.commit().await.map(|()| true),
         None => Ok(false),
     }
 }

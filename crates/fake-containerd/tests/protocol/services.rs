@@ -262,8 +262,7 @@ pub(crate) async fn a_blob_that_came_meanwhile_is_leased_only_if_the_commit_expe
             r#ref: format!("other-{digest}"),
             ..whole(&bytes)
         };
-        // The blob is present in the first round and absent in the second. It is present after
-        // both.
+        // The blob may be present already. After this call it is present in any case.
         let _ = raw.open("other", whole).await;
         let expected = if expects { digest.clone() } else { String::new() };
         let labels = labels_of(&[("not", "applied")]);

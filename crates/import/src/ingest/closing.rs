@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use containerd::{Creation, ImageUpdate, NewImage};
 use oci_spec::image::Descriptor;
-use tokio::sync::Mutex;
 
 use super::assurance::Assurance;
 use super::blobs::{BlobTask, Moved, Turns};
@@ -19,7 +18,7 @@ use crate::labels::{LabelChanges, tell_of_expiry};
 use crate::lease::Lease;
 use crate::plan::{BlobStep, ImagePlan, RecordAction, RecordStep, plan_record};
 use crate::select::NamedTarget;
-use crate::unpack::Unpacked;
+use crate::unpack::{Room, Unpacked};
 
 /// An image whose leaves are sent.
 pub(super) struct Closing<'a> {
@@ -31,8 +30,6 @@ pub(super) struct Closing<'a> {
     pub(super) lease: Lease,
     pub(super) assurance: Arc<Assurance>,
     pub(super) turns: Arc<Turns>,
-    /// Held by the image that is being unpacked.
-    pub(super) unpacking: Arc<Mutex<()>>,
 }
 
 /// A finished image.
@@ -80,8 +77,7 @@ impl<'a> Closing<'a> {
     ) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
         check_bundle(self.job)?;
         if let Some(unpacker) = unpacks_before_records(self.job).filter(|_| self.image.unpack) {
-            let _turn = self.unpacking.lock().await;
-            *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease).await?);
+            *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease, Room::Any).await?);
         }
         if !self.assurance.make_sure(self.job.client, &self.lease).await? {
             // Blobs of the lease may have been collected.

@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::blobs::{BlobTask, Moved};
 use super::closing::{Closed, Closing};
 use super::pass::{OnceSource, Pass, Passing};
+use super::unpacking::Early;
 use super::{Fault, PARALLEL_BLOBS, PARALLEL_CLOSINGS, RecordOutcome, Run, check_bundle};
 use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan, RecordStep};
@@ -65,6 +66,8 @@ impl<'a> Run<'a> {
     ) -> Result<(), Fault> {
         let mut sources = HashMap::new();
         let mut closings = FuturesUnordered::new();
+        let mut early = Early::default();
+        let mut unpackings = FuturesUnordered::new();
         let mut is_over = false;
         let mut full = Full::default();
         loop {
@@ -75,6 +78,10 @@ impl<'a> Run<'a> {
                     Ok(closing) => closings.extend(closing.map(Closing::close)),
                     Err(fault) => full.note(Err(fault))?,
                 }
+            }
+            let is_sending = !(is_over && tasks.is_empty());
+            while let Some(unpacking) = early.next(unpackings.len(), is_sending, self).await? {
+                unpackings.push(unpacking.early());
             }
             tokio::select! {
                 leaf = coming.next(tasks.len() + 1 == PARALLEL_BLOBS), if !is_over && !full.is_full() && tasks.len() < PARALLEL_BLOBS => match leaf {
@@ -97,7 +104,12 @@ impl<'a> Run<'a> {
                     coming.ended(&moved.digest);
                     full.note(self.passed(moved, source.as_deref(), lacking))?;
                 }
-                Some(closed) = closings.next() => full.note(self.end(closed))?,
+                Some(closed) = closings.next() => {
+                    let image = closed.image;
+                    full.note(self.end(closed))?;
+                    early.add(image, self);
+                }
+                Some(unpacked) = unpackings.next() => self.result.unpacked.extend(unpacked),
                 else => return full.into_result(),
             }
         }

@@ -54,8 +54,12 @@ pub const MOST_RECORDS: usize = 50_000;
 pub enum UnpackWhen {
     /// Before each image's records. An image that cannot be unpacked gets no records.
     BeforeRecord,
-    /// After all records. An image that cannot be unpacked is reported and keeps its records.
+    /// After each image's records. An image that cannot be unpacked is reported and keeps its
+    /// records.
     AfterRecords,
+    /// After each image's records, as long as blobs of other images are still sent. The caller
+    /// unpacks the other images later, and reports failures then.
+    Meanwhile,
 }
 
 impl Intent {

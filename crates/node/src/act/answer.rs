@@ -19,8 +19,9 @@ use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 use crate::verdict::Health;
 
-/// Time between two writes of the metrics file: metrics are usually read as often.
-const METRICS_PACE: Duration = Duration::from_secs(15);
+/// Time between two writes of the metrics file. A file that cannot be written changes the verdict
+/// within 5 seconds.
+const METRICS_PACE: Duration = Duration::from_secs(3);
 
 /// Shortest time between two checks for news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);

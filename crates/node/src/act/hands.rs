@@ -278,7 +278,7 @@ impl Hands {
         let intent = Intent {
             leave,
             space: space.unwrap_or_default(),
-            priority: settings.priority.clone(),
+            priority: state.order_of_images(),
             pace: Arc::clone(&self.pace),
             most_records: settings.most_records,
             ..Intent::new(source, settings.on_conflict)

@@ -260,6 +260,7 @@ pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Op
         sent_bytes: report.blobs.sent_bytes,
         is_bundles_fault: report.cause == Some(import::Cause::Bundle),
         stopped: stopped.as_ref().map(|error| stop(error, report)),
+        forecast: report.space.clone(),
     })
 }
 
@@ -283,10 +284,16 @@ pub(super) async fn import(
 ) -> Result<import::Imported, import::Error> {
     let lease_id = bundle_id(&ledger::label_name(&order.name));
     let progress = Reporter::start(shown(&order.name), Doing::Sending, counters);
-    if order.settings.unpack == Unpack::BeforeRecord {
-        let unpacker = runtime::unpacker(&order.settings, &order.runtime).await?;
-        intent.unpack = Some((unpacker, UnpackWhen::BeforeRecord));
-    }
+    let unpacker = async || runtime::unpacker(&order.settings, &order.runtime).await;
+    intent.unpack = match order.settings.unpack {
+        Unpack::None => None,
+        // The daemon unpacks the other images when it imports nothing, and reports failures then.
+        Unpack::Background => unpacker()
+            .await
+            .ok()
+            .map(|unpacker| (unpacker, UnpackWhen::Meanwhile)),
+        Unpack::BeforeRecord => Some((unpacker().await?, UnpackWhen::BeforeRecord)),
+    };
     import::import(
         &order.runtime.client,
         &bundle,

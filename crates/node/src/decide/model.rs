@@ -487,6 +487,7 @@ impl World {
             sent_bytes: 1,
             is_bundles_fault: false,
             stopped: None,
+            forecast: None,
         }
     }
 
@@ -544,6 +545,7 @@ impl World {
                 problem: None,
                 references: 1,
                 missing,
+                ..RequiredStatus::default()
             }),
             false => Checked::Failed("it is away".to_owned()),
         }));

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use bundle::Identity;
 use import::Outcome;
 use import::result::ImageOutcome;
-use import::space::Shortage;
+use import::space::{Forecast, Shortage};
 use oci_spec::image::Digest;
 
 use super::compare::BURST;
@@ -100,6 +100,8 @@ pub(crate) struct Landed {
     pub(crate) is_bundles_fault: bool,
     /// The reason for an early stop, if the import stopped early.
     pub(crate) stopped: Option<Stop>,
+    /// Forecast for containerd's disk. `None` if nothing was missing, or the disk is invisible.
+    pub(crate) forecast: Option<Forecast>,
 }
 
 /// One image of an import.
@@ -285,6 +287,9 @@ impl State {
         let is_told = !is_bad || self.rows.refused.admits(turn.now);
         turn.act(Action::Report(name.to_owned(), is_told));
         turn.act(Action::Count(name.to_owned()));
+        if let Some(forecast) = landed.forecast.as_ref().filter(|_| landed.stopped.is_none()) {
+            self.tell_scarce(name, forecast, turn);
+        }
         if landed.has_landed || landed.outcome == Outcome::Skipped {
             let closures = std::mem::take(&mut landed.closures);
             self.write_down(&job, &landed, closures, turn);

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use import::Pattern;
+
 use super::compare::BURST;
 use super::line::Line;
 use super::{Action, Turn};
@@ -123,6 +125,14 @@ impl State {
         self.say_required(turn);
     }
 
+    /// Returns the order in which images are imported and unpacked: first those that match
+    /// `priority`, then the required images, as far as they are known.
+    pub(crate) fn order_of_images(&self) -> Vec<Pattern> {
+        let required = self.required.last.iter().flat_map(|last| &last.names);
+        let required = required.filter_map(|name| name.parse().ok());
+        self.settings.priority.iter().cloned().chain(required).collect()
+    }
+
     /// Returns the daemon's answer to a client, or `None` if the configuration requires nothing.
     pub(crate) fn required_status(&self) -> Option<RequiredStatus> {
         if self.settings.require.is_empty() {
@@ -231,6 +241,7 @@ mod tests {
             problem: None,
             references: 9,
             missing: (0..missing).map(image).collect(),
+            names: vec![super::super::claims::image(1)],
         }
     }
 
@@ -470,5 +481,22 @@ mod tests {
         };
         assert!(sentence(&unknown).ends_with("images: x.yaml cannot be read"));
         assert_eq!(unknown.summary(), None);
+    }
+
+    #[test]
+    fn required_images_come_after_those_with_priority_and_before_others() {
+        let mut world = checking();
+        let order = |world: &World| -> Vec<String> {
+            world
+                .state
+                .order_of_images()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        let before = order(&world);
+        end(&mut world, Checked::Found(found(0)));
+        let required = super::super::claims::image(1);
+        assert_eq!(order(&world), [before, vec![required]].concat());
     }
 }

@@ -4,11 +4,11 @@
 //! No event tells of free space or lost files, so a timer checks both: one statvfs(2) and one
 //! stat(2).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use import::space::{Disk, MinFree, Shortage};
+use import::space::{Disk, Forecast, MinFree, Scarce, Shortage};
 
 use super::compare::Connection;
 use super::line::Line;
@@ -49,6 +49,8 @@ pub(crate) struct RoomState {
     /// The disk at the last look. `None` if it is unknown.
     disk: Option<Disk>,
     stamp: Option<Stamp>,
+    /// Resources of the disk that the log calls scarce for kubelet.
+    scarce: BTreeSet<Scarce>,
 }
 
 impl RoomState {
@@ -59,6 +61,7 @@ impl RoomState {
             below: None,
             disk: None,
             stamp: None,
+            scarce: BTreeSet::new(),
         }
     }
 
@@ -95,6 +98,9 @@ impl State {
         }
         self.room.next = turn.now + LOOK;
         self.room.disk = room.disk;
+        if let Some(disk) = room.disk {
+            self.room.scarce.retain(|what| disk.is_scarce(*what));
+        }
         if let Some(disk) = room.disk.filter(|_| !self.room.is_below()) {
             self.wake_what_fits(disk);
         }
@@ -118,6 +124,16 @@ impl State {
                 turn.say(Line::info("there is enough space on containerd's disk again"));
             }
             Some(_) | None => {}
+        }
+    }
+
+    /// Logs which resources of the disk this bundle makes scarce for kubelet. A resource that was
+    /// scarce before has its line already.
+    pub(super) fn tell_scarce(&mut self, name: &OsStr, forecast: &Forecast, turn: &mut Turn) {
+        for (what, warning) in forecast.warnings() {
+            if self.room.scarce.insert(what) {
+                turn.say(Line::warn(warning).bundle(name));
+            }
         }
     }
 

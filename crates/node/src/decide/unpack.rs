@@ -1,11 +1,12 @@
 //! Unpack-ahead: when the daemon unpacks images of finished bundles, which images it unpacks, and
 //! what it does after a failure.
 //!
-//! Unpacking runs outside the loop, one image after the other. It never runs during an import,
-//! because names come first: an import that starts stops it after the current layer. containerd
-//! knows everything that was unpacked, so the daemon remembers none of it. After a restart, one
-//! listing shows what is left. With `unpack: before-record`, an import unpacks its own images, and
-//! unpack-ahead only handles images that were there before.
+//! An import unpacks its images while it sends others (`UnpackWhen::Meanwhile`). This module
+//! decides about the rest. That work runs outside the loop and never during an import, because
+//! names come first: an import that starts stops it after the current layers. containerd knows
+//! everything that was unpacked, so the daemon remembers none of it. After a restart, one listing
+//! shows what is left. With `unpack: before-record`, an import unpacks all of its images, and this
+//! module only handles images that were there before.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -119,7 +120,7 @@ impl State {
         let desired = self.ledger.desired_images();
         let desired: HashSet<&Digest> = desired.values().map(|(wanted, _)| *wanted).collect();
         self.unpack.bad.retain(|target, _| desired.contains(target));
-        let images = wanted(&self.ledger, &self.settings.priority, &self.unpack.bad);
+        let images = wanted(&self.ledger, &self.order_of_images(), &self.unpack.bad);
         self.unpack.is_current = true;
         if images.is_empty() {
             self.unpack.pending = 0;

@@ -98,8 +98,10 @@ impl fmt::Display for Why {
 /// Quiet time of a finished file. It is longer than a tick of any kernel's time stamps. It covers
 /// the pauses of programs that open, write and close a file several times.
 const STILL: Duration = Duration::from_millis(500);
-/// Quiet time of an archive whose end was seen and that no program writes.
-const STILL_WHOLE: Duration = Duration::from_millis(200);
+/// Quiet time of an archive whose end was seen and that no program writes. No writer and a whole
+/// archive are proof enough. The rest covers the coarsest tick
+/// of a kernel's time stamps (10 ms). It also covers programs that set mode and times at the end.
+const STILL_WHOLE: Duration = Duration::from_millis(40);
 /// Coarsest time stamps of file systems: FAT counts two seconds, ext3 and some servers one.
 const COARSEST: Duration = Duration::from_secs(2);
 /// Time until the next check for a writer. The writer's close(2) is an event, too, but some file
@@ -267,9 +269,9 @@ mod tests {
         use Expected::{Settled, Stalled, Wait};
         // size, writer, ending, milliseconds since the last change
         let table = [
-            (9, None, Marker, 0, Wait(200, Why::Changing)),
-            (9, None, Marker, 199, Wait(200, Why::Changing)),
-            (9, None, Marker, 200, Settled),
+            (9, None, Marker, 0, Wait(40, Why::Changing)),
+            (9, None, Marker, 39, Wait(40, Why::Changing)),
+            (9, None, Marker, 40, Settled),
             (9, None, Compressed, 200, Wait(500, Why::Changing)),
             (9, None, Compressed, 500, Settled),
             (9, None, Foreign, 499, Wait(500, Why::Changing)),

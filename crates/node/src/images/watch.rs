@@ -34,7 +34,7 @@ const RESCAN: Duration = Duration::from_secs(30);
 const RESCAN_BLIND: Duration = Duration::from_secs(5);
 /// Shortest time between two hints, so that ten thousand new files do not mean ten thousand
 /// listings. The first hint after a quiet time comes at once.
-const PACE: Duration = Duration::from_millis(50);
+const PACE: Duration = Duration::from_millis(20);
 
 /// Returns all kinds of events except MODIFY and OPEN. MODIFY comes with every write(2) and floods
 /// the kernel's queue. OPEN comes with every look of the daemon itself.

@@ -1,4 +1,4 @@
-//! Which manifest of an index containerd uses.
+//! The manifest of an index that containerd uses.
 
 use airgapd_platforms::{Behind, Chosen, Entry, Matcher, Platform, Rules, chosen};
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ fn entry(platform: Option<Platform>, behind: What) -> Listed {
     }
 }
 
-/// Gives every entry the number of its place, depth first, and the whole an index around it.
+/// Puts the entries into an index and numbers all of them, depth first.
 fn index(entries: Vec<Listed>) -> Listed {
     let mut root = entry(None, What::Index(entries));
     number(&mut root, &mut 0);
@@ -67,7 +67,7 @@ fn number(entry: &mut Listed, next: &mut usize) {
     }
 }
 
-/// The number of the entry that is used, negative where its config stops containerd.
+/// The number of the entry that containerd uses, negative if its config stops containerd.
 fn used(root: &Listed, node: &str, rules: Rules) -> Option<isize> {
     let number = |entry: &Listed| isize::try_from(entry.name).unwrap();
     match chosen(root, &Matcher::only(&raw(node), rules)) {
@@ -116,13 +116,13 @@ fn the_first_of_the_best_platform_is_used_whatever_is_behind_it() {
             Some(3),
             Some(3),
         ),
-        // An index without a platform comes last, however good what is in it.
+        // An index without a platform comes last, even if its entries fit better.
         (
             vec![below(vec![manifest("amd64")]), manifest("386")],
             Some(3),
             Some(3),
         ),
-        // And if it is chosen there is no way back.
+        // If containerd chooses it, there is no way back.
         (
             vec![below(vec![manifest("arm64")]), by_config("amd64")],
             None,
@@ -173,8 +173,7 @@ fn tree() -> impl Strategy<Value = Listed> {
     proptest::collection::vec(nested, 0..6).prop_map(index)
 }
 
-/// The same in the steps that containerd takes: a walk over lists that were filtered, sorted and
-/// cut to one.
+/// The same in containerd's steps: lists that are filtered, sorted and cut to one entry.
 fn by_sorting(root: &Listed, matcher: &Matcher) -> Option<(usize, bool)> {
     let mut at = root;
     while let What::Index(entries) = &at.behind {
@@ -207,7 +206,7 @@ proptest! {
         prop_assert_eq!(found, by_sorting(&root, &matcher));
     }
 
-    /// What an entry leads to never moves the choice: containerd looks into it when it has chosen.
+    /// The document behind an entry never changes the choice. containerd reads it after the choice.
     #[test]
     fn entries_of_other_platforms_change_nothing(root in tree(), rules in select(&crate::ALL_RULES[..])) {
         let matcher = Matcher::only(&raw("amd64"), rules);

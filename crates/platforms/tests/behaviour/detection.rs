@@ -1,4 +1,4 @@
-//! Host detection from the texts that Linux machines really have.
+//! Host detection from the texts of real Linux machines.
 
 use airgapd_platforms::{Platform, detect};
 

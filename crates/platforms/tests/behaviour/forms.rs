@@ -25,7 +25,7 @@ fn texts_are_read_as_containerd_reads_them() {
         ("linux/arm64", "linux", "arm64", ""),
         ("linux/arm64/v8", "linux", "arm64", "v8"),
         ("linux/aarch64/8", "linux", "arm64", "v8"),
-        // Left to the matcher, whose rules decide whether this is v8.
+        // The matcher's rules decide later if this is v8.
         ("linux/arm64/v8.0", "linux", "arm64", "v8.0"),
         ("linux/arm64/v9.2", "linux", "arm64", "v9.2"),
         ("macOS/arm64", "darwin", "arm64", ""),

@@ -1,4 +1,5 @@
-//! What the crate promises: containerd's answers as tables, and properties over many platforms.
+//! Tests of the crate's promises: tables of containerd's answers, and properties over many
+//! platforms.
 
 #![allow(clippy::needless_pass_by_value, reason = "proptest hands over owned values")]
 
@@ -12,8 +13,8 @@ use airgapd_platforms::{Platform, Rules};
 
 const ALL_RULES: [Rules; 3] = [Rules::V0_2, Rules::Rc1, Rules::Rc3];
 
-/// A platform as an index gives it, nothing resolved: `os/architecture[/variant]`, or without the
-/// system for linux: `amd64`, `arm/v7`.
+/// Parses `os/architecture[/variant]` as an index gives it and resolves no alias. Without a system
+/// (`amd64`, `arm/v7`) it is for linux.
 fn raw(text: &str) -> Platform {
     let parts: Vec<&str> = text.split('/').collect();
     match parts[..] {

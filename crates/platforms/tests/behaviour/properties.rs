@@ -1,4 +1,4 @@
-//! What holds for every platform.
+//! Properties of every platform.
 
 use std::cmp::Ordering;
 

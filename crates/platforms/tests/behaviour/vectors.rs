@@ -57,7 +57,7 @@ const SAME: &[(&str, &str)] = &[
     ),
 ];
 
-/// Hosts on whose lists they differ: up to 1.7, and since 2.0.
+/// Hosts on whose lists the generations differ: up to 1.7, and since 2.0.
 const DIFFERENT: &[(&str, &str, &str)] = &[
     ("arm64/v8.0", "arm64/v8.0 > arm/v8.0", "arm64 > ARM_V8"),
     (
@@ -477,10 +477,10 @@ fn versions_count_for_windows_only_and_since_containerd_2() {
 #[test]
 fn windows_hosts_run_what_their_release_allows() {
     for (host, candidate, accepted) in [
-        // Before Server 2022: the very same build.
+        // Before Server 2022: exactly the same build.
         ("10.0.17763", "10.0.17763.999", true),
         ("10.0.17763", "10.0.14393", false),
-        // Server 2022: itself; what lies between 2022 and 2025: down to 2022; 2025: down to 2022.
+        // Server 2022 runs itself. Later releases up to 2025 run builds down to 2022.
         ("10.0.20348", "10.0.20348", true),
         ("10.0.20348", "10.0.17763", false),
         ("10.0.25398", "10.0.20348", true),

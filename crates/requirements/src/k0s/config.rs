@@ -1,7 +1,7 @@
-//! k0s's cluster configuration, as far as it decides which images are needed.
+//! The part of k0s's cluster configuration that decides which images are needed.
 //!
-//! Fields that are not known here are none of our business; those that are must have the right
-//! type. Source: k0s documentation, "Configuration options".
+//! Other fields are ignored. Known fields must have the right type. Source: k0s documentation,
+//! "Configuration options".
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,33 +11,33 @@ use crate::reader::Reader;
 use crate::tree::{self, Tree};
 use crate::{Limits, Problem, Problems};
 
-/// What a cluster configuration says about images.
+/// The settings of a cluster configuration that concern images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
     /// Images that replace a release's own, in whole or in part.
     pub(super) overrides: BTreeMap<Component, ImageOverride>,
     /// `spec.images.repository`.
     pub repository: Option<String>,
-    /// How k0s's own pods pull.
+    /// Pull policies of k0s's own pods.
     pub policies: PullPolicies,
-    /// The network.
+    /// Provider of the network.
     pub(super) provider: Provider,
-    /// Whether worker nodes balance the load of the API servers themselves.
+    /// True if worker nodes balance the load of the API servers themselves.
     pub(super) balancing: bool,
-    /// What they would do it with.
+    /// Load balancer of the worker nodes.
     pub(super) balancer: Balancer,
-    /// Whether it was found in a configuration of k0sctl, which k0s itself does not read.
+    /// True if it was found in a configuration of k0sctl, which k0s itself does not read.
     pub is_of_k0sctl: bool,
-    /// The release, where a configuration of k0sctl says so.
+    /// Release of k0s, if a configuration of k0sctl names it.
     pub release: Option<String>,
 }
 
 /// `image` and `version` of a component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ImageOverride {
-    /// The name without a tag.
+    /// Name without a tag.
     pub(super) image: Option<String>,
-    /// The tag, with or without a digest.
+    /// Tag, with or without a digest.
     pub(super) version: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Provider {
     KubeRouter,
     /// `calico`.
     Calico,
-    /// `custom`: somebody else brings the network, and its images.
+    /// `custom`: the operator installs the network and its images.
     Custom,
 }
 
@@ -68,12 +68,12 @@ pub(super) enum Balancer {
 pub struct PullPolicies {
     /// `spec.images.default_pull_policy`.
     pub default: Option<String>,
-    /// Those of the node-local load balancers, which may differ.
+    /// Policies of the node-local load balancers, which may differ.
     pub(super) balancers: BTreeMap<Component, String>,
 }
 
 impl PullPolicies {
-    /// The policy of one component.
+    /// Returns the policy of one component.
     #[must_use]
     pub fn of(&self, component: Component) -> &str {
         let own = self.balancers.get(&component);
@@ -82,12 +82,14 @@ impl PullPolicies {
     }
 }
 
-/// Reads a configuration: an object of the kind `ClusterConfig`, or the one in a k0sctl
-/// configuration, or a document that leaves out its kind. An empty text has all defaults.
+/// Reads a configuration. An empty text has all defaults.
+///
+/// It is an object of the kind `ClusterConfig`, the object in a k0sctl configuration, or a document
+/// without a kind.
 ///
 /// # Errors
 ///
-/// Every value of the wrong type or meaning, with its path.
+/// Returns every value of the wrong type or meaning, with its path.
 pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
     let (documents, problems) = tree::documents(text, limits);
     if !problems.is_empty() {
@@ -105,8 +107,7 @@ pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
             problems.borrow_mut().push(Problem {
                 line: None,
                 at: String::new(),
-                reason: "it is no k0s configuration: there is no object of the kind ClusterConfig in it"
-                    .to_owned(),
+                reason: "not a k0s configuration: it has no object of the kind ClusterConfig".to_owned(),
             });
             ClusterConfig::default()
         }
@@ -117,8 +118,8 @@ pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
     }
 }
 
-/// The configuration among the documents, with the release that stands beside it and the path to
-/// it.
+/// Returns the configuration among the documents, the release that k0sctl gives with it, and the
+/// path to it.
 fn find<'t>(trees: impl Iterator<Item = &'t Tree>) -> Option<(&'t Tree, Option<String>, &'static str)> {
     let trees: Vec<_> = trees.collect();
     let of_kind = |wanted: Option<&str>| trees.iter().copied().find(|tree| tree.text("kind") == wanted);
@@ -190,7 +191,7 @@ fn provider(given: &Reader<'_>) -> Provider {
         Some("calico") => Provider::Calico,
         Some("custom") => Provider::Custom,
         Some(other) => {
-            given.complain(format!("is {other:?}; k0s knows kuberouter, calico and custom"));
+            given.complain(format!("is {other:?}: use kuberouter, calico or custom"));
             Provider::default()
         }
     }
@@ -201,7 +202,7 @@ fn balancer(given: &Reader<'_>) -> Balancer {
         None | Some("EnvoyProxy") => Balancer::Envoy,
         Some("Traefik") => Balancer::Traefik,
         Some(other) => {
-            given.complain(format!("is {other:?}; k0s knows EnvoyProxy and Traefik"));
+            given.complain(format!("is {other:?}: use EnvoyProxy or Traefik"));
             Balancer::default()
         }
     }
@@ -210,9 +211,7 @@ fn balancer(given: &Reader<'_>) -> Balancer {
 fn policy(given: &Reader<'_>) -> Option<String> {
     let policy = given.text()?;
     if !matches!(policy, "Always" | "IfNotPresent" | "Never") {
-        given.complain(format!(
-            "is {policy:?}; Kubernetes knows Always, IfNotPresent and Never"
-        ));
+        given.complain(format!("is {policy:?}: use Always, IfNotPresent or Never"));
     }
     Some(policy.to_owned())
 }
@@ -261,7 +260,10 @@ mod tests {
             assert!(error.contains(part), "{part}\n{error}");
         }
         for text in ["kind: Pod\nspec: {}\n", "- a\n", "text", "images: {}\n"] {
-            assert!(read(text).unwrap_err().contains("no k0s configuration"), "{text}");
+            assert!(
+                read(text).unwrap_err().contains("not a k0s configuration"),
+                "{text}"
+            );
         }
         assert!(
             read("kind: ClusterConfig\nspec: [\n")

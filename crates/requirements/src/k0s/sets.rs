@@ -1,9 +1,9 @@
-//! Image sets: which images each release of k0s has by default.
+//! Image sets: the default images of each release of k0s.
 //!
-//! They are data, one file for each minor version, taken from k0s's own source code at the tag of
-//! the release. A file says under `listing` how that generation lists its images, and under
-//! `releases` the images of each release by component. A release that is not here is taken from a
-//! file of the same form, or asked of its own program.
+//! There is one data file for each minor version. Its facts come from k0s's source code at the tag
+//! of each release. `listing` tells how that generation lists its images. `releases` has the images
+//! of each release by component. For other releases the operator gives a file of the same form, or
+//! the release's own k0s program.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,33 +25,33 @@ const FILES: [&str; 8] = [
     include_str!("../../data/k0s-v1.36.yaml"),
 ];
 
-/// How a generation of k0s lists its images.
+/// The way in which a generation of k0s lists its images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listing {
-    /// `fixed`, up to 1.35: always the same list for Linux, whichever network is configured, and
-    /// the load balancer where it is enabled.
+    /// `fixed`, up to 1.35: the same list for Linux with any network, and the load balancer if it
+    /// is enabled.
     Fixed,
-    /// `by-platform`, from 1.36 on: what the configuration uses on the platform.
+    /// `by-platform`, from 1.36: the images that the configuration uses on the platform.
     ByPlatform,
 }
 
-/// Where an image set comes from.
+/// Origin of an image set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// It came with this program.
+    /// Built into this program.
     BuiltIn,
-    /// A file of the operator's.
+    /// A file of the operator.
     File,
 }
 
 /// The images of one release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageSet {
-    /// The release, such as `v1.34.10+k0s.0`.
+    /// Release, such as `v1.34.10+k0s.0`.
     pub release: String,
-    /// How it lists them.
+    /// The way in which the release lists its images.
     pub listing: Listing,
-    /// Where this is known from.
+    /// Origin of the set.
     pub origin: Origin,
     images: BTreeMap<Component, Image>,
 }
@@ -69,7 +69,7 @@ impl ImageSet {
     }
 }
 
-/// A release that there is no image set of.
+/// A release without an image set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct UnknownRelease {
     wanted: String,
@@ -80,38 +80,38 @@ impl fmt::Display for UnknownRelease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "no image set for k0s {} is known, only for {}: give the k0s program with --k0s, or a set with --image-set",
+            "there is no image set for k0s {}, only for {}: give the k0s program with --k0s, or a set with --image-set",
             self.wanted,
             self.known.join(", ")
         )
     }
 }
 
-/// The newest release that came with this program.
+/// Returns the set of the newest release that is built in.
 ///
 /// # Panics
 ///
-/// Never: there is one, which a test sees to.
+/// Never, since a set is built in and a test checks that.
 #[must_use]
 pub fn newest() -> ImageSet {
     all().pop().expect("sets come with the program")
 }
 
-/// The set of a release that came with this program: `v1.34.10+k0s.0`, or the newest of `1.34` or
-/// `1.34.10`.
+/// Returns the built-in set of a release: of `v1.34.10+k0s.0`, or of the newest release of `1.34`
+/// or `1.34.10`.
 ///
 /// # Errors
 ///
-/// [`UnknownRelease`] with those of the same minor version, or else the newest of each.
+/// Returns [`UnknownRelease`] with the releases of the same minor version, or else the newest
+/// release of each.
 pub fn builtin(release: &str) -> Result<ImageSet, UnknownRelease> {
     choose(&all(), release)
 }
 
-/// The set of a release among several.
+/// Returns the set of a release among several.
 ///
 /// # Errors
-///
-/// As [`builtin`].
+/// Returns the same error as [`builtin`].
 pub(super) fn choose(sets: &[ImageSet], release: &str) -> Result<ImageSet, UnknownRelease> {
     let wanted = release.strip_prefix('v').unwrap_or(release);
     let is_wanted = |set: &ImageSet| {
@@ -139,7 +139,7 @@ pub(super) fn choose(sets: &[ImageSet], release: &str) -> Result<ImageSet, Unkno
     })
 }
 
-/// `1.34` of `v1.34.10+k0s.0`.
+/// Returns `1.34` of `v1.34.10+k0s.0`.
 fn minor(release: &str) -> String {
     let release = release.strip_prefix('v').unwrap_or(release);
     release.split('.').take(2).collect::<Vec<_>>().join(".")
@@ -154,16 +154,16 @@ fn all() -> Vec<ImageSet> {
         .collect()
 }
 
-/// Reads a file of image sets and chooses the one of a release, or else its last.
+/// Reads a file of image sets and returns the set of a release, by default the last set.
 ///
 /// # Errors
 ///
-/// What is wrong with the file, or that it has no such release.
+/// Returns an error if the file is invalid or lacks the release.
 pub fn parse_sets(text: &str, release: Option<&str>, limits: &Limits) -> Result<ImageSet, Problems> {
     let mut sets = parse(text, Origin::File, limits)?;
     match release {
         Some(release) => choose(&sets, release).map_err(|unknown| one("", unknown.to_string())),
-        None => sets.pop().ok_or_else(|| one("releases", "has none".to_owned())),
+        None => sets.pop().ok_or_else(|| one("releases", "is empty".to_owned())),
     }
 }
 
@@ -210,7 +210,7 @@ fn images_of(release: &str, tree: &Tree) -> Result<BTreeMap<Component, Image>, P
         let component = Component::ALL
             .into_iter()
             .find(|component| component.key() == key);
-        let component = component.ok_or_else(|| one(&path, "is no component of k0s".to_owned()))?;
+        let component = component.ok_or_else(|| one(&path, "is not a component of k0s".to_owned()))?;
         let reference = match value {
             Tree::Text(text) => text,
             other => return Err(one(&path, format!("must be text, not {}", other.kind()))),
@@ -222,7 +222,7 @@ fn images_of(release: &str, tree: &Tree) -> Result<BTreeMap<Component, Image>, P
     members.iter().map(image).collect()
 }
 
-/// Name and tag of a reference; a digest belongs to the tag, as k0s has it.
+/// Splits a reference into name and tag. A digest belongs to the tag, as in k0s.
 fn split(reference: &str) -> Option<(String, String)> {
     let without_digest = reference.split('@').next().unwrap_or(reference);
     let (name, tag) = without_digest.rsplit_once(':')?;
@@ -242,7 +242,7 @@ fn one(at: &str, reason: String) -> Problems {
 mod tests {
     use super::*;
 
-    /// What every release must have, lest a list be short without anybody noticing.
+    /// Every release has all its components, so that no list lacks an image unnoticed.
     #[test]
     fn the_data_files_are_whole_and_in_order() {
         let mut before: Option<Vec<u32>> = None;
@@ -321,7 +321,7 @@ mod tests {
             ),
             (
                 "listing: fixed\nreleases: {a: {x: b}}",
-                "releases.a.x is no component",
+                "releases.a.x is not a component",
             ),
             (
                 "listing: fixed\nreleases: {a: {pause: 1}}",

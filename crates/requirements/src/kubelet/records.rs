@@ -1,12 +1,12 @@
-//! What a kubelet remembers of the images it pulled.
+//! Records that a kubelet keeps about the images it pulled.
 //!
-//! A kubelet that verifies credentials (KEP-2535) writes a file below `image_manager` of its root
-//! folder when it begins to pull an image (`pulling`), and another when the image is there
-//! (`pulled`). A record lives on when its image is removed, and belongs to the image's id, not to
-//! its name. So an image that comes by a bundle may meet the record of an earlier pull, and then
-//! kubelet takes it for one that it pulled itself (kubernetes#138175). Source: the types
-//! `ImagePulledRecord` and `ImagePullIntent` of `kubelet.config.k8s.io/v1beta1`, and what kubelet
-//! 1.36 does with them.
+//! A kubelet that verifies credentials (KEP-2535) writes files below `image_manager` of its root
+//! folder. It writes one when it starts to pull an image (`pulling`), and another when the pull has
+//! ended (`pulled`). A record stays when its image is removed, and it belongs to the image's id,
+//! not to its name. So a record of an earlier pull may apply to an image from a bundle. kubelet
+//! then treats the image as pulled by itself (kubernetes#138175). Source: the types
+//! `ImagePulledRecord` and `ImagePullIntent` of `kubelet.config.k8s.io/v1beta1`, and the behaviour
+//! of kubelet 1.36.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,25 +17,24 @@ use crate::tree::{self, Tree};
 use crate::{Limits, Problems};
 use basics::digest;
 
-/// The longest record in bytes: kubelet stops adding credentials to one at a hundred.
+/// Longest record, in bytes. kubelet adds at most a hundred credentials to a record.
 pub const LONGEST: usize = 1 << 20;
 
-/// The two folders of records, as kubelet calls them.
+/// The two folders of records, by kubelet's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Folder {
-    /// Images that were pulled.
+    /// Pulls that have ended.
     Pulled,
-    /// Pulls that have begun and not ended.
+    /// Pulls that have started and not ended.
     Pulling,
 }
 
 impl Folder {
-    /// Both of them, in the order in which they have to be read. A kubelet that notes the end of a
-    /// pull writes the second file before it removes the first, so a reader that goes the other way
-    /// may miss both.
+    /// Both folders, in the order in which they must be read. At the end of a pull kubelet writes
+    /// the second file before it removes the first. A reader in the other order may miss both.
     pub const ALL: [Self; 2] = [Self::Pulling, Self::Pulled];
 
-    /// The name below `image_manager`.
+    /// Returns the name below `image_manager`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,68 +44,70 @@ impl Folder {
     }
 }
 
-/// Whether kubelet reads a file of this name: its others are unfinished.
+/// Returns true if kubelet reads a file of this name. Its other files are unfinished.
 #[must_use]
 pub fn is_record(file: &str) -> bool {
     file.starts_with(PREFIX) && !file.ends_with(".tmp")
 }
 
-/// What the name of each record begins with.
+/// Start of the name of each record.
 const PREFIX: &str = "sha256-";
 
 /// The records of a kubelet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
-    /// Images that were pulled, by their id.
+    /// Pulled images, by their id.
     pulled: BTreeMap<String, Pulled>,
-    /// The files of pulls that have not ended, by the image as a pod gives it.
+    /// Files of pulls that have not ended, by the image as a pod gives it.
     pulling: BTreeMap<String, String>,
-    /// Why kubelet cannot read a file, by its path below `image_manager`.
+    /// Reasons why kubelet cannot read a file, by the file's path below `image_manager`.
     unreadable: BTreeMap<String, String>,
 }
 
-/// One image that was pulled.
+/// A pulled image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pulled {
     file: String,
-    /// Who may use it, by the repository as a pod gives it.
+    /// Pods that may use it, by the repository as a pod gives it.
     access: BTreeMap<String, Access>,
 }
 
-/// Who may use an image that kubelet pulled.
+/// The pods that may use an image that kubelet pulled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Access {
-    /// Every pod: it was pulled without credentials, or with those of the node.
+    /// Every pod: kubelet pulled the image without credentials, or with those of the node.
     EveryPod,
-    /// Pods with one of these; each is a secret or a service account with its namespace.
+    /// Pods with one of these credentials. Each is a secret or a service account with its
+    /// namespace.
     Holders(Vec<String>),
 }
 
-/// Why kubelet does not let a pod use an image that is there.
+/// Reason why kubelet does not let a pod use an image that is on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The record that is to blame, by its path below `image_manager`.
+    /// Path of the record that causes the refusal, below `image_manager`.
     pub file: String,
-    /// What is in it.
+    /// The content of the record that causes it.
     pub reason: Reason,
 }
 
-/// What a record has that makes kubelet refuse.
+/// The content of a record that makes kubelet refuse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It cannot be read, and kubelet then refuses whatever its policy is.
+    /// The record is unreadable, and kubelet then refuses under every policy.
     Unreadable(String),
-    /// It allows other repositories of the same image; where there is none, a crash cut the pull
-    /// short.
+    /// The record allows only these other repositories of the same image. The list is empty if a
+    /// crash cut the pull short.
     OtherRepositories(Vec<String>),
-    /// It allows pods that bring one of these credentials. Whether a pod does is not known here.
+    /// The record allows pods with one of these credentials. The credentials of a pod are not known
+    /// here.
     Credentials(Vec<String>),
-    /// A pull has begun and its end was not noted.
+    /// A pull has started and kubelet recorded no end.
     Unfinished,
 }
 
 impl Reason {
-    /// Whether every pod is refused, whatever it brings.
+    /// Returns true if kubelet refuses every pod, with any credentials.
     #[must_use]
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Credentials(_))
@@ -118,26 +119,28 @@ impl fmt::Display for Reason {
         match self {
             Self::Unreadable(why) => write!(f, "kubelet cannot read its record of this image: {why}"),
             Self::OtherRepositories(others) if others.is_empty() => f.write_str(
-                "kubelet has a record of pulling this image that allows no pod to use it, as a crash during the pull leaves it",
+                "kubelet's record of this image allows no pod to use it, as after a crash during the pull",
             ),
             Self::OtherRepositories(others) => write!(
                 f,
-                "kubelet pulled this very image as {}, so it wants credentials for any other repository",
+                "kubelet pulled this same image as {}, so it requires credentials for any other repository",
                 others.join(", ")
             ),
             Self::Credentials(holders) => write!(
                 f,
-                "kubelet pulled this very image with credentials, so it refuses pods without {}",
+                "kubelet pulled this same image with credentials, so it refuses pods without {}",
                 holders.join(" or ")
             ),
-            Self::Unfinished => f.write_str("kubelet began to pull this image and has not noted how that ended"),
+            Self::Unfinished => {
+                f.write_str("kubelet started to pull this image and has no record that the pull ended")
+            }
         }
     }
 }
 
 impl Records {
-    /// Takes one file in. What is in it may be anything: a file that cannot be read is a reason to
-    /// refuse.
+    /// Adds one file. An unreadable file is no error here, since kubelet refuses the image because
+    /// of it.
     pub fn add(&mut self, folder: Folder, file: &str, text: &str) {
         let path = format!("{}/{file}", folder.name());
         let taken = match folder {
@@ -149,20 +152,19 @@ impl Records {
         }
     }
 
-    /// Takes one file in that cannot even be read as text.
+    /// Adds one file that cannot be read as text.
     pub fn add_unreadable(&mut self, folder: Folder, file: &str, why: &str) {
         self.unreadable
             .insert(format!("{}/{file}", folder.name()), why.to_owned());
     }
 
-    /// How many files were taken in.
+    /// Returns the number of added files.
     #[must_use]
     pub fn count(&self) -> usize {
         self.pulled.len() + self.pulling.len() + self.unreadable.len()
     }
 
-    /// What stands in the way before any policy is asked: a record of this image that cannot be
-    /// read.
+    /// Returns the unreadable record of this image, which blocks it under every policy.
     pub(super) fn unreadable(&self, given: &str, id: &str) -> Option<Refusal> {
         let known = self.pulled.contains_key(id);
         let pulled = (!known).then_some((Folder::Pulled, id));
@@ -175,8 +177,8 @@ impl Records {
         })
     }
 
-    /// What the records say of an image that a pod gives like that; `None` where kubelet never
-    /// pulled it.
+    /// Returns the decision of the records about an image as a pod gives it, `None` if kubelet
+    /// never pulled it.
     pub(super) fn said_of(&self, given: &str, id: &str) -> Option<Result<(), Refusal>> {
         let Some(record) = self.pulled.get(id) else {
             let refusal = |file: &String| Refusal {
@@ -196,8 +198,10 @@ impl Records {
     }
 }
 
-/// The repository of a reference as it stands there, without tag and digest. kubelet completes no
-/// name before it looks one up in its records and in `preloadedImagesVerificationAllowlist`.
+/// Returns the repository of a reference as written, without tag and digest.
+///
+/// kubelet looks up names in its records and in `preloadedImagesVerificationAllowlist` without
+/// completing them first.
 #[must_use]
 pub fn repository(given: &str) -> &str {
     let name = given.split('@').next().unwrap_or(given);
@@ -207,7 +211,7 @@ pub fn repository(given: &str) -> &str {
     }
 }
 
-/// The name of the file for an image's id, or for an image as a pod gives it.
+/// Returns the file name for an image's id, or for an image as a pod gives it.
 fn file_of(key: &str) -> String {
     format!("{PREFIX}{}", digest::sha256(key.as_bytes()).digest())
 }
@@ -255,7 +259,7 @@ fn required(reader: &Reader<'_>) -> String {
     text.unwrap_or_default().to_owned()
 }
 
-/// Reads the only object of a text, which must be of that kind.
+/// Reads the only object of a text, which must be of `kind`.
 fn read<T>(text: &str, kind: &str, take: impl FnOnce(&Reader<'_>) -> T) -> Result<T, Problems> {
     let limits = Limits {
         text: LONGEST,
@@ -271,7 +275,7 @@ fn read<T>(text: &str, kind: &str, take: impl FnOnce(&Reader<'_>) -> T) -> Resul
     let reader = Reader::new(tree, "", &problems);
     let is_ours = |version: &str| version.starts_with("kubelet.config.k8s.io/");
     if tree.text("kind") != Some(kind) || !tree.text("apiVersion").is_some_and(is_ours) {
-        reader.complain(format!("there is no {kind} in it"));
+        reader.complain(format!("it has no {kind}"));
         return Err(Problems(problems.into_inner()));
     }
     let taken = take(&reader);
@@ -316,7 +320,7 @@ mod tests {
         kubelet.verdict(records, given, ID)
     }
 
-    /// What the reason of a refusal says; empty where there is none.
+    /// Returns the reason of a refusal as text, empty if the image is allowed.
     fn said(records: &Records, given: &str) -> String {
         match verdict(Verification::default(), records, given) {
             Verdict::Allowed => String::new(),
@@ -344,7 +348,7 @@ mod tests {
                 "",
             ),
             (format!(r#"{{"quay.io/app":{anyone}}}"#), APP, "as quay.io/app,"),
-            // One image to CRI, two repositories to kubelet.
+            // CRI sees one image here, kubelet sees two repositories.
             (
                 format!(r#"{{"docker.io/library/app":{anyone}}}"#),
                 "app:1",
@@ -389,7 +393,7 @@ mod tests {
     #[test]
     fn a_pull_that_has_not_ended_counts_for_the_very_same_text() {
         let records = records(Folder::Pulling, APP, &intent(APP));
-        assert!(said(&records, APP).contains("began to pull"));
+        assert!(said(&records, APP).contains("started to pull"));
         assert_eq!(said(&records, "registry.test/app:1@sha256:bb"), "");
     }
 

@@ -32,14 +32,14 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
             fs::copy(&bundle.path, node.images.join(format!("many-{number}.tar")))?;
         }
         let mut first = Daemon::start(bench, &node)?;
-        first.until(&format!("{MANY} bundles in place"))?;
+        first.until_in_place(MANY, 10 * MANY)?;
         first.stop()?;
     }
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let started = Instant::now();
         let mut daemon = Daemon::start(bench, &node)?;
-        daemon.until(&format!("{MANY} bundles in place"))?;
+        daemon.until_in_place(MANY, 10 * MANY)?;
         let wall = started.elapsed().as_secs_f64();
         let (cpu, peak) = daemon.usage()?;
         daemon.stop()?;
@@ -59,7 +59,7 @@ pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     let node = Node::anew(bench)?;
     let events = Events::of(bench)?;
     let mut daemon = Daemon::start(bench, &node)?;
-    daemon.until("0 bundles in place")?;
+    daemon.until_in_place(0, 0)?;
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let (before, _) = daemon.usage()?;
@@ -88,7 +88,7 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
     };
     let events = Events::of(bench)?;
     let mut daemon = Daemon::start_with(bench, &node, &[("AIRGAPD_UNPACK", unpack)])?;
-    daemon.until("0 bundles in place")?;
+    daemon.until_in_place(0, 0)?;
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let (before, _) = daemon.usage()?;
@@ -96,7 +96,7 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
         let mut since = Instant::now();
         events.wait_for(bundle.records)?;
         if bench.scenario == Scenario::First {
-            daemon.until("1 bundles in place")?;
+            daemon.until_in_place(1, 1)?;
             since = Instant::now();
         }
         bench.containerd.run(RUNNABLE, &["/bin/busybox", "true"])?;
@@ -187,20 +187,17 @@ impl Daemon {
         Ok(Self { child, notifications })
     }
 
-    /// Waits for a status that starts with this text.
-    fn until(&mut self, status: &str) -> Result<()> {
+    /// Waits until the daemon is healthy with this number of bundles, and all their images are in
+    /// place.
+    fn until_in_place(&mut self, bundles: usize, images: usize) -> Result<()> {
         self.notifications
             .set_read_timeout(Some(Duration::from_millis(200)))?;
-        let wanted = format!("STATUS={status}");
         let deadline = Instant::now() + WITHIN;
         let (mut message, mut last) = ([0; 4096], String::new());
         while Instant::now() < deadline {
             if let Ok(length) = self.notifications.recv(&mut message) {
                 last = String::from_utf8_lossy(&message[..length]).into_owned();
-                if last
-                    .lines()
-                    .any(|line| line.starts_with(&wanted) && !line.contains("waiting for containerd"))
-                {
+                if last.lines().any(|line| is_in_place(line, bundles, images)) {
                     return Ok(());
                 }
             }
@@ -209,7 +206,7 @@ impl Daemon {
             }
         }
         bail!(
-            "the daemon did not report `{wanted}` in {} s. Its last status was {last:?}",
+            "the daemon did not report {bundles} bundles and {images} images in place in {} s. Its last status was {last:?}",
             WITHIN.as_secs()
         )
     }
@@ -234,5 +231,55 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Returns true if a line for systemd reports a healthy daemon with this number of bundles and all
+/// their images in place.
+fn is_in_place(line: &str, bundles: usize, images: usize) -> bool {
+    let Some(line) = line.strip_prefix("STATUS=healthy; ") else {
+        return false;
+    };
+    let mut parts = line.split([',', ';']).map(str::trim);
+    let number = |text: &str| text.split(' ').next()?.parse().ok();
+    let is_whole = parts
+        .next()
+        .is_some_and(|text| text.starts_with(&format!("{images} of {images} ")));
+    is_whole && parts.next().and_then(number) == Some(bundles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_in_place;
+
+    #[test]
+    fn a_healthy_daemon_with_all_images_is_recognised() {
+        let table = [
+            (
+                "STATUS=healthy; 0 of 0 images in place, 0 bundles; containerd 2.1.9",
+                (0, 0),
+                true,
+            ),
+            (
+                "STATUS=healthy; 1 of 1 image in place, 1 bundle; containerd 2.1.9",
+                (1, 1),
+                true,
+            ),
+            (
+                "STATUS=healthy; 0 of 1 images in place, 1 bundle, 1 importing",
+                (1, 1),
+                false,
+            ),
+            (
+                "STATUS=healthy; 20 of 20 images in place, 20 bundles",
+                (2, 20),
+                false,
+            ),
+            ("STATUS=waiting; 0 of 0 images in place, 0 bundles", (0, 0), false),
+            ("READY=1", (0, 0), false),
+        ];
+        for (line, (bundles, images), expected) in table {
+            assert_eq!(is_in_place(line, bundles, images), expected, "{line}");
+        }
     }
 }

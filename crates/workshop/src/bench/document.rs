@@ -6,11 +6,15 @@ use std::fs;
 use anyhow::{Context, Result};
 use lab::workspace;
 
+use super::contender::Contender;
 use super::measure::Sample;
 use super::results::Outcome;
 
-/// The meaning of the figures, and where the time goes. This text is written by hand.
-const FINDINGS: &str = include_str!("findings.md");
+/// The method and the meaning of the figures. This text is written by hand.
+const METHOD: &str = include_str!("method.md");
+
+/// The anatomy of the times. This text is written by hand.
+const ANATOMY: &str = include_str!("anatomy.md");
 
 /// Writes the document from all results that this machine has.
 pub(super) fn write() -> Result<()> {
@@ -20,27 +24,54 @@ pub(super) fn write() -> Result<()> {
 }
 
 fn text(outcomes: &[Outcome]) -> String {
-    let mut text = "# Performance\n\n`cargo xtask bench` makes this page. Its text is in `crates/workshop/src/bench/findings.md`.\n\n".to_owned();
-    text += FINDINGS;
+    let mut text = "# Performance\n\nThe figures are airgapd's time, divided by the time in the head of the column. Below 1, airgapd is\nfaster. [Method](#method) explains the columns.\n\n"
+        .to_owned();
+    text += "| scenario | containerd | `ctr import --local --no-unpack` | `ctr import` | floor |\n|---|---|---:|---:|---:|\n";
+    for outcome in outcomes {
+        ratios(&mut text, outcome);
+    }
+    text += "\n";
+    text += METHOD;
     text += "\n## The machine\n\n";
-    let mut machines: Vec<_> = outcomes
-        .iter()
-        .map(|outcome| outcome.machine.in_words())
-        .collect();
+    let mut machines: Vec<_> = outcomes.iter().map(|outcome| outcome.machine.list()).collect();
     machines.sort();
     machines.dedup();
-    text += &wrapped(&(machines.join(". ") + "."));
+    text += &machines.join("\n");
     text += "\n## Targets and results\n\n";
     text +=
         "| scenario | containerd | measure | measured | target, at most | |\n|---|---|---|---:|---:|---|\n";
     for outcome in outcomes {
         promises(&mut text, outcome);
     }
-    text += "\n## All results\n";
+    text += "\n## All measurements\n";
     for outcome in outcomes {
         figures(&mut text, outcome);
     }
+    text += "\n";
+    text += ANATOMY;
     text
+}
+
+/// Writes airgapd's shares of the times of others. A scenario without others gets no row.
+fn ratios(text: &mut String, outcome: &Outcome) {
+    let share = |others: &[Contender]| outcome.share_of_time(others);
+    let shares = [
+        share(&[Contender::CtrLocal]).or_else(|| share(&[Contender::CtrLocalPiped])),
+        share(&[Contender::Ctr]).or_else(|| share(&[Contender::CtrPiped])),
+        share(&[Contender::Hash, Contender::Copy]).or_else(|| share(&[Contender::Extract])),
+    ];
+    if shares.iter().all(Option::is_none) {
+        return;
+    }
+    let cells = shares.map(|share| share.map_or_else(String::new, |share| format!(" {share:.3}")));
+    let _ = writeln!(
+        text,
+        "| `{}`: {} | {} |{} |",
+        outcome.scenario,
+        outcome.title,
+        outcome.containerd,
+        cells.join(" |")
+    );
 }
 
 fn promises(text: &mut String, outcome: &Outcome) {
@@ -177,13 +208,68 @@ fn in_a_cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::results::Measured;
     use super::*;
 
+    fn outcome(scenario: &str, times: &[(Contender, f64)]) -> Outcome {
+        let contenders = times
+            .iter()
+            .map(|(contender, wall)| Measured::fixture(contender.name(), *wall));
+        Outcome {
+            scenario: scenario.to_owned(),
+            title: "an import".to_owned(),
+            containerd: "2.1.9".to_owned(),
+            contenders: contenders.collect(),
+            ..Outcome::default()
+        }
+    }
+
     #[test]
-    fn the_document_is_made_from_the_saved_results() {
-        let document = fs::read_to_string(workspace().join("docs/performance.md")).unwrap();
+    fn the_page_begins_with_the_ratios_and_ends_with_the_anatomy() {
+        use Contender::{
+            Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Extract, Hash,
+        };
+        let cold = [
+            (Airgapd, 1.0),
+            (CtrLocal, 2.0),
+            (Ctr, 8.0),
+            (Hash, 0.3),
+            (Copy, 0.5),
+        ];
+        let text = text(&[
+            outcome("cold", &cold),
+            outcome("zstd", &[(Airgapd, 1.0), (CtrLocalPiped, 4.0), (CtrPiped, 5.0)]),
+            outcome("restart", &[(Airgapd, 1.0)]),
+            outcome(
+                "runnable",
+                &[
+                    (AirgapdUnpacking, 3.0),
+                    (Airgapd, 9.0),
+                    (Ctr, 4.0),
+                    (Extract, 2.0),
+                ],
+            ),
+            outcome("first", &[(AirgapdUnpacking, 1.0), (Airgapd, 9.0)]),
+        ]);
+        let (ratios, rest) = text.split_once("\n## Method\n").expect("the method follows");
+        let rows: Vec<_> = ratios.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(
+            rows,
+            [
+                "| `cold`: an import | 2.1.9 | 0.500 | 0.125 | 1.250 |",
+                "| `zstd`: an import | 2.1.9 | 0.250 | 0.200 | |",
+                "| `runnable`: an import | 2.1.9 | | 0.750 | 1.500 |",
+            ]
+        );
+        assert!(rest.contains("### `restart` on containerd 2.1.9: an import"));
+        assert!(text.ends_with(ANATOMY));
+    }
+
+    #[test]
+    fn the_committed_page_is_made_from_the_saved_results() {
+        let page = fs::read_to_string(workspace().join("docs/performance.md")).unwrap();
         assert!(
-            document == text(&Outcome::all_saved().unwrap()),
+            page == super::text(&Outcome::all_saved().unwrap()),
             "docs/performance.md differs from its parts: run `cargo xtask bench --document`"
         );
     }

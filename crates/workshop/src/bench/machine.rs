@@ -42,15 +42,15 @@ impl Machine {
         }
     }
 
-    /// Describes the machine in two sentences.
-    pub(super) fn in_words(&self) -> String {
+    /// Describes the machine as a list in Markdown.
+    pub(super) fn list(&self) -> String {
         let sha = if self.hashes_in_hardware {
             "with"
         } else {
             "without"
         };
         format!(
-            "{} cores of {} ({sha} instructions for SHA-256) and {:.0} GiB of memory. Linux {} has containerd's content on {}",
+            "* {} cores of {} ({sha} instructions for SHA-256)\n* {:.0} GiB of memory\n* Linux {}\n* containerd's content on {}\n",
             self.cores, self.processor, self.memory, self.kernel, self.filesystem
         )
     }

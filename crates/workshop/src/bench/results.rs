@@ -201,6 +201,18 @@ impl Outcome {
         ours / other.median.wall
     }
 
+    /// Returns airgapd's wall time as a share of the sum of the times of `others`. `None` if one of
+    /// them did not take part.
+    pub(super) fn share_of_time(&self, others: &[Contender]) -> Option<f64> {
+        let time_of = |wanted: &Contender| {
+            let mut all = self.contenders.iter();
+            let found = all.find(|measured| measured.name == wanted.name())?;
+            Some(found.median.wall)
+        };
+        let times: Option<Vec<_>> = others.iter().map(time_of).collect();
+        Some(self.contenders.first()?.median.wall / times?.iter().sum::<f64>())
+    }
+
     /// Puts these results in the place of earlier ones of the scenario on that containerd.
     pub(super) fn save(self) -> Result<()> {
         let mut outcomes = Self::all_saved()?;

@@ -1,5 +1,5 @@
-//! Whether nodes take what is bundled: of the plan before the first layer moves, and of the
-//! finished file.
+//! The proof that nodes take the images of the bundle: by the plan before the first layer is
+//! fetched, and by the finished file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,33 +16,33 @@ use registry::Resolved;
 use crate::commands::inspect::Inspection;
 use crate::commands::{Refusal, making};
 
-/// Makes sure that nodes of the platforms that were asked for take every image of the bundle.
+/// Checks that nodes of the requested platforms take every image of the bundle.
 pub(super) struct BundleProof {
     pub(super) policy: Policy,
     pub(super) limits: Limits,
-    /// Artifacts that were asked for: digest and kind. The bundle carries them, and nodes make no
-    /// record of them.
+    /// Requested artifacts: digest and kind. The bundle carries them, and nodes make no record of
+    /// them.
     pub(super) artifacts: HashMap<Digest, String>,
 }
 
 /// The verdict of a node on an image.
 enum Prospect {
     Taken(DraftImage),
-    /// It is no container image, but what newer containerds mount as a volume.
+    /// Not a container image, but an artifact that newer containerds mount as a volume.
     Volume(DraftImage, String),
-    /// It is no container image, but this.
+    /// Not a container image, but an artifact of this kind.
     Artifact(String),
     Refused(String),
 }
 
 impl BundleProof {
-    /// Looks at the documents that were read, before the first layer moves. Says what is no image,
-    /// and gives what the bundle shall hold.
+    /// Checks the documents before the first layer is fetched. It warns of artifacts, and returns
+    /// the images for the bundle.
     ///
     /// # Errors
     ///
-    /// Every image that no such node would take, with the reason; the same of all artifacts where
-    /// there is no image.
+    /// Returns every image that no such node would take, with the reason. If there are only
+    /// artifacts, it returns all of them.
     pub(super) fn of_plan(&mut self, images: &[Resolved]) -> Result<Vec<DraftImage>, Refusal> {
         let (mut refused, mut artifacts, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {
@@ -99,13 +99,14 @@ impl BundleProof {
         }
     }
 
-    /// Looks at the finished file with the eyes of `airgapd inspect`.
+    /// Checks the finished file as `airgapd inspect` does.
     ///
     /// # Errors
     ///
-    /// Why it is no bundle, or every image of it that no such node would take.
+    /// Returns an error if the file is not a bundle. Otherwise it returns every image that no such
+    /// node would take.
     pub(super) fn of_file(&self, path: &Path) -> Result<(), Refusal> {
-        let bundle = Bundle::open(path, &self.limits).context("the bundle that was made cannot be read")?;
+        let bundle = Bundle::open(path, &self.limits).context("the new bundle cannot be read")?;
         let inspection = Inspection::of(&bundle, &self.policy);
         let refused =
             inspection.refused(|digest| self.artifacts.keys().any(|known| known.as_ref() == digest));

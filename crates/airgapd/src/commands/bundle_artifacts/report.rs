@@ -1,4 +1,4 @@
-//! The report of a bundle that was made.
+//! The report of a new bundle.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ pub(super) struct Report {
     #[serde(flatten)]
     made: Made,
     compression: &'static str,
-    /// The base that a delta relies on, by name.
+    /// Name of the base that a delta relies on.
     base: Option<String>,
     images: Vec<ImageReport>,
     blobs: BlobReport,
@@ -33,11 +33,11 @@ struct ImageReport {
     digest: String,
     media_type: String,
     platforms: Vec<String>,
-    /// Asked for, and not offered.
+    /// Requested platforms that the image does not offer.
     missing_platforms: Vec<String>,
-    /// Why nodes make no image of it, where it is none.
+    /// Reason why nodes make no image of it, if it is not an image.
     no_image: Option<String>,
-    /// Bytes of all its blobs, those that it shares with others included.
+    /// Bytes of all its blobs, including blobs that it shares with other images.
     bytes: u64,
 }
 
@@ -47,7 +47,7 @@ struct BlobReport {
     of: MadeOf,
     fetched_bytes: u64,
     cached_bytes: u64,
-    /// Left out because the base of a delta has them.
+    /// Number of blobs that are left out because the base of a delta has them.
     left_out: usize,
     left_out_bytes: u64,
 }

@@ -12,7 +12,7 @@ use crate::output::{self, Page};
 /// The document of `airgapd bundle diff -o json`.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// Whether both offer the same images for the same platforms.
+    /// True if both offer the same images for the same platforms.
     same: bool,
     from: Side,
     to: Side,
@@ -27,7 +27,7 @@ struct Side {
     digest: String,
 }
 
-/// A name that differs; what it stands for on each side.
+/// A name that differs, with its image on each side.
 #[derive(Debug, Serialize)]
 struct Change {
     name: String,
@@ -50,7 +50,7 @@ struct Offer {
     platforms: Vec<String>,
 }
 
-/// Blobs that only the second has, only the first, and both.
+/// Blobs that are only in the second bundle, only in the first, and in both.
 #[derive(Debug, Default, Serialize)]
 struct Blobs {
     added: usize,
@@ -122,7 +122,7 @@ impl Report {
             [blobs.added_bytes, blobs.removed_bytes, blobs.common_bytes].map(output::bytes);
         output::line!(
             text,
-            "{} of {} names differ; blobs: {} added ({added}), {} removed ({removed}), {} in both ({common})",
+            "names that differ: {} of {}, blobs: {} added ({added}), {} removed ({removed}), {} in both ({common})",
             self.images.len(),
             self.images.len() + self.unchanged,
             blobs.added,
@@ -141,7 +141,7 @@ fn side(sources: &Sources) -> Side {
     }
 }
 
-/// The image of each name; an image without a name goes by its digest.
+/// Returns the image of each name. An image without a name counts under its digest.
 fn offers(sources: &Sources) -> BTreeMap<String, Offer> {
     let unnamed = sources.items.iter().filter(|item| item.names.is_empty());
     let unnamed = unnamed.map(|item| (item.draft.target.digest().to_string(), offer(item)));
@@ -180,7 +180,7 @@ fn blobs(from: &Sources, to: &Sources) -> Blobs {
     blobs
 }
 
-/// The blobs of all images, those included that a delta relies on.
+/// Returns the blobs of all images and their sizes, including blobs that a delta relies on.
 fn sizes(sources: &Sources) -> HashMap<&Digest, u64> {
     let images = sources.items.iter().map(|item| &item.draft);
     images

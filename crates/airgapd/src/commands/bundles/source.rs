@@ -1,4 +1,4 @@
-//! Bundles as images that other bundles can be made of.
+//! Bundles as sources of images for other bundles.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use node::settings::Settings;
 
 const BUNDLE: &str = "the bundle";
 
-/// An image of a bundle, with what of it is whole.
+/// An image of a bundle, with its complete platforms.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) names: BTreeSet<String>,
     pub(super) draft: DraftImage,
     pub(super) platforms: Vec<String>,
-    /// Which of the bundles it is from.
+    /// Index of its bundle.
     from: usize,
 }
 
 impl Item {
-    /// The names by digest that follow from its tags.
+    /// Returns the names by digest that follow from its tags.
     fn names_by_digest(&self) -> impl Iterator<Item = String> {
         let references = self
             .names
@@ -38,22 +38,22 @@ impl Item {
     }
 }
 
-/// Bundles that are open, and their images.
+/// Open bundles and their images.
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) bundles: Arc<[Bundle]>,
     pub(super) items: Vec<Item>,
-    /// The base that deltas rely on and that is none of them.
+    /// Base that deltas rely on and that is not among the bundles.
     relies_on: Option<Reliance>,
     pub(super) warnings: Vec<String>,
 }
 
 impl Sources {
-    /// Opens bundles and looks at all their images.
+    /// Opens bundles and checks all their images.
     ///
     /// # Errors
     ///
-    /// How to end, and why: the file that cannot be read, or the image that is not whole.
+    /// Returns a refusal for a file that cannot be read or an image that is not whole.
     pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, Refusal> {
         let mut bundles = Vec::new();
         for path in paths {
@@ -86,8 +86,8 @@ impl Sources {
         }
     }
 
-    /// The blobs that count as there for an image: those of any of the bundles, and those that
-    /// deltas rely on.
+    /// Returns the blobs that count as present: those of any of the bundles, and those that deltas
+    /// rely on.
     fn there(&self) -> HashSet<Digest> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         blobs_of(&self.bundles)
@@ -96,7 +96,7 @@ impl Sources {
             .collect()
     }
 
-    /// Gives each name to one image: where bundles differ, to that of the last one.
+    /// Gives each name to one image. If bundles differ, the image of the last bundle gets it.
     pub(super) fn settle_names(&mut self) {
         let mut holders: HashMap<String, (usize, Digest)> = HashMap::new();
         for item in &self.items {
@@ -110,12 +110,13 @@ impl Sources {
             let had_names = !item.names.is_empty();
             item.names.retain(|name| {
                 let (winner, held) = &holders[name];
-                // Twice in one bundle, a name is for two platforms: the import of the node chooses.
+                // If a bundle has a name twice, the images are for two platforms, and the node's
+                // import chooses.
                 let keeps = *winner == from || *held == digest;
                 if !keeps {
                     let (loser, winner) = (bundles[from].path(), bundles[*winner].path());
                     warnings.push(format!(
-                        "{name} is {held} of {}, and not {digest} of {}",
+                        "{name} is {held} of {}, not {digest} of {}",
                         winner.display(),
                         loser.display()
                     ));
@@ -127,7 +128,8 @@ impl Sources {
         });
     }
 
-    /// A bundle of these images. It is a delta where they need what none of the bundles has.
+    /// Returns the draft of a bundle with these images. It is a delta if they need blobs that none
+    /// of the bundles has.
     pub(super) fn draft(&self, items: &[Item]) -> Draft {
         let images: Vec<DraftImage> = items.iter().map(|item| item.draft.clone()).collect();
         let needed: HashSet<&Digest> = images
@@ -147,8 +149,8 @@ impl Sources {
         Draft { images, relies_on }
     }
 
-    /// The images by name, the later of two with the same. Names by digest that each import makes
-    /// of a tag are left out: whether a bundle has them says nothing about what comes of it.
+    /// Returns the images by name. Of two images with one name, the later counts. Names by digest
+    /// that each import makes from a tag are left out: they do not change the result.
     pub(super) fn by_name(&self) -> BTreeMap<&str, &Item> {
         let named = self.items.iter().flat_map(|item| {
             let made: HashSet<String> = item.names_by_digest().collect();
@@ -159,7 +161,7 @@ impl Sources {
     }
 }
 
-/// Every blob that is in a bundle.
+/// Returns every blob of the bundles.
 pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
     let images = bundles.iter().flat_map(|bundle| &bundle.catalog().images);
     images
@@ -170,7 +172,7 @@ pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
         .collect()
 }
 
-/// The blobs that deltas among the bundles rely on, and none of the others has.
+/// Returns the blobs that deltas among the bundles rely on and that no other bundle has.
 fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
     let there = blobs_of(bundles);
     let deltas = || {
@@ -188,7 +190,8 @@ fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
     (!missing.is_empty()).then(|| Reliance::new(bases.join(", "), missing))
 }
 
-/// The images of a bundle, one for each target, and what was not used of their names.
+/// Returns the images of a bundle, one for each target, and warnings about names that were not
+/// used.
 fn items_of(
     from: usize,
     path: &Path,
@@ -238,7 +241,7 @@ fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, Str
             let blobs: HashSet<Digest> = closure.blobs.iter().map(|blob| blob.digest.clone()).collect();
             (DraftImage::part(given, &image.root, &blobs), closure.platforms)
         }
-        // Charts, signatures: they are carried on as they are.
+        // Charts, signatures: they are passed on unchanged.
         Judgement::Artifact(_) => {
             let draft = DraftImage {
                 names: given,

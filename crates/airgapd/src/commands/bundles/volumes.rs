@@ -1,4 +1,4 @@
-//! Which image goes into which volume. Pure.
+//! The distribution of images over volumes. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,15 @@ use super::source::{Item, Sources};
 use crate::commands::making::bytes_of;
 use crate::output;
 
-/// The endings of the names of bundles; the number of a volume stands before them.
+/// Endings of the names of bundles. The number of a volume comes before the ending.
 const ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
-/// Puts images into as few volumes as it takes, roughly: the largest first, each into the first
-/// volume that has room. Layers that images share are there once in each volume that has one of
-/// them.
+/// Puts images into few volumes: the largest image first, each into the first volume with enough
+/// room. A volume has each shared layer once.
 ///
 /// # Errors
 ///
-/// The image that is too large for any volume.
+/// Returns an error for an image that is too large for any volume.
 pub(super) fn pack(sources: &Sources, max_size: u64) -> anyhow::Result<Vec<Vec<Item>>> {
     let mut items: Vec<&Item> = sources.items.iter().collect();
     let key = |item: &&Item| {
@@ -46,18 +45,18 @@ pub(super) fn pack(sources: &Sources, max_size: u64) -> anyhow::Result<Vec<Vec<I
                 let name = item.names.iter().next().cloned();
                 let name = name.unwrap_or_else(|| item.draft.target.digest().to_string());
                 let [size, most] = [size, max_size].map(output::bytes);
-                bail!("{name} alone makes a bundle of {size}, more than {most}: images are not cut");
+                bail!("{name} alone makes a bundle of {size}, more than {most}: an image cannot be split");
             }
             _ => volumes.push(alone),
         }
     }
     if volumes.is_empty() {
-        bail!("there are no images in it");
+        bail!("the bundle has no images");
     }
     Ok(volumes)
 }
 
-/// How large a volume is before it is compressed; none where it would have more images than a
+/// Returns the size of a volume before compression, `None` if it would have more images than a
 /// bundle may have.
 fn size(sources: &Sources, items: &[Item]) -> Option<u64> {
     Layout::of(&sources.draft(items))
@@ -65,7 +64,8 @@ fn size(sources: &Sources, items: &[Item]) -> Option<u64> {
         .map(|layout| layout.archive_size())
 }
 
-/// `images.tar` is `images-1.tar`, or `images-01.tar` where there are more than nine.
+/// Returns the path of a volume: `images-1.tar` for `images.tar`, or `images-01.tar` for more than
+/// nine volumes.
 pub(super) fn path(path: &Path, number: usize, count: usize) -> PathBuf {
     let name = path
         .file_name()

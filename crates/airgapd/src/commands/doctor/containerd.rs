@@ -1,4 +1,4 @@
-//! containerd: whether it answers, what it is asked for, its disk, and who else works on it.
+//! Checks of containerd: its answer, its namespace and platform, its disk, and other importers.
 
 use containerd::Deprecation;
 use import::labels::EXPIRES;
@@ -13,8 +13,8 @@ use platforms::Matcher;
 use super::{Finding, note, ok, problem};
 use crate::output::bytes;
 
-/// Below this part of containerd's disk kubelet evicts pods and collects images by default
-/// (`imagefs.available<15%`).
+/// With less than this share of containerd's disk free, kubelet evicts pods and removes images by
+/// default (`imagefs.available<15%`).
 const EVICTION_PERCENT: u64 = 15;
 
 pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Finding> {
@@ -25,7 +25,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
             return vec![problem(
                 "containerd",
                 error.to_string(),
-                "give the socket of kubelet's containerd (`address:`), or enable its CRI plugin",
+                "set the socket of kubelet's containerd (`address:`), or enable its CRI plugin",
             )];
         }
         Err(error) if error.is_unreachable() => {
@@ -33,7 +33,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
                 "containerd",
                 format!("nothing answers on {socket}: {}", basics::chain(&error)),
                 format!(
-                    "start {}, or give the right socket (`address:`); the daemon waits for it",
+                    "start {}, or set the right socket (`address:`). The daemon waits for it",
                     node.distribution
                 ),
             )];
@@ -42,7 +42,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
             return vec![problem(
                 "containerd",
                 format!("{socket}: {}", basics::chain(&error)),
-                "see containerd's own log",
+                "read containerd's log",
             )];
         }
     };
@@ -57,7 +57,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
         note(
             "containerd",
             warning,
-            "leave out `address:` if it is not meant; `cri: true` insists on kubelet's containerd",
+            "remove `address:` if it is not intended. `cri: true` requires kubelet's containerd",
         )
     };
     findings.extend(runtime.warning.as_ref().map(warned));
@@ -70,11 +70,11 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
     findings
 }
 
-/// Records that containerd's garbage collector deletes at a certain time.
+/// Reports records that containerd's garbage collector deletes at a certain time.
 async fn of_expiry(runtime: &Containerd) -> Option<Finding> {
-    /// As many are named.
+    /// Most names in the finding.
     const NAMED: usize = 3;
-    // Why they cannot be listed is told with the others.
+    // If they cannot be listed, another check reports the reason.
     let records = runtime.client.images_labelled(&[EXPIRES]).await.ok()?;
     let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
     if names.is_empty() {
@@ -87,17 +87,17 @@ async fn of_expiry(runtime: &Containerd) -> Option<Finding> {
     Some(note(
         "expiry",
         format!(
-            "image records have the label {EXPIRES}, and containerd 2.0 and later deletes them at the time it names, pinned \
-             or not: {}{more}",
+            "image records have the label {EXPIRES}. containerd 2.0 and later deletes them at that time, even if \
+             they are pinned: {}{more}",
             names[..names.len().min(NAMED)].join(", ")
         ),
         format!(
-            "nothing for images of bundles, which the daemon takes the label from; of others: ctr -n k8s.io images label NAME {EXPIRES}="
+            "nothing for images of bundles: the daemon removes the label. For other images: ctr -n k8s.io images label NAME {EXPIRES}="
         ),
     ))
 }
 
-/// Features in use that a later containerd drops, as containerd reports them.
+/// Reports features in use that a later containerd drops, as containerd lists them.
 async fn of_deprecations(runtime: &Containerd) -> Vec<Finding> {
     let warnings = match runtime.client.deprecations().await {
         Ok(warnings) => warnings,
@@ -105,7 +105,7 @@ async fn of_deprecations(runtime: &Containerd) -> Vec<Finding> {
             return vec![problem(
                 "deprecated",
                 basics::chain(&error),
-                "see containerd's own log",
+                "read containerd's log",
             )];
         }
     };
@@ -114,7 +114,7 @@ async fn of_deprecations(runtime: &Containerd) -> Vec<Finding> {
         note(
             "deprecated",
             format!("{id}: {}", warning.message),
-            "change it before the next upgrade of containerd; `ctr deprecations list` shows when it was last used",
+            "change it before the next upgrade of containerd. `ctr deprecations list` shows its last use",
         )
     };
     warnings.into_iter().map(finding).collect()
@@ -129,12 +129,12 @@ fn of_namespace(settings: &Settings) -> Option<Finding> {
                 "images go to {namespace}, and kubelet sees those in {} only",
                 runtime::KUBERNETES
             ),
-            format!("leave out `namespace:`, unless {namespace} is meant"),
+            format!("remove `namespace:`, unless {namespace} is intended"),
         )
     })
 }
 
-/// The platforms of the configuration that the node cannot run.
+/// Reports platforms of the configuration that the node cannot run.
 fn of_platform(runtime: &Containerd, settings: &Settings) -> Option<Finding> {
     let PlatformChoice::These(chosen) = &settings.platforms else {
         return None;
@@ -149,11 +149,11 @@ fn of_platform(runtime: &Containerd, settings: &Settings) -> Option<Finding> {
         note(
             "platform",
             format!(
-                "images for {} are taken, which this node ({}) cannot run",
+                "the daemon imports images for {}, which this node ({}) cannot run",
                 foreign.join(", "),
                 runtime.platform
             ),
-            "leave out `platforms:`, unless the images are for other nodes",
+            "remove `platforms:`, unless the images are for other nodes",
         )
     })
 }
@@ -162,8 +162,8 @@ fn of_disk(runtime: &Containerd, settings: &Settings) -> Finding {
     let Some(store) = &runtime.store else {
         return note(
             "disk",
-            "containerd's content store cannot be seen from here, so nothing is known of its disk",
-            "run it on the node itself",
+            "containerd's content store is not visible from here, so its disk cannot be checked",
+            "run airgapd doctor on the node itself",
         );
     };
     let disk = match Disk::of(store) {
@@ -172,7 +172,7 @@ fn of_disk(runtime: &Containerd, settings: &Settings) -> Finding {
             return note(
                 "disk",
                 format!("{}: {error}", store.display()),
-                "see whether it is mounted",
+                "check if it is mounted",
             );
         }
     };
@@ -203,17 +203,17 @@ async fn of_others(runtime: &Containerd, node: &Place, settings: &Settings) -> F
     let client = &runtime.client;
     let sight = match Sight::look(client, Timestamp::now()).await {
         Ok(sight) => sight,
-        Err(error) => return problem("others", basics::chain(&error), "see containerd's own log"),
+        Err(error) => return problem("others", basics::chain(&error), "read containerd's log"),
     };
     let evidence = sight.evidence(&node.images_dir, node.is_home.then_some(node.distribution));
     match coexistence::judge(settings.coexistence, &evidence) {
-        None => ok("others", "nobody else imports this folder"),
+        None => ok("others", "no other importer uses this folder"),
         Some((importer, why)) => note(
             "others",
             format!(
-                "{importer} imports this folder, too ({why}): it is let go first, then checked and completed"
+                "{importer} imports this folder, too ({why}): the daemon lets it go first, then checks and completes its work"
             ),
-            "nothing; docs/coexistence.md says how it is done, and how to have the folder alone",
+            "nothing. docs/coexistence.md explains the order, and how to have the folder alone",
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon and its unit.
+//! Checks of the daemon and its unit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ use node::verdict::Subject;
 
 use super::{Finding, note, ok, problem};
 
-/// The reasons of the daemon's verdict, each as a finding. `is_without_containerd`: the doctor
-/// found out by itself that containerd cannot be used, and said more of it.
+/// Reports the reasons of the daemon's verdict, each as a finding. `is_without_containerd` is true
+/// if the doctor's own check found containerd unusable and reported more details.
 pub(super) async fn of_daemon(settings: &Settings, is_without_containerd: bool) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
         Ok(StatusReply { status, .. }) => of_status(&status, is_without_containerd),
@@ -30,9 +30,9 @@ pub(super) async fn of_daemon(settings: &Settings, is_without_containerd: bool) 
 }
 
 fn of_status(status: &Status, is_without_containerd: bool) -> Vec<Finding> {
-    let bundles = status.bundles.len();
+    let bundles = basics::counted(status.bundles.len(), "bundle");
     let text = format!(
-        "it runs; bundles: {bundles}; the node is {}",
+        "it is running with {bundles}: the node is {}",
         status.verdict.in_short()
     );
     let mut findings = vec![ok("daemon", text)];
@@ -49,11 +49,11 @@ fn of_status(status: &Status, is_without_containerd: bool) -> Vec<Finding> {
     findings
 }
 
-/// The unit as systemd knows it, property by property.
+/// The properties of the unit, as systemd reports them.
 pub(super) struct Unit(BTreeMap<String, String>);
 
 impl Unit {
-    /// Nothing where there is no systemd.
+    /// Reads the properties. Returns `None` without systemd.
     pub(super) fn of_systemd() -> Option<Unit> {
         if !Path::new("/run/systemd/system").is_dir() {
             return None;
@@ -90,7 +90,7 @@ impl Unit {
             return problem(
                 "unit",
                 format!("airgapd.service has failed ({})", self.property("Result")),
-                "journalctl -u airgapd -b; exit-code usually means a mistake that `airgapd config --check` names",
+                "run journalctl -u airgapd -b. exit-code usually means a mistake that `airgapd config --check` names",
             );
         }
         if !file.starts_with("enabled") {
@@ -110,8 +110,8 @@ impl Unit {
         }
     }
 
-    /// The folder where the unit keeps it from the daemon: it looks empty, or is not there, however
-    /// full it is.
+    /// Reports that the unit hides the folder from the daemon. The folder then looks empty or
+    /// missing to the daemon, even with bundles in it.
     pub(super) fn hides(&self, folder: &Path) -> Option<Finding> {
         let is_below = |folders: &[&str]| folders.iter().any(|hidden| folder.starts_with(hidden));
         let by = match (self.property("ProtectHome"), self.property("PrivateTmp")) {
@@ -125,7 +125,7 @@ impl Unit {
                 "airgapd.service does not see {}: {by} hides it from the daemon",
                 folder.display()
             ),
-            "choose a folder elsewhere (`imagesDir:`), below /var/lib or /srv for instance",
+            "choose another folder (`imagesDir:`), for instance below /var/lib or /srv",
         ))
     }
 }

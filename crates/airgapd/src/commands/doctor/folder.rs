@@ -1,4 +1,4 @@
-//! The folders of the node: that of images and that of the daemon's state.
+//! Checks of the images folder and of the daemon's state folder.
 
 use std::path::Path;
 use std::{fs, io};
@@ -16,7 +16,7 @@ pub(super) fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return vec![note(
                 "folder",
-                format!("{} is not there yet", path.display()),
+                format!("{} does not exist yet", path.display()),
                 format!("install -d -m 0755 {}", path.display()),
             )];
         }
@@ -33,7 +33,7 @@ pub(super) fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
         FolderTrust::Warning(why) => note(
             "folder",
             format!("{}: {why}", path.display()),
-            "chown root: and chmod go-w it, unless whoever else can write it may give any image any name",
+            "run chown root: and chmod go-w on it, unless its other writers may give any image any name",
         ),
         FolderTrust::Refused(why) => problem(
             "folder",
@@ -44,15 +44,15 @@ pub(super) fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
     if let Some(kind) = quiet_file_system(path) {
         findings.push(note(
             "folder",
-            format!("it is on {kind}, which does not tell of every change or of who is writing"),
-            "put bundles there under a name that begins with a dot and rename them when they are whole; otherwise they \
-             are taken when nothing has happened to them for a while",
+            format!("it is on {kind}, which does not report every change, nor the programs that still write"),
+            "copy bundles under a name that begins with a dot, and rename them when they are whole. Otherwise the \
+             daemon imports a bundle when it has not changed for a while",
         ));
     }
     findings
 }
 
-/// A file system that gives no reliable events or leases.
+/// Returns the name of a file system without reliable events and leases.
 fn quiet_file_system(path: &Path) -> Option<&'static str> {
     let kind = rustix::fs::statfs(path).ok()?.f_type;
     // linux/magic.h
@@ -83,7 +83,7 @@ pub(super) fn of_watches(folder: &Path) -> Finding {
         Err(error) => note(
             "inotify",
             format!(
-                "the kernel gives no watch ({error}); the limits are {limits}: the folder is looked at every few seconds instead"
+                "the kernel gives no watch: {error}. The limits are {limits}. The daemon lists the folder every few seconds instead"
             ),
             "sysctl -w fs.inotify.max_user_instances=1024 fs.inotify.max_user_watches=524288, and the same in /etc/sysctl.d",
         ),
@@ -98,12 +98,12 @@ pub(super) fn of_state(folder: &Path) -> Finding {
     match folder.try_exists() {
         Ok(false) => note(
             "state",
-            format!("{shown} is not there yet"),
-            "nothing, the daemon makes it",
+            format!("{shown} does not exist yet"),
+            "nothing: the daemon creates it",
         ),
         _ => note(
             "state",
-            format!("{shown} cannot be written: after each restart every bundle is read again"),
+            format!("{shown} cannot be written: after each restart the daemon reads every bundle again"),
             "mount it writable, or choose another `stateDir:`",
         ),
     }

@@ -15,29 +15,29 @@ use serde::Serialize;
 
 use super::stock::{Stock, Wish};
 
-/// The hint where the layers of an image are missing because containerd has thrown them away.
+/// Hint for an image whose layers containerd has discarded.
 const DISCARDED: &str = "its layers were discarded after unpacking (discard_unpacked_layers in containerd's \
-                         configuration): import or pull it again without that";
+                         configuration): import or pull it again without that setting";
 
-/// The platforms that are wanted, each by itself.
+/// The wanted platforms, each by itself.
 #[derive(Clone, Debug)]
 pub(super) enum Platforms {
-    /// Whatever is whole.
+    /// All complete platforms.
     All,
-    /// The best for each of these.
+    /// The best manifest for each of these.
     These(Vec<(String, Wanted)>),
 }
 
-/// An image that is exported, as far as it is.
+/// The exported part of an image.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) wish: Wish,
     pub(super) draft: DraftImage,
-    /// The platforms that are in it.
+    /// Platforms in the exported part.
     pub(super) platforms: Vec<String>,
-    /// The platforms that are wanted and not whole, in sentences.
+    /// Wanted platforms that are not whole, in sentences.
     pub(super) absent: Vec<String>,
-    /// The platforms that it offers and the bundle lacks.
+    /// Platforms that the image offers and the bundle lacks.
     pub(super) left_out: Vec<LeftOut>,
 }
 
@@ -49,11 +49,11 @@ pub(crate) struct LeftOut {
     pub(crate) reason: String,
 }
 
-/// Chooses what is whole.
+/// Chooses the complete platforms of an image.
 ///
 /// # Errors
 ///
-/// Why nothing of the image can be exported, in sentences.
+/// Returns the reasons why no part of the image can be exported, in sentences.
 pub(super) fn choose(
     wish: Wish,
     root: &Node,
@@ -92,7 +92,7 @@ pub(super) fn choose(
     })
 }
 
-/// The parts that are whole, over all the platforms that were asked for.
+/// The complete parts of all requested platforms.
 #[derive(Default)]
 struct Held {
     blobs: HashSet<Digest>,
@@ -130,7 +130,7 @@ impl Held {
     }
 }
 
-/// Judges what is left of an image when everything is taken away that is not whole.
+/// Judges an image without its incomplete manifests.
 pub(crate) fn judge_whole(root: &Node, place: &'static str) -> Judgement {
     let mut rest = root.clone();
     if let Content::Index(children) = &mut rest.content {
@@ -151,7 +151,7 @@ fn take_away_broken(node: &mut Node, place: &str) {
     }
 }
 
-/// Why a manifest is not whole; none if it is.
+/// Returns the reason why a manifest is not whole, `None` if it is.
 fn problem(node: &Node, place: &str) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => {
@@ -168,7 +168,7 @@ fn problem(node: &Node, place: &str) -> Option<String> {
     }
 }
 
-/// The manifests below an index that are not among the blobs, and why.
+/// Returns the manifests below an index that are not among the blobs, with the reasons.
 pub(crate) fn left_out(root: &Node, blobs: &HashSet<Digest>, place: &str) -> Vec<LeftOut> {
     let Content::Index(children) = &root.content else {
         return Vec::new();
@@ -188,7 +188,7 @@ pub(crate) fn left_out(root: &Node, blobs: &HashSet<Digest>, place: &str) -> Vec
     found
 }
 
-/// Whether an image was unpacked and has lost its layers since.
+/// Returns true if an image was unpacked and has lost its layers since.
 fn lost_its_layers(node: &Node, stock: &Stock) -> bool {
     match &node.content {
         Content::Index(children) => children.iter().any(|child| lost_its_layers(child, stock)),

@@ -11,11 +11,11 @@ use containerd::{Client, Error, Recovery};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-/// Pieces, of about a MiB each, that are read ahead of the writer.
+/// Number of pieces that are read ahead of the writer, about 1 MiB each.
 const AHEAD: usize = 4;
 
-/// containerd may be restarted meanwhile: so often a blob is gone on with that makes no progress,
-/// after such a pause.
+/// Retries in a row without progress, and the pause before each. They cover a restart of
+/// containerd.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -28,7 +28,8 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Blobs of this containerd; `read` counts their bytes. To be called in a runtime.
+    /// Returns a reader of this containerd's blobs, which adds their bytes to `read`. Call it in a
+    /// tokio runtime.
     pub(super) fn new(client: &Client, read: Arc<AtomicU64>) -> Feed {
         Feed {
             client: client.clone(),
@@ -44,7 +45,7 @@ impl BlobFeed for Feed {
         let (client, blob) = (self.client.clone(), blob.clone());
         self.runtime.spawn(async move {
             if let Err(error) = send(&client, &blob, &sender).await {
-                // The channel is closed where the writer has given up.
+                // The channel is closed if the writer has stopped.
                 let _ = sender.send(Err(error)).await;
             }
         });
@@ -58,7 +59,7 @@ impl BlobFeed for Feed {
 
 type Piece = Result<Vec<u8>, Error>;
 
-/// Sends a blob, and goes on where it was when containerd comes back.
+/// Sends a blob. After a restart of containerd it continues at the same offset.
 async fn send(client: &Client, blob: &BlobRef, sender: &mpsc::Sender<Piece>) -> Result<(), Error> {
     let (mut offset, mut tries) = (0, 0);
     while offset < blob.size {
@@ -67,7 +68,7 @@ async fn send(client: &Client, blob: &BlobRef, sender: &mpsc::Sender<Piece>) -> 
             return Ok(());
         };
         tries = if offset > before { 0 } else { tries + 1 };
-        // The lease holds what is read: what is gone all the same does not come back.
+        // The lease protects the blobs. A blob that still disappears does not come back.
         let may_pass = error.recovery() == Recovery::Transient && !matches!(error, Error::Gone { .. });
         if !may_pass || tries == TRIES {
             return Err(error);
@@ -94,7 +95,7 @@ async fn send_from(
     Ok(())
 }
 
-/// Pieces of a blob as one. It is read on a thread that may wait.
+/// The pieces of a blob as one reader, for a thread that may block.
 struct Pieces {
     receiver: mpsc::Receiver<Piece>,
     piece: io::Cursor<Vec<u8>>,

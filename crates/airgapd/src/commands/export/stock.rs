@@ -1,4 +1,4 @@
-//! The content of a containerd at one moment, and which of its images a typed name means.
+//! The images and blobs of a containerd at one moment, and the lookup of images by a typed name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use oci_spec::image::{Descriptor, Digest};
 
 use node::runtime::Containerd;
 
-/// The beginning of the names of CRI's own records: they are ids.
+/// Start of the names of CRI's own records, which are ids.
 const ID: &str = "sha256:";
 
-/// How many hexadecimal digits make an id: shorter ones may be names.
+/// Least hexadecimal digits of an id. Shorter texts may be names.
 const SHORTEST_ID: usize = 12;
 
-/// Labels that keep a blob's children begin so, and so those that keep what was unpacked of an
+/// Starts of labels: those that keep a blob's children, and those that keep the snapshots of an
 /// image.
 const GC_CONTENT: &str = "containerd.io/gc.ref.content";
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
@@ -28,22 +28,21 @@ pub(crate) struct Stock {
     blobs: HashMap<Digest, BlobInfo>,
 }
 
-/// An image and the names that it is taken under.
+/// An image and the names under which it is exported.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    /// Its name in messages.
+    /// Name in messages.
     pub(crate) label: String,
     pub(crate) names: BTreeSet<String>,
     pub(crate) target: Descriptor,
 }
 
 impl Stock {
-    /// Asks containerd. Blobs that it lists and has lost are not among them, where its store can be
-    /// seen.
+    /// Reads the records and blobs from containerd. If its store is visible, blobs that containerd
+    /// lists but has lost are left out.
     ///
     /// # Errors
-    ///
-    /// The error of the client.
+    /// Returns the error of the client.
     pub(crate) async fn of(runtime: &Containerd) -> Result<Stock, containerd::Error> {
         let records = runtime.client.images().await?.into_iter();
         let blobs = runtime.client.blobs().await?.into_iter();
@@ -56,8 +55,8 @@ impl Stock {
         Ok(Stock { records, blobs })
     }
 
-    /// Everything that has a name, one wish for each target. A record with nothing but an id is no
-    /// wish.
+    /// Returns all images with a name, one wish for each target. Records that have only an id are
+    /// left out.
     pub(crate) fn everything(&self) -> Vec<Wish> {
         let mut wishes: Vec<Wish> = Vec::new();
         let mut places: HashMap<&Digest, usize> = HashMap::new();
@@ -75,11 +74,11 @@ impl Stock {
         wishes
     }
 
-    /// The image that is meant by a text; none if there is no such image.
+    /// Returns the image for a text, `None` if there is no such image.
     ///
     /// # Errors
     ///
-    /// A sentence, where the text is no reference, or contradicts what there is.
+    /// Returns a sentence if the text is not a reference, or its tag names another image here.
     pub(crate) fn find(&self, text: &str) -> Result<Option<Wish>, String> {
         let record = match self.records.get(text).or_else(|| self.by_id(text)) {
             Some(record) => Some(record),
@@ -111,7 +110,8 @@ impl Stock {
         found.next().is_none().then_some(record)
     }
 
-    /// As CRI does it, and by digest also where no record has it in its name.
+    /// Looks up a reference as CRI does, and by digest even if no record has that digest in its
+    /// name.
     fn by_reference(&self, reference: &Reference) -> Result<Option<&ImageRecord>, String> {
         let repository = reference.repository();
         let Some(digest) = reference.digest() else {
@@ -125,7 +125,9 @@ impl Stock {
             return if found.as_ref() == digest {
                 Ok(Some(record))
             } else {
-                Err(format!("{reference}: the tag names another image here, {found}"))
+                Err(format!(
+                    "{reference}: on this node the tag names another image, {found}"
+                ))
             };
         }
         let by_name = self.records.get(&format!("{repository}@{digest}"));
@@ -136,8 +138,8 @@ impl Stock {
         }))
     }
 
-    /// A record's name, and the others that stand for the same by digest; of an id, all the names
-    /// it has.
+    /// Returns a record's name and the names by digest for the same image. For an id it returns all
+    /// names of the image.
     fn names_with(&self, record: &ImageRecord) -> BTreeSet<String> {
         let target = record.target.digest();
         let same = self
@@ -153,7 +155,7 @@ impl Stock {
         same.filter(belongs).map(|other| other.name.clone()).collect()
     }
 
-    /// A place to look images up in. For threads that may wait.
+    /// Returns a content store to look images up. Its reads block.
     pub(crate) fn store(&self, runtime: &Containerd) -> ContentStore {
         ContentStore::of(
             &runtime.client,
@@ -161,7 +163,8 @@ impl Stock {
         )
     }
 
-    /// Of these blobs, those that keep the others if they are kept: no other one refers to them.
+    /// Returns the blobs to which no other blob of the set refers. If these are kept, the others
+    /// are kept too.
     pub(crate) fn roots<'d>(&'d self, digests: &HashSet<&'d Digest>) -> Vec<&'d BlobInfo> {
         let blobs = || digests.iter().filter_map(|digest| self.blobs.get(*digest));
         let referred: HashSet<&str> = blobs().flat_map(children).collect();
@@ -170,7 +173,7 @@ impl Stock {
             .collect()
     }
 
-    /// The blobs that image records keep, in the order of their digests.
+    /// Returns the blobs that image records keep, in the order of their digests.
     pub(crate) fn kept(&self) -> Vec<&BlobInfo> {
         let mut kept: BTreeMap<&str, &BlobInfo> = BTreeMap::new();
         let mut queue: Vec<&str> = self
@@ -193,29 +196,30 @@ impl Stock {
         kept.into_values().collect()
     }
 
-    /// The records that have a name.
+    /// Returns the records that have a name.
     pub(crate) fn named(&self) -> impl Iterator<Item = &ImageRecord> {
         self.records.values().filter(|record| !is_id(&record.name))
     }
 
-    /// Whether a blob is there.
+    /// Returns true if the blob is present.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         self.blobs.contains_key(digest)
     }
 
-    /// Whether something was unpacked of the image with this config. An unpacked image may have
-    /// lost its layers since.
+    /// Returns true if the image with this config was unpacked, at least in part. An unpacked image
+    /// may have lost its layers since.
     pub(crate) fn was_unpacked(&self, config: &Digest) -> bool {
         let blob = self.blobs.get(config);
         blob.is_some_and(|blob| blob.labels.keys().any(|key| key.starts_with(GC_SNAPSHOT)))
     }
 }
 
-/// The tree below a target. Reads documents; for threads that may wait.
+/// Returns the tree below a target. It reads documents and blocks.
 ///
 /// # Errors
 ///
-/// Why nothing is known of it, in a sentence; the store tells whether that is containerd's fault.
+/// Returns the reason why the tree cannot be read, in a sentence. The store knows if containerd
+/// caused it.
 pub(crate) fn look_up(
     target: &Descriptor,
     store: &mut ContentStore,

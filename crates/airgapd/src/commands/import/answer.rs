@@ -11,13 +11,13 @@ use crate::output::{Page, line};
 /// The document of `airgapd import -o json`.
 #[derive(Debug, Serialize)]
 pub(super) struct Document<'a> {
-    /// One entry for each file, in the order given.
+    /// One entry per file, in the given order.
     pub(super) bundles: &'a [BundleReport],
-    /// Why none was even tried.
+    /// Reason why no file was tried.
     pub(super) error: Option<String>,
 }
 
-/// The answer for people, about one bundle.
+/// Returns the answer for people about one bundle.
 pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     let mut text = Page::new();
     let path = Foreign::file_name(report.path.as_os_str());
@@ -32,7 +32,7 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     if let Some(error) = &report.error {
         line!(text, "  error: {error}");
     }
-    for warning in &report.warnings {
+    for warning in report.all_warnings() {
         line!(text, "  warning: {warning}");
     }
     let is_the_error = |image: &&ImageResult| {
@@ -92,24 +92,24 @@ fn seconds(milliseconds: u64) -> String {
 
 fn outcome_text(outcome: Outcome, dry_run: bool) -> &'static str {
     match outcome {
-        Outcome::Imported if dry_run => "would be imported; planned",
+        Outcome::Imported if dry_run => "would be imported, planned",
         Outcome::Imported => "imported",
-        Outcome::Unchanged => "unchanged; checked",
+        Outcome::Unchanged => "unchanged, checked",
         Outcome::Partial => "imported in part",
-        Outcome::Skipped => "nothing for this node; looked at",
+        Outcome::Skipped => "nothing for this node, read",
         Outcome::Failed => "FAILED",
     }
 }
 
-/// The outcome of an image, with all its names that share it.
+/// The outcome of an image, with all names of the same outcome.
 struct Line<'a> {
-    /// Any of the results; they differ in their names alone.
+    /// One of the results, which differ only in their names.
     image: &'a ImageResult,
     names: Vec<&'a str>,
 }
 
-/// The records as images: those of one target that fared alike are one line. A name by digest is
-/// not shown beside others.
+/// Groups records by image: records of one target with the same outcome are one line. A name by
+/// digest is left out if there are other names.
 fn images<'r>(results: impl Iterator<Item = &'r ImageResult>) -> Vec<Line<'r>> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for result in results {

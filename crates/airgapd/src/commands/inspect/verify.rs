@@ -1,4 +1,4 @@
-//! Reads every byte of a bundle's blobs and holds them against their digests.
+//! Reads every byte of a bundle's blobs and checks their digests.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
@@ -10,34 +10,34 @@ use import::Observer;
 use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
 
-/// How much is read at once, in bytes.
+/// Size of a read, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// The result of reading everything.
+/// The result of the verification.
 #[derive(Debug, Serialize)]
 pub(super) struct Verification {
-    /// How many blobs were read.
+    /// Number of blobs that were read.
     blobs: u64,
-    /// Their bytes.
+    /// Bytes of these blobs.
     bytes: u64,
-    /// Blobs that are not what they are called.
+    /// Blobs with other bytes than their digests say.
     pub(super) damaged: Vec<Damage>,
-    /// The error that ended the reading early.
+    /// Error that stopped the verification early.
     pub(super) error: Option<String>,
 }
 
-/// A blob that is not what it is called.
+/// A blob with other bytes than its digest says.
 #[derive(Debug, Serialize)]
 pub(super) struct Damage {
     pub(super) digest: String,
-    /// The digest of its bytes.
+    /// Digest of its bytes.
     pub(super) found: String,
-    /// The first image that refers to it.
+    /// First image that refers to it.
     pub(super) image: String,
 }
 
 impl Damage {
-    /// The damage of the bytes, in the words of an import.
+    /// Returns the damage in the words of an import.
     pub(super) fn why(&self) -> String {
         format!("its bytes hash to {}, not {}", self.found, self.digest)
     }
@@ -48,20 +48,20 @@ impl Verification {
         self.damaged.is_empty() && self.error.is_none()
     }
 
-    /// One line of what was done.
+    /// Returns a summary in one line.
     pub(super) fn summary(&self) -> String {
         let (blobs, size) = (
             basics::counted(self.blobs, "blob"),
             crate::output::bytes(self.bytes),
         );
         match self.damaged.len() {
-            0 => format!("{blobs} read ({size}), all as their digests say"),
+            0 => format!("{blobs} read ({size}), all match their digests"),
             damaged => format!("{blobs} read ({size}), {damaged} of them DAMAGED"),
         }
     }
 }
 
-/// Reads everything, in the order of the archive and in constant memory. Blocking.
+/// Reads all blobs in the order of the archive, in constant memory. It blocks.
 pub(super) fn verify(bundle: &Bundle, progress: &impl Observer) -> Verification {
     let users = users(bundle);
     progress.planned(users.values().map(|user| user.size).sum());
@@ -121,7 +121,7 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// The hash of what a reader gives, in hex digits, and how many bytes that was.
+/// Reads to the end and returns the hash in hex digits, and the number of bytes.
 fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Result<(String, u64)> {
     let (mut hasher, mut bytes) = (Hasher::of(digest), 0);
     loop {
@@ -139,13 +139,13 @@ fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Resul
 
 /// An image that refers to a blob.
 struct User {
-    /// The first image that does.
+    /// First image that refers to it.
     image: String,
-    /// The blob's size in bytes.
+    /// Size of the blob, in bytes.
     size: u64,
 }
 
-/// Every blob that is there, with the name of the first image that refers to it.
+/// Returns all blobs of the bundle, each with the name of the first image that refers to it.
 fn users(bundle: &Bundle) -> HashMap<Digest, User> {
     let mut users = HashMap::new();
     for image in &bundle.catalog().images {

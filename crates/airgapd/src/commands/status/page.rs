@@ -1,4 +1,4 @@
-//! The page of `airgapd status`: what is shown, in which order, and what of it fits.
+//! The page of `airgapd status`: its parts, their order, and the lines that fit.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -16,15 +16,15 @@ use node::status::{
 };
 use node::verdict::{Health, Reason, Verdict};
 
-/// How text is shown.
+/// The form of the text.
 pub(super) struct View {
-    /// How wide it is, in characters.
+    /// Width, in characters.
     pub(super) width: usize,
-    /// Whether long names are broken, too: text that is not for a terminal is for `grep`.
+    /// True if long names are wrapped too. Without a terminal they are not, for `grep`.
     pub(super) breaks_names: bool,
-    /// How many lines there are; without a number as many as it takes.
+    /// Number of lines on the screen, `None` for no limit.
     pub(super) lines: Option<usize>,
-    /// Whether the use of the disk is shown.
+    /// True if the page shows the use of the disk.
     pub(super) is_verbose: bool,
 }
 
@@ -38,8 +38,8 @@ impl View {
         }
     }
 
-    /// The columns before the name of a bundle, which is last. A narrow terminal has no room for
-    /// all of them.
+    /// Returns the columns before the name of a bundle, which comes last. A narrow terminal has no
+    /// room for all of them.
     fn row(&self, state: &str, images: &str, size: &str, took: &str, when: &str) -> String {
         match self.width >= output::WIDTH - 1 {
             true => format!("{state:<18} {images:>6} {size:>9} {took:>9}  {when:<17} "),
@@ -54,7 +54,8 @@ struct Row {
     lines: Page,
 }
 
-/// Why a bundle is not in place. A try that runs, or is about to, is not the one that failed.
+/// Returns the reason why a bundle is not in place. The last error is left out while a new attempt
+/// runs or is due.
 fn reason(bundle: &BundleStatus) -> Option<&str> {
     let is_over = matches!(bundle.state, State::Retrying | State::Failed | State::Gone);
     let error = bundle.error.as_ref().filter(|_| is_over);
@@ -84,7 +85,13 @@ pub(super) fn text(document: &Document, view: &View) -> Page {
     let rows: Vec<Row> = bundles.iter().map(row).collect();
     let mut bottom = Page::new();
     ignored_text(&mut bottom, &status.ignored);
-    images_text(&mut bottom, document.images.as_deref(), status.image_count);
+    match document.is_daemons_word {
+        true => {
+            bottom.gap();
+            output::line!(bottom, "{}", status.image_count);
+        }
+        false => images_text(&mut bottom, document.images.as_deref(), status.image_count),
+    }
     if let Some(unpack) = &status.unpack {
         unpack_text(&mut bottom, unpack);
     }
@@ -108,8 +115,8 @@ fn urgency(state: State) -> u8 {
     }
 }
 
-/// One page of all parts. Where there are only so many lines, the top has half of them at most and
-/// the bottom a quarter, as many bundles are shown as fit whole, and the others are counted.
+/// Returns one page of all parts. With limited lines, the top gets at most half of them and the
+/// bottom a quarter. Bundles that do not fit are counted.
 fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines: Option<usize>) -> Page {
     let Some(lines) = lines else {
         top.add(titles);
@@ -126,7 +133,7 @@ fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines:
     let room = lines.saturating_sub(top.lines() + bottom.lines());
     let (mut used, mut shown) = (0, 0);
     for (at, row) in rows.iter().enumerate() {
-        // The line that counts the others.
+        // One line for the count of the other bundles.
         let rest = usize::from(at + 1 < rows.len());
         if used + row.lines.lines() + rest > room {
             break;
@@ -148,10 +155,10 @@ fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines:
     top
 }
 
-/// How many reasons are named: a thousand files may be bad at once.
+/// Most reasons on the page. A thousand files may be bad at once.
 const MOST_REASONS: usize = 5;
 
-/// Shows the verdict; gives the reasons that are named.
+/// Writes the verdict, and returns the reasons that it names.
 fn verdict_text<'v>(text: &mut Page, verdict: &'v Verdict) -> Vec<&'v Reason> {
     output::paragraph(text, "verdict     ", &verdict.in_short());
     let colour = match verdict.health {
@@ -192,10 +199,10 @@ fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {
         (pending, false) => format!("{pending} images wait to be unpacked"),
     };
     if !failed.is_empty() {
-        let _ = write!(summary, ", {} cannot be", failed.len());
+        let _ = write!(summary, ", {} cannot be unpacked", failed.len());
     }
     if let Some(problem) = problem {
-        let _ = write!(summary, "; {problem}");
+        let _ = write!(summary, " ({problem})");
     }
     output::paragraph(text, "unpack:   ", &summary);
     for image in failed {
@@ -207,7 +214,7 @@ fn required_text(text: &mut Page, required: &RequiredStatus) {
     text.gap();
     let unknown = || match &required.problem {
         Some(problem) => problem.clone(),
-        None => "not looked at yet".to_owned(),
+        None => "not checked yet".to_owned(),
     };
     let summary = required.summary().unwrap_or_else(unknown);
     output::paragraph(text, "required: ", &summary);
@@ -218,7 +225,7 @@ fn required_text(text: &mut Page, required: &RequiredStatus) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            output::paragraph(text, "    asked for by ", &format!("{source}{more}"));
+            output::paragraph(text, "    required by ", &format!("{source}{more}"));
         }
     }
 }
@@ -249,7 +256,7 @@ fn head(text: &mut Page, status: &Status, view: &View) {
     output::paragraph(text, "folder      ", &status.folder.path);
     if let Some(disk) = status.disk.as_ref().filter(|_| view.is_verbose) {
         let free = format!(
-            "{} of {} free, {} have to stay free (minFree)",
+            "{} of {} free, {} must stay free (minFree)",
             bytes(disk.free_bytes),
             bytes(disk.size_bytes),
             bytes(disk.min_free_bytes)
@@ -260,7 +267,7 @@ fn head(text: &mut Page, status: &Status, view: &View) {
 
 fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &View) -> Page {
     let mut text = Page::new();
-    // Without a daemon nothing is under way: a bundle is as the ledger has it.
+    // Without a daemon no work is in progress, so the ledger has the state of a bundle.
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",
@@ -291,7 +298,7 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
         let line = progress::bar(Doing::Sending, progress, view.width - 4);
         output::paragraph(&mut text, "    ", &line);
     }
-    // The verdict stands above and is not repeated.
+    // The verdict is above, and its reasons are not repeated.
     let is_told = |why: &str| {
         let mut told = told.iter();
         told.any(|reason| reason.name.as_ref() == Some(&bundle.name) && reason.text == why)
@@ -305,10 +312,10 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
         .is_some_and(|error| error.class == ErrorClass::Space);
     match bundle.retry_in_ms {
         Some(_) if is_for_room => {
-            output::paragraph(&mut text, "    ", "tried again as soon as there is room");
+            output::paragraph(&mut text, "    ", "retry as soon as there is room");
         }
         Some(ms) => {
-            let text_of = format!("tried again in {} s", ms.div_ceil(1000));
+            let text_of = format!("retry in {} s", ms.div_ceil(1000));
             output::paragraph(&mut text, "    ", &text_of);
         }
         None => {}
@@ -320,7 +327,7 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
             freed_bytes,
         } = disk_use;
         let line = format!(
-            "in containerd {}, {} of it for this bundle alone; its removal frees {}",
+            "in containerd {}, {} of it for this bundle alone, its removal frees {}",
             bytes(store_bytes),
             bytes(only_bytes),
             bytes(freed_bytes)
@@ -330,7 +337,7 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
     text
 }
 
-/// How many of them are named: a folder that was filled by mistake has thousands.
+/// Most ignored files on the page. A folder that was filled by mistake has thousands.
 const MOST_IGNORED: usize = 20;
 
 fn ignored_text(text: &mut Page, ignored: &[IgnoredStatus]) {
@@ -350,7 +357,7 @@ fn ignored_text(text: &mut Page, ignored: &[IgnoredStatus]) {
 fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCount) {
     text.gap();
     let Some(images) = images else {
-        output::line!(text, "images: unknown, since containerd could not be asked");
+        output::line!(text, "images: unknown, since containerd did not answer");
         return;
     };
     let problems: Vec<_> = images
@@ -373,7 +380,7 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCo
     }
 }
 
-/// A time without its seconds, in UTC as the journal of a node has it.
+/// Returns a time without its seconds, in UTC as in a node's journal.
 pub(in crate::commands) fn minute(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%MZ").to_string()
 }

@@ -1,8 +1,8 @@
-//! The objections of kubelet to images that are there: from its settings, and from the records of
-//! its own pulls.
+//! The objections of kubelet to images that are present, by its settings and by the records of its
+//! own pulls.
 //!
-//! The rules are those of the crate `requirements`; here files are read, and CRI is asked for the
-//! ids that records go by.
+//! The crate `requirements` has the rules. This module reads the files, and asks CRI for the ids by
+//! which records are stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -19,7 +19,7 @@ use node::runtime::Containerd;
 use verify::Answer;
 use verify::{self, Kind, Needs, Source};
 
-/// A kubelet, as far as the command line points at it.
+/// The settings and records of a kubelet that the command line names.
 #[derive(Debug)]
 pub(super) struct View {
     kubelet: Kubelet,
@@ -33,39 +33,39 @@ struct Found {
     records: Records,
 }
 
-/// The objections of kubelet to all of the images.
+/// The objections of kubelet to all images.
 #[derive(Debug, Default)]
 pub(super) struct Opinion {
-    /// Images that it lets no pod use.
+    /// Images that kubelet lets no pod use.
     pub(super) refused: Vec<Refused>,
-    /// Settings that are in the way, each once.
+    /// Settings that block images, each once.
     pub(super) warnings: Vec<String>,
 }
 
-/// An image that is there and that kubelet lets no pod use.
+/// An image that is present and that kubelet lets no pod use.
 #[derive(Debug, Serialize)]
 pub(super) struct Refused {
-    /// As the pod gives it, which is what kubelet goes by.
+    /// Reference as the pod gives it, which kubelet uses.
     pub(super) reference: String,
-    /// The image's id in CRI.
+    /// Id of the image in CRI.
     pub(super) id: String,
-    /// The file that is to blame.
+    /// Path of the record that causes the refusal.
     pub(super) record: String,
     pub(super) problem: String,
-    /// The remedy.
+    /// Remedy.
     pub(super) remedy: &'static str,
     pub(super) sources: Vec<Source>,
 }
 
-/// Reads what the command line points at; mistakes go to the needs. `None` where it points at no
-/// kubelet.
+/// Reads the settings and records that the command line names, and adds mistakes to the needs.
+/// Returns `None` if it names no kubelet.
 pub(super) fn view(args: &VerifyArgs, needs: &mut Needs) -> Option<View> {
     let (config, root) = (args.kubelet_config.as_deref(), args.kubelet_root.as_deref());
     if config.is_none() && root.is_none() {
         return None;
     }
     Some(View {
-        // Without its configuration it is taken for one with the default policy.
+        // Without its configuration, kubelet is assumed to have the default policy.
         kubelet: config.map_or_else(Kubelet::default, |path| settings(path, needs)),
         records: root.and_then(|root| found(root, needs)),
     })
@@ -96,7 +96,7 @@ fn found(root: &Path, needs: &mut Needs) -> Option<Found> {
         Ok(Some(records)) => Some(Found { folder, records }),
         Ok(None) => {
             needs.notes.push(format!(
-                "{} is not there: no kubelet that verifies credentials has had this root folder",
+                "{} does not exist: no kubelet that verifies credentials has used this root folder",
                 folder.display()
             ));
             None
@@ -111,7 +111,7 @@ fn found(root: &Path, needs: &mut Needs) -> Option<Found> {
     }
 }
 
-/// All records; `None` where there is no folder for them.
+/// Reads all records. Returns `None` if their folder does not exist.
 fn read_all(folder: &Path) -> io::Result<Option<Records>> {
     if !folder.try_exists()? {
         return Ok(None);
@@ -133,7 +133,7 @@ fn read_all(folder: &Path) -> io::Result<Option<Records>> {
             }
             match verify::read_text(&entry.path()) {
                 Ok(text) => all.add(kind, &name, &text.text),
-                // A pull that has just ended takes its file along.
+                // The end of a pull removes its file.
                 Err(_) if !entry.path().exists() => {}
                 Err(why) => all.add_unreadable(kind, &name, &why),
             }
@@ -143,13 +143,13 @@ fn read_all(folder: &Path) -> io::Result<Option<Records>> {
 }
 
 impl View {
-    /// Whether there are records, which go by the ids of images.
+    /// Returns true if there are records, which need the ids of images.
     fn wants_ids(&self) -> bool {
         self.records.is_some()
     }
 
-    /// Holds everything against the images that are asked for. An objection that depends on the pod
-    /// becomes a warning of the image.
+    /// Checks the requested images against settings and records. An objection that depends on the
+    /// pod becomes a warning of the image.
     pub(super) fn opinion(&self, images: &mut [Answer], ids: &HashMap<String, String>) -> Opinion {
         let mut refused = Vec::new();
         let mut objections: Vec<(String, usize)> = Vec::new();
@@ -192,7 +192,7 @@ impl View {
     fn verdict(&self, given: &str, id: Option<&String>) -> Verdict {
         match (&self.records, id) {
             (Some(found), Some(id)) => self.kubelet.verdict(&found.records, given, id),
-            // Of an image that is not there only the settings are known.
+            // For a missing image, only the settings can be checked.
             _ => match self.kubelet.objection(repository(given)) {
                 Some(objection) => Verdict::Settings(objection),
                 None => Verdict::Allowed,
@@ -206,7 +206,7 @@ impl View {
     }
 }
 
-/// The remedy for any record that makes kubelet refuse an image.
+/// Remedy for every record that makes kubelet refuse an image.
 const REMEDY: &str = "remove the record and restart kubelet, which keeps its records in memory";
 
 fn count(objections: &mut Vec<(String, usize)>, objection: String) {
@@ -216,8 +216,8 @@ fn count(objections: &mut Vec<(String, usize)>, objection: String) {
     }
 }
 
-/// Who asks for an image, by how they write it. containerd takes its sandbox image itself, without
-/// kubelet.
+/// Returns the sources of an image, by the spelling of its name. The sandbox image is left out,
+/// since containerd uses it without kubelet.
 fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     let mut spellings: BTreeMap<String, Vec<Source>> = BTreeMap::new();
     for source in image.sources.iter().filter(|source| source.kind != Kind::Sandbox) {
@@ -229,8 +229,8 @@ fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     spellings
 }
 
-/// The ids by which kubelet knows the images that are there; none where there are no records to
-/// look up.
+/// Returns the ids in CRI of the images that are present. The map is empty without records to look
+/// up.
 pub(super) async fn ids(
     view: Option<&View>,
     runtime: Option<&Containerd>,
@@ -287,7 +287,7 @@ mod tests {
         assert!(usual.warnings.is_empty() && usual.refused.is_empty());
     }
 
-    /// kubelet holds its list against the name as the pod has it.
+    /// kubelet compares its list with the name as the pod has it.
     #[test]
     fn an_image_that_pods_write_in_two_ways_is_allowed_in_the_way_that_is_on_the_list() {
         let listed = view_of(

@@ -1,4 +1,4 @@
-//! How much and how long.
+//! Amounts: times, numbers, bytes.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl Kind for Time {
     }
 }
 
-/// A time between two events that come again and again.
+/// A time between two repeated events, at least a second.
 pub(in crate::config) struct Interval;
 
 impl Kind for Interval {
@@ -86,7 +86,7 @@ impl Kind for Size {
     }
 }
 
-/// Bytes a second; none or 0 is no limit.
+/// Bytes per second. `null` or 0 means no limit.
 pub(in crate::config) struct Rate;
 
 impl Kind for Rate {
@@ -106,11 +106,11 @@ impl Kind for Rate {
 
 impl Rate {
     const WANTED: &str = "bytes a second such as 50MiB, at least 1MiB, or 0 for no limit";
-    /// In bytes a second. Slower than this, a large blob would outlive its lease, and other
-    /// importers would clear it away.
+    /// Lowest rate, in bytes per second. With a slower rate a large blob would outlive its lease,
+    /// and other importers would remove it.
     const SLOWEST: u64 = 1 << 20;
 
-    /// The rate that a flag has.
+    /// Reads the rate of a flag.
     pub(in crate::config) fn of(text: &str) -> Result<Option<u64>, String> {
         Rate::checked(bytes_in(text)).ok_or_else(|| expects(Self::WANTED, quoted(text)))
     }
@@ -123,7 +123,7 @@ impl Rate {
     }
 }
 
-/// Bytes, or hundredths of the disk.
+/// Bytes, or a percentage of the disk.
 pub(in crate::config) struct MinFree;
 
 impl Kind for MinFree {
@@ -146,8 +146,7 @@ impl Kind for MinFree {
     }
 }
 
-/// The binary logarithm of a window, which is a power of two. zstd knows none below 1 KiB or beyond
-/// 2 GiB.
+/// Binary logarithm of a window, which is a power of two. zstd has windows from 1 KiB to 2 GiB.
 pub(in crate::config) struct Window;
 
 impl Kind for Window {
@@ -176,7 +175,7 @@ fn number(value: &Value) -> Option<u64> {
 
 const UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
 
-/// Bytes, with a unit or as a number.
+/// Reads bytes, with a unit or as a number.
 fn bytes(value: &Value) -> Option<u64> {
     match value {
         Value::String(text) => bytes_in(text),

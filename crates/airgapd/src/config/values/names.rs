@@ -11,7 +11,7 @@ use serde_yaml::Value;
 
 use super::{Kind, expects, filled, got, list, quoted, text};
 
-/// A release of k0s. 1.34 is a number to YAML, and 1.30 the same as 1.3: so only text will do.
+/// A release of k0s. It must be text: YAML reads 1.34 as a number, and 1.30 as 1.3.
 pub(in crate::config) struct Release;
 
 impl Kind for Release {
@@ -30,7 +30,7 @@ impl Kind for Release {
     }
 }
 
-/// The image that every pod starts with.
+/// The sandbox image, with which every pod starts.
 pub(in crate::config) struct SandboxImage;
 
 impl Kind for SandboxImage {
@@ -67,13 +67,13 @@ impl Kind for Platforms {
 impl Platforms {
     const WANTED: &str = "platforms such as linux/arm64";
 
-    /// The platforms of these names.
+    /// Reads platforms by these names.
     pub(in crate::config) fn of(items: &[String]) -> Result<PlatformChoice, String> {
         items.iter().try_for_each(|item| filled(item, Self::WANTED))?;
         if items.iter().any(|item| item == "all") {
             return match items.len() {
                 1 => Ok(PlatformChoice::All),
-                _ => Err("`all` takes every platform, so no other belongs beside it".to_owned()),
+                _ => Err("`all` takes every platform: remove it or the other platforms".to_owned()),
             };
         }
         let platform = |item: &String| item.parse::<Platform>().map_err(|error| error.to_string());
@@ -110,7 +110,7 @@ impl Kind for Aliases {
     }
 }
 
-/// Whether a name can begin with this text.
+/// Returns true if a name can start with this text.
 fn is_prefix(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:[]".contains(&byte);
     !text.is_empty() && !text.starts_with('/') && text.bytes().all(allowed)
@@ -136,7 +136,7 @@ impl Kind for Patterns {
     }
 }
 
-/// Names by digest: a map in the file, pairs with an equals sign elsewhere.
+/// Names by digest: a mapping in the file, pairs with an equals sign in variables and flags.
 pub(in crate::config) struct Names;
 
 impl Kind for Names {
@@ -170,7 +170,7 @@ impl Kind for Names {
 }
 
 impl Names {
-    /// These names by these digests.
+    /// Reads pairs of digest and name.
     pub(in crate::config) fn of(
         pairs: impl IntoIterator<Item = (String, String)>,
     ) -> Result<BTreeMap<String, Reference>, String> {
@@ -186,7 +186,7 @@ impl Names {
     }
 }
 
-/// A repository, for images of bundles that name only their tags.
+/// A repository, for images whose names in bundles are only tags.
 pub(in crate::config) struct BaseName;
 
 impl Kind for BaseName {

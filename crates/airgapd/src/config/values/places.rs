@@ -1,4 +1,4 @@
-//! Where things are: paths, sockets, addresses, the namespace.
+//! Places: paths, sockets, addresses, the namespace.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ impl Kind for AbsolutePath {
 }
 
 impl AbsolutePath {
-    /// The path that a flag has. A relative one is relative to the working directory, as in every
-    /// program.
+    /// Reads the path of a flag. A relative path starts at the working directory, as in other
+    /// programs.
     pub(in crate::config) fn of(path: &Path) -> Result<PathBuf, String> {
         let absolute = std::path::absolute(path).map_err(|error| error.to_string())?;
         match absolute.to_str() {
@@ -78,7 +78,7 @@ impl Kind for Socket {
 }
 
 impl Socket {
-    /// The socket that a flag has.
+    /// Reads the socket of a flag.
     pub(in crate::config) fn of(path: &Path) -> Result<PathBuf, String> {
         match path.to_str().filter(|text| text.starts_with("unix:")) {
             Some(address) => Socket::read(&address.into()),
@@ -87,8 +87,8 @@ impl Socket {
     }
 }
 
-/// An address that only this machine can reach. A proxy in front of it can let others in, and knows
-/// who may ask.
+/// An address that only this machine can reach. A proxy in front of it can let other machines in
+/// and check their rights.
 pub(in crate::config) struct Loopback;
 
 impl Kind for Loopback {
@@ -108,8 +108,8 @@ impl Kind for Loopback {
     }
 }
 
-/// A namespace as containerd checks it: letters and digits, with single `-`, `_` or `.` between, at
-/// most 76.
+/// A namespace by containerd's rules: at most 76 characters, letters and digits with single `-`,
+/// `_` or `.` between them.
 pub(in crate::config) struct Namespace;
 
 impl Kind for Namespace {
@@ -127,7 +127,7 @@ impl Kind for Namespace {
 impl Namespace {
     const WANTED: &str = "a namespace such as k8s.io";
 
-    /// The namespace of this name.
+    /// Checks the name of a namespace.
     pub(in crate::config) fn of(name: &str) -> Result<String, String> {
         let is_word = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match name.len() <= 76 && name.split(['-', '_', '.']).all(is_word) {

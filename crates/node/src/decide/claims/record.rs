@@ -83,6 +83,7 @@ fn landed(world: &World, outcome: import::Outcome) -> Landed {
         sent_bytes: 1,
         is_bundles_fault: true,
         stopped: None,
+        forecast: None,
     }
 }
 

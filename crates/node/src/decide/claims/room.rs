@@ -153,3 +153,44 @@ fn a_bundle_that_fits_by_now_or_failed_for_another_reason_waits_for_room_no_more
         );
     }
 }
+
+#[test]
+fn a_disk_that_kubelet_finds_full_is_said_once_until_there_is_room_again() {
+    let mut world = world();
+    run(&mut world);
+    has_store(&mut world);
+    let bundle = OsStr::new("a.tar");
+    let mut lands = |free, inodes| {
+        let disk = Disk {
+            inodes: 1000,
+            free_inodes: inodes,
+            ..disk(free)
+        };
+        let demand = Demand { bytes: 1, inodes: 1 };
+        let forecast = Forecast::new(Path::new("/store"), disk, demand, MinFree::Bytes(0));
+        let mut turn = world.turn();
+        world.state.tell_scarce(bundle, &forecast, &mut turn);
+        let said = (says(&turn, "% full: above"), says(&turn, "inodes free: below"));
+        world.pass(Duration::from_secs(4));
+        let looked = Room {
+            below: None,
+            disk: Some(disk),
+            stamp: None,
+        };
+        in_room(&mut world, looked);
+        said
+    };
+    for (free, inodes, said) in [
+        (900, 900, (false, false)),
+        (140, 900, (true, false)),
+        (130, 900, (false, false)),
+        (120, 40, (false, true)),
+        (110, 30, (false, false)),
+        (900, 30, (false, false)),
+        (140, 30, (true, false)),
+        (130, 900, (false, false)),
+        (130, 40, (false, true)),
+    ] {
+        assert_eq!(lands(free, inodes), said, "{free} bytes and {inodes} inodes free");
+    }
+}
