@@ -3,19 +3,23 @@
 //!
 //! All contenders of a scenario run on the same private containerd, one after the other. Each round
 //! has a different order. The result is the ratio of their medians, since absolute times depend on
-//! the machine. `target/bench` keeps the results, and `docs/performance.md` is made from these
-//! files.
+//! the machine. `bench/figures.json` keeps the results, and `docs/performance.md` is made from it.
 
 mod bundles;
 mod contender;
 mod daemon;
 mod document;
+mod events;
 mod machine;
 mod measure;
+mod quick;
 mod results;
+mod runnable;
 mod scenario;
+mod trees;
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum as _};
@@ -47,6 +51,10 @@ pub(crate) struct Arguments {
     /// Only write docs/performance.md from earlier measurements.
     #[arg(long)]
     document: bool,
+    /// Measure a few scenarios in some minutes and compare them with the saved figures. Fail if one
+    /// is worse by more than a quarter. This writes nothing.
+    #[arg(long, conflicts_with_all = ["scenario", "runs", "document"])]
+    quick: bool,
 }
 
 /// Measures the selected scenarios, or writes the document.
@@ -57,26 +65,62 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !is_root() {
         bail!("only root can start the containerd for the measurements");
     }
-    let scenarios = match arguments.scenario.as_slice() {
-        [] => Scenario::value_variants(),
-        some => some,
-    };
     let program = match &arguments.program {
         Some(program) => std::path::absolute(program)?,
         None => build()?,
     };
+    if arguments.quick {
+        return compare(arguments, &program);
+    }
+    let scenarios = match arguments.scenario.as_slice() {
+        [] => Scenario::value_variants(),
+        some => some,
+    };
     for scenario in scenarios {
-        checks::step(&format!(
-            "{}: {}, containerd {}",
-            scenario.name(),
-            scenario.title(),
-            arguments.containerd
-        ));
-        let outcome = Bench::start(arguments, &program, *scenario)?.measure()?;
-        print!("{}", outcome.table());
-        outcome.save()?;
+        measure(arguments, &program, *scenario)?.save()?;
     }
     document::write()
+}
+
+/// Measures the scenarios of a quick bench and compares them with the saved results.
+fn compare(arguments: &Arguments, program: &Path) -> Result<()> {
+    let saved = Outcome::all_saved()?;
+    let mut worse = Vec::new();
+    let mut told = String::new();
+    for scenario in quick::SCENARIOS {
+        let outcome = measure(arguments, program, scenario)?;
+        for comparison in quick::compare(&outcome, &saved) {
+            let _ = writeln!(told, "{}", comparison.in_words());
+            if comparison.is_worse() {
+                worse.push(comparison.name().to_owned());
+            }
+        }
+        if let Some(remark) = quick::remark(&outcome, &saved) {
+            let _ = writeln!(told, "{remark}");
+        }
+    }
+    checks::step("compared with the saved figures");
+    print!("{told}");
+    if !worse.is_empty() {
+        bail!(
+            "worse than the saved figures by more than a quarter: {}",
+            worse.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Measures a scenario and shows the results.
+fn measure(arguments: &Arguments, program: &Path, scenario: Scenario) -> Result<Outcome> {
+    checks::step(&format!(
+        "{}: {}, containerd {}",
+        scenario.name(),
+        scenario.title(),
+        arguments.containerd
+    ));
+    let outcome = Bench::start(arguments, program, scenario)?.measure()?;
+    print!("{}", outcome.table());
+    Ok(outcome)
 }
 
 /// Builds the program the way it is shipped.
@@ -89,6 +133,7 @@ fn build() -> Result<PathBuf> {
 /// Everything that a scenario needs.
 struct Bench {
     scenario: Scenario,
+    contenders: Vec<Contender>,
     runs: usize,
     containerd: Containerd,
     program: PathBuf,
@@ -98,9 +143,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(arguments: &Arguments, program: &std::path::Path, scenario: Scenario) -> Result<Self> {
+    fn start(arguments: &Arguments, program: &Path, scenario: Scenario) -> Result<Self> {
         let options = Options {
             cri: scenario.needs_cri(),
+            disk: scenario.disk(arguments.quick),
             ..Options::default()
         };
         let containerd = Containerd::start(arguments.containerd, &options)?;
@@ -109,7 +155,15 @@ impl Bench {
         std::fs::write(folder.path().join("config.yaml"), format!("cri: {cri}\n"))?;
         Ok(Self {
             scenario,
-            runs: arguments.runs.max(1),
+            contenders: scenario
+                .contenders(arguments.containerd)
+                .into_iter()
+                .filter(|contender| !arguments.quick || quick::takes_part(scenario, *contender))
+                .collect(),
+            runs: match arguments.quick {
+                true => quick::RUNS,
+                false => arguments.runs.max(1),
+            },
             bundles: Bundles::in_target(&target_folder())?,
             program: program.to_owned(),
             containerd,
@@ -119,7 +173,7 @@ impl Bench {
 
     /// Runs every contender several times and records what each run cost.
     fn measure(&self) -> Result<Outcome> {
-        let contenders = self.scenario.contenders();
+        let contenders = &self.contenders;
         let load = machine::load();
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
         for round in 0..self.runs {
@@ -130,7 +184,7 @@ impl Bench {
                 samples[at].push(sample);
             }
         }
-        let measured: Vec<_> = contenders.into_iter().zip(samples).collect();
+        let measured: Vec<_> = contenders.iter().copied().zip(samples).collect();
         Ok(Outcome::of(self.scenario, &self.containerd, load, &measured))
     }
 
@@ -139,11 +193,12 @@ impl Bench {
             Scenario::Restart => daemon::restart(self),
             Scenario::Drop => daemon::drop_in(self),
             Scenario::Running | Scenario::First => daemon::run_first(self, contender),
+            Scenario::Runnable | Scenario::RunnableZstd => runnable::run(self, contender),
             _ => contender::run(self, contender),
         }
     }
 
-    /// Removes all images and content from containerd.
+    /// Removes all images, content and snapshots from containerd.
     fn empty(&self) -> Result<()> {
         let listed = |what: &str| -> Result<Vec<String>> {
             let lines = self.containerd.ctr(&[what, "ls", "-q"])?;
@@ -163,7 +218,15 @@ impl Bench {
         if left > 0 {
             bail!("containerd still has blobs after all images were removed: {left}");
         }
-        Ok(())
+        let snapshotter = self.containerd.snapshotter();
+        let snapshots = self
+            .containerd
+            .ctr(&["snapshots", "--snapshotter", snapshotter, "ls"])?;
+        // The first line is the heading.
+        match snapshots.lines().skip(1).count() {
+            0 => Ok(()),
+            left => bail!("containerd still has snapshots after all images were removed: {left}"),
+        }
     }
 }
 

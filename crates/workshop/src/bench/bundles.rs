@@ -12,6 +12,8 @@ use bundle::Compression;
 use bundle::fixtures::{Image, Layer, LayerFile, Layout, compress};
 use workshop::demo_bundle;
 
+use super::trees;
+
 /// Name of the folder. It changes with this code, so that the bench does not use old bundles.
 const VERSION: &str = "bundles-2";
 
@@ -23,6 +25,7 @@ pub(super) const SMALL_IMAGES: usize = 200;
 
 const MIB: usize = 1 << 20;
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// A folder of bundles.
 pub(super) struct Bundles {
@@ -140,6 +143,18 @@ impl Bundles {
         })
     }
 
+    /// Writes five images that run, with 1.2 GB of files in layers of this compression. Layers of
+    /// gzip are some 360 MB.
+    pub(super) fn trees(&self, codec: Compression) -> Result<Bundle> {
+        let busybox = fs::read(lab::parts::busybox()?)?;
+        self.layout(&format!("trees-{codec}.tar"), trees::IMAGES.len(), || {
+            let images = trees::images(&busybox, |plain| packed(codec, plain));
+            images.iter().fold(Layout::new(), |layout, (name, layers)| {
+                layout.image(image(name, layers))
+            })
+        })
+    }
+
     fn layout(&self, name: &str, images: usize, make: impl FnOnce() -> Layout) -> Result<Bundle> {
         let path = self.folder.join(name);
         if !path.exists() {
@@ -213,12 +228,19 @@ fn gzip_layer(seed: &str, size: usize) -> Layer {
 }
 
 fn gzip(plain: &Layer) -> Layer {
+    packed(Compression::Gzip, plain)
+}
+
+/// Returns a layer compressed with gzip or zstd.
+fn packed(codec: Compression, plain: &Layer) -> Layer {
     let mut bytes = Vec::new();
-    compress(Compression::Gzip, &mut bytes, |encoder| {
-        encoder.write_all(&plain.to_bytes())
-    })
-    .expect("memory takes any bytes");
-    Layer::compressed(plain, bytes, GZIP_LAYER)
+    compress(codec, &mut bytes, |encoder| encoder.write_all(&plain.to_bytes()))
+        .expect("memory takes any bytes");
+    let media_type = match codec {
+        Compression::Zstd => ZSTD_LAYER,
+        _ => GZIP_LAYER,
+    };
+    Layer::compressed(plain, bytes, media_type)
 }
 
 /// Returns a tar of files, each at most a MiB.
@@ -240,10 +262,10 @@ fn seed_folder(seed: &str) -> String {
 }
 
 /// Bytes that follow from a seed (xorshift64*), two thirds of them random.
-struct Noise(u64);
+pub(super) struct Noise(u64);
 
 impl Noise {
-    fn of(seed: &str) -> Self {
+    pub(super) fn of(seed: &str) -> Self {
         // FNV-1a. Any hash serves as a seed that is not zero.
         let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -251,11 +273,18 @@ impl Noise {
         Self(hash | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Returns a number below `end`.
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        #[allow(clippy::cast_possible_truncation, reason = "the upper half of the bits")]
+        let number = (self.next() >> 32) as usize;
+        number % end
     }
 
     fn bytes(&mut self, length: usize) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -11,17 +11,22 @@ use lab::Generation;
 use lab::runtime::NAMESPACE;
 
 use super::measure::{self, Sample};
-use super::{Bench, Scenario, machine};
+use super::trees::Contents;
+use super::{Bench, machine};
 
 /// A program or a limit that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contender {
     /// `airgapd import`, or the daemon.
     Airgapd,
-    /// The daemon with `unpack: before-record`.
+    /// The same with `unpack: before-record`.
     AirgapdUnpacking,
+    /// The same with `unpack: background`. `airgapd import` then unpacks after the records.
+    AirgapdBackground,
     /// The importer inside k0s and k3s: the client writes blob after blob.
     CtrLocal,
+    /// The same client, which unpacks image after image at the end.
+    CtrLocalUnpacking,
     /// The default of `ctr`: in containerd 2 the transfer service, with unpacking.
     Ctr,
     /// [`CtrLocal`](Self::CtrLocal) behind a decompressor.
@@ -32,6 +37,9 @@ pub(super) enum Contender {
     Hash,
     /// Only the copy, until it is on the disk.
     Copy,
+    /// Only the hash of the bundle, and every layer once through a decompressor and `tar`. As many
+    /// of these run at a time as the machine has cores. At the end all files are on the disk.
+    Extract,
 }
 
 impl Contender {
@@ -39,12 +47,25 @@ impl Contender {
         match self {
             Self::Airgapd => "airgapd",
             Self::AirgapdUnpacking => "airgapd, unpack: before-record",
+            Self::AirgapdBackground => "airgapd, unpack: background",
             Self::CtrLocal => "ctr import --local --no-unpack",
+            Self::CtrLocalUnpacking => "ctr import --local",
             Self::Ctr => "ctr import",
             Self::CtrLocalPiped => "decompressor | ctr import --local --no-unpack",
             Self::CtrPiped => "decompressor | ctr import",
             Self::Hash => "openssl dgst -sha256",
             Self::Copy => "cp and fsync",
+            Self::Extract => "hash, decompress, extract and sync",
+        }
+    }
+
+    /// Returns true if its import unpacks the layers.
+    pub(super) fn unpacks(self) -> bool {
+        match self {
+            Self::AirgapdUnpacking | Self::AirgapdBackground | Self::CtrLocalUnpacking => true,
+            Self::Ctr | Self::CtrPiped => true,
+            Self::Airgapd | Self::CtrLocal | Self::CtrLocalPiped => false,
+            Self::Hash | Self::Copy | Self::Extract => false,
         }
     }
 }
@@ -54,22 +75,31 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     let (before, bundle) = bench.scenario.bundles(&bench.bundles)?;
     bench.empty()?;
     if let Some(before) = before {
-        measure::pipeline(&bench.containerd, commands(bench, contender, &before.path))?;
+        measure::pipeline(&bench.containerd, commands(bench, contender, &before.path)?)?;
     }
-    // Every contender starts with an idle disk and with the bundle in memory.
-    rustix::fs::sync();
-    let makes_many_files = bench.scenario.makes_many_files();
-    thread::sleep(machine::rest(&bench.containerd.root(), makes_many_files));
-    io::copy(&mut File::open(&bundle.path)?, &mut io::sink())?;
-    let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path))?;
+    rest(bench, &bundle.path)?;
+    let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path)?)?;
     let _ = std::fs::remove_file(bench.folder.path().join("copy"));
     Ok(sample)
 }
 
+/// Waits before a run, so that every contender starts with an idle disk and with the bundle in
+/// memory.
+pub(super) fn rest(bench: &Bench, bundle: &Path) -> Result<()> {
+    rustix::fs::sync();
+    let makes_many_files = bench.scenario.makes_many_files();
+    thread::sleep(machine::rest(&bench.containerd.root(), makes_many_files));
+    io::copy(&mut File::open(bundle)?, &mut io::sink())?;
+    Ok(())
+}
+
 /// Returns the commands of a contender. Each reads the output of the command before.
-fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Vec<Command> {
-    match contender {
-        Contender::Airgapd | Contender::AirgapdUnpacking => vec![airgapd(bench, bundle)],
+pub(super) fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Result<Vec<Command>> {
+    Ok(match contender {
+        Contender::Airgapd => vec![airgapd(bench, "none", bundle)],
+        Contender::AirgapdBackground => vec![airgapd(bench, "background", bundle)],
+        Contender::AirgapdUnpacking => vec![airgapd(bench, "before-record", bundle)],
+        Contender::CtrLocalUnpacking => vec![ctr(bench, &["--local"], bundle)],
         Contender::CtrLocal => vec![ctr(bench, local(bench), bundle)],
         Contender::Ctr => vec![ctr(bench, &[], bundle)],
         Contender::CtrLocalPiped => vec![
@@ -91,16 +121,50 @@ fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Vec<Command> 
                 .arg(copy);
             vec![shell]
         }
-    }
+        Contender::Extract => vec![extract(bench, bundle)?],
+    })
 }
 
-fn airgapd(bench: &Bench, bundle: &Path) -> Command {
+/// Returns the folder for the files of [`Contender::Extract`], on the disk of containerd's
+/// snapshots.
+pub(super) fn extracted(bench: &Bench) -> PathBuf {
+    bench.containerd.root().join("extracted")
+}
+
+/// Hashes the bundle and unpacks its layers, the largest first, each into a folder of its own.
+fn extract(bench: &Bench, bundle: &Path) -> Result<Command> {
+    // The arguments are the bundle, the decompressor, the folder and the layers' names in the
+    // bundle.
+    const SCRIPT: &str = r#"
+        set -e
+        bundle=$0 decompressor=$1 folder=$2
+        shift 2
+        mkdir "$folder"
+        printf '%s\n' hash "$@" | xargs -P "$(nproc)" -I {} sh -e -c '
+            if [ "$4" = hash ]; then exec openssl dgst -sha256 "$1"; fi
+            into="$3/${4##*/}"
+            mkdir "$into"
+            tar --occurrence=1 -xOf "$1" "$4" | "$2" -dc | tar --warning=no-timestamp -xf - -C "$into"
+        ' sh "$bundle" "$decompressor" "$folder" {}
+        sync -f "$folder""#;
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", SCRIPT])
+        .arg(bundle)
+        .arg(bench.scenario.decompressor())
+        .arg(extracted(bench))
+        .args(Contents::of(bundle)?.layers);
+    Ok(shell)
+}
+
+fn airgapd(bench: &Bench, unpack: &str, bundle: &Path) -> Command {
     let mut command = Command::new(&bench.program);
     command
         .args(["import", "--quiet", "--config"])
         .arg(bench.folder.path().join("config.yaml"))
         .arg("--address")
         .arg(bench.containerd.socket())
+        .args(["--unpack", unpack])
         .arg(bundle);
     without_our_environment(&mut command);
     command
@@ -131,12 +195,7 @@ fn local(bench: &Bench) -> &'static [&'static str] {
 }
 
 fn decompressor(bench: &Bench, bundle: &Path) -> Command {
-    let program = if bench.scenario == Scenario::Gzip {
-        "gzip"
-    } else {
-        "zstd"
-    };
-    let mut command = Command::new(program);
+    let mut command = Command::new(bench.scenario.decompressor());
     command.arg("-dc").arg(bundle);
     command
 }

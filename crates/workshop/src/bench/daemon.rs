@@ -2,12 +2,9 @@
 //! imported.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::bundles::RUNNABLE;
 use super::contender::{Contender, without_our_environment};
+use super::events::Events;
 use super::measure::{self, Sample};
 use super::{Bench, Scenario};
 
@@ -34,14 +32,14 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
             fs::copy(&bundle.path, node.images.join(format!("many-{number}.tar")))?;
         }
         let mut first = Daemon::start(bench, &node)?;
-        first.until(&format!("{MANY} bundles in place"))?;
+        first.until_in_place(MANY, 10 * MANY)?;
         first.stop()?;
     }
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let started = Instant::now();
         let mut daemon = Daemon::start(bench, &node)?;
-        daemon.until(&format!("{MANY} bundles in place"))?;
+        daemon.until_in_place(MANY, 10 * MANY)?;
         let wall = started.elapsed().as_secs_f64();
         let (cpu, peak) = daemon.usage()?;
         daemon.stop()?;
@@ -61,7 +59,7 @@ pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     let node = Node::anew(bench)?;
     let events = Events::of(bench)?;
     let mut daemon = Daemon::start(bench, &node)?;
-    daemon.until("0 bundles in place")?;
+    daemon.until_in_place(0, 0)?;
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let (before, _) = daemon.usage()?;
@@ -90,7 +88,7 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
     };
     let events = Events::of(bench)?;
     let mut daemon = Daemon::start_with(bench, &node, &[("AIRGAPD_UNPACK", unpack)])?;
-    daemon.until("0 bundles in place")?;
+    daemon.until_in_place(0, 0)?;
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let (before, _) = daemon.usage()?;
@@ -98,7 +96,7 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
         let mut since = Instant::now();
         events.wait_for(bundle.records)?;
         if bench.scenario == Scenario::First {
-            daemon.until("1 bundles in place")?;
+            daemon.until_in_place(1, 1)?;
             since = Instant::now();
         }
         bench.containerd.run(RUNNABLE, &["/bin/busybox", "true"])?;
@@ -189,20 +187,17 @@ impl Daemon {
         Ok(Self { child, notifications })
     }
 
-    /// Waits for a status that starts with this text.
-    fn until(&mut self, status: &str) -> Result<()> {
+    /// Waits until the daemon is healthy with this number of bundles, and all their images are in
+    /// place.
+    fn until_in_place(&mut self, bundles: usize, images: usize) -> Result<()> {
         self.notifications
             .set_read_timeout(Some(Duration::from_millis(200)))?;
-        let wanted = format!("STATUS={status}");
         let deadline = Instant::now() + WITHIN;
         let (mut message, mut last) = ([0; 4096], String::new());
         while Instant::now() < deadline {
             if let Ok(length) = self.notifications.recv(&mut message) {
                 last = String::from_utf8_lossy(&message[..length]).into_owned();
-                if last
-                    .lines()
-                    .any(|line| line.starts_with(&wanted) && !line.contains("waiting for containerd"))
-                {
+                if last.lines().any(|line| is_in_place(line, bundles, images)) {
                     return Ok(());
                 }
             }
@@ -211,7 +206,7 @@ impl Daemon {
             }
         }
         bail!(
-            "the daemon did not report `{wanted}` in {} s. Its last status was {last:?}",
+            "the daemon did not report {bundles} bundles and {images} images in place in {} s. Its last status was {last:?}",
             WITHIN.as_secs()
         )
     }
@@ -239,71 +234,52 @@ impl Drop for Daemon {
     }
 }
 
-/// containerd's events about new image records, each with the time of its arrival.
-struct Events {
-    child: Child,
-    told: Receiver<Instant>,
+/// Returns true if a line for systemd reports a healthy daemon with this number of bundles and all
+/// their images in place.
+fn is_in_place(line: &str, bundles: usize, images: usize) -> bool {
+    let Some(line) = line.strip_prefix("STATUS=healthy; ") else {
+        return false;
+    };
+    let mut parts = line.split([',', ';']).map(str::trim);
+    let number = |text: &str| text.split(' ').next()?.parse().ok();
+    let is_whole = parts
+        .next()
+        .is_some_and(|text| text.starts_with(&format!("{images} of {images} ")));
+    is_whole && parts.next().and_then(number) == Some(bundles)
 }
 
-impl Events {
-    fn of(bench: &Bench) -> Result<Self> {
-        let mut child = bench
-            .containerd
-            .ctr_in(lab::runtime::NAMESPACE)
-            .arg("events")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = child.stdout.take().context("the events have no output")?;
-        let (teller, told) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // CRI adds records named after the ids of images. The bench does not wait for
-                // those.
-                let is_record = line.contains("/images/create") && !line.contains("\"name\":\"sha256:");
-                let is_probe = line.contains("/namespaces/create");
-                if (is_record || is_probe) && teller.send(Instant::now()).is_err() {
-                    return;
-                }
-            }
-        });
-        let events = Self { child, told };
-        events.wait_until_heard(bench)?;
-        Ok(events)
-    }
+#[cfg(test)]
+mod tests {
+    use super::is_in_place;
 
-    /// Waits until the subscription works. containerd does not repeat events for a late subscriber,
-    /// so this creates namespaces until an event arrives.
-    fn wait_until_heard(&self, bench: &Bench) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
-        while Instant::now() < deadline {
-            bench.containerd.ctr(&["namespaces", "create", "airgapd-bench"])?;
-            let heard = self.told.recv_timeout(Duration::from_millis(100));
-            bench.containerd.ctr(&["namespaces", "remove", "airgapd-bench"])?;
-            if heard.is_ok() {
-                while self.told.recv_timeout(Duration::from_millis(100)).is_ok() {}
-                return Ok(());
-            }
+    #[test]
+    fn a_healthy_daemon_with_all_images_is_recognised() {
+        let table = [
+            (
+                "STATUS=healthy; 0 of 0 images in place, 0 bundles; containerd 2.1.9",
+                (0, 0),
+                true,
+            ),
+            (
+                "STATUS=healthy; 1 of 1 image in place, 1 bundle; containerd 2.1.9",
+                (1, 1),
+                true,
+            ),
+            (
+                "STATUS=healthy; 0 of 1 images in place, 1 bundle, 1 importing",
+                (1, 1),
+                false,
+            ),
+            (
+                "STATUS=healthy; 20 of 20 images in place, 20 bundles",
+                (2, 20),
+                false,
+            ),
+            ("STATUS=waiting; 0 of 0 images in place, 0 bundles", (0, 0), false),
+            ("READY=1", (0, 0), false),
+        ];
+        for (line, (bundles, images), expected) in table {
+            assert_eq!(is_in_place(line, bundles, images), expected, "{line}");
         }
-        bail!("containerd sent no events")
-    }
-
-    /// Waits for a number of records, and returns the time of the last.
-    fn wait_for(&self, records: usize) -> Result<Instant> {
-        let mut last = Instant::now();
-        for number in 0..records {
-            last = self
-                .told
-                .recv_timeout(WITHIN)
-                .with_context(|| format!("only {number} of {records} records have arrived"))?;
-        }
-        Ok(last)
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,13 +3,12 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lab::workspace;
 
 use super::contender::Contender;
 use super::measure::Sample;
-use super::results::{Measured, Outcome};
-use super::scenario;
+use super::results::Outcome;
 
 /// The method and the meaning of the figures. This text is written by hand.
 const METHOD: &str = include_str!("method.md");
@@ -19,22 +18,9 @@ const ANATOMY: &str = include_str!("anatomy.md");
 
 /// Writes the document from all results that this machine has.
 pub(super) fn write() -> Result<()> {
-    let mut outcomes = Outcome::all_saved()?;
-    if outcomes.is_empty() {
-        bail!("no results yet: run `cargo xtask bench` as root");
-    }
-    outcomes.sort_by_key(|outcome| (scenario::position_of(&outcome.scenario), order_of(outcome)));
+    let outcomes = Outcome::all_saved()?;
     let path = workspace().join("docs/performance.md");
     fs::write(&path, text(&outcomes)).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Returns the position of a result. The newest containerd comes first.
-fn order_of(outcome: &Outcome) -> usize {
-    let order = ["2", "1.7", "1.6"];
-    order
-        .iter()
-        .position(|generation| *generation == outcome.generation)
-        .unwrap_or(order.len())
 }
 
 fn text(outcomes: &[Outcome]) -> String {
@@ -48,10 +34,9 @@ fn text(outcomes: &[Outcome]) -> String {
     text += METHOD;
     text += "\n## The machine\n\n";
     let mut machines: Vec<_> = outcomes.iter().map(|outcome| outcome.machine.list()).collect();
+    machines.sort();
     machines.dedup();
-    for machine in machines {
-        text += &machine;
-    }
+    text += &machines.join("\n");
     text += "\n## Targets and results\n\n";
     text +=
         "| scenario | containerd | measure | measured | target, at most | |\n|---|---|---|---:|---:|---|\n";
@@ -73,7 +58,7 @@ fn ratios(text: &mut String, outcome: &Outcome) {
     let shares = [
         share(&[Contender::CtrLocal]).or_else(|| share(&[Contender::CtrLocalPiped])),
         share(&[Contender::Ctr]).or_else(|| share(&[Contender::CtrPiped])),
-        share(&[Contender::Hash, Contender::Copy]),
+        share(&[Contender::Hash, Contender::Copy]).or_else(|| share(&[Contender::Extract])),
     ];
     if shares.iter().all(Option::is_none) {
         return;
@@ -109,36 +94,111 @@ fn figures(text: &mut String, outcome: &Outcome) {
     let [before, after] = outcome.load;
     let _ = writeln!(
         text,
-        "\n### `{}` on containerd {}: {}\n\nMedians of {runs} runs each. The machine's load was {before:.1} before and {after:.1} after them.",
+        "\n### `{}` on containerd {}: {}\n",
         outcome.scenario, outcome.containerd, outcome.title
     );
+    let mut notes = format!(
+        "Medians of {runs} runs each. The machine's load was {before:.1} before and {after:.1} after them."
+    );
     if let Some(fewest) = outcome.fewest_writes {
-        let _ = writeln!(
-            text,
-            "airgapd's writes need at least {fewest} write transactions here: two for a blob and one for a record."
+        let _ = write!(
+            notes,
+            " airgapd's writes need at least {fewest} write transactions here: two for a blob and one for a record."
         );
     }
-    *text += "\n| | airgapd's share of its time | seconds | CPU s | peak MiB | containerd CPU s | containerd peak MiB | write transactions |\n|---|---:|---:|---:|---:|---:|---:|---:|\n";
-    for measured in &outcome.contenders {
-        row(text, outcome, measured);
+    *text += &wrapped(&notes);
+    let names: Vec<_> = outcome
+        .contenders
+        .iter()
+        .map(|measured| in_a_cell(&measured.name))
+        .collect();
+    let mut shares: Vec<Column> = outcome
+        .shares()
+        .into_iter()
+        .map(|share| {
+            (
+                share.heading,
+                share.of_each.into_iter().map(in_thousandths).collect(),
+            )
+        })
+        .collect();
+    let figures = columns(outcome);
+    if outcome.yardsticks.is_empty() {
+        shares.extend(figures);
+        table(text, &names, &shares);
+    } else {
+        table(text, &names, &shares);
+        table(text, &names, &figures);
     }
 }
 
-fn row(text: &mut String, outcome: &Outcome, measured: &Measured) {
-    let Sample {
-        wall,
-        cpu,
-        peak,
-        server_cpu,
-        server_peak,
-        transactions,
-    } = measured.median;
-    let _ = writeln!(
-        text,
-        "| {} | {:.3} | {wall:.3} | {cpu:.2} | {peak:.1} | {server_cpu:.2} | {server_peak:.1} | {transactions:.0} |",
-        in_a_cell(&measured.name),
-        outcome.ratio_to(measured),
-    );
+/// A heading and a cell for each contender.
+type Column = (String, Vec<String>);
+
+/// Returns the medians.
+fn columns(outcome: &Outcome) -> Vec<Column> {
+    let column = |heading: &str, cell: &dyn Fn(&Sample) -> String| {
+        let rows = outcome.contenders.iter();
+        (heading.to_owned(), rows.map(|row| cell(&row.median)).collect())
+    };
+    let mut columns = vec![column("seconds", &|sample| in_thousandths(sample.wall))];
+    if outcome.has_first() {
+        columns.push(column("first image after s", &|sample| {
+            in_thousandths(sample.first)
+        }));
+    }
+    columns.extend([
+        column("CPU s", &|sample| format!("{:.2}", sample.cpu)),
+        column("peak MiB", &|sample| format!("{:.1}", sample.peak)),
+        column("containerd CPU s", &|sample| format!("{:.2}", sample.server_cpu)),
+        column("containerd peak MiB", &|sample| {
+            format!("{:.1}", sample.server_peak)
+        }),
+        column("write transactions", &|sample| {
+            format!("{:.0}", sample.transactions)
+        }),
+    ]);
+    columns
+}
+
+/// Returns a figure, or nothing if it was not measured.
+fn in_thousandths(figure: f64) -> String {
+    match figure {
+        0.0 => String::new(),
+        some => format!("{some:.3}"),
+    }
+}
+
+fn table(text: &mut String, names: &[String], columns: &[Column]) {
+    *text += "\n| |";
+    for (heading, _) in columns {
+        let _ = write!(text, " {} |", in_a_cell(heading));
+    }
+    let _ = writeln!(text, "\n|---|{}", "---:|".repeat(columns.len()));
+    for (at, name) in names.iter().enumerate() {
+        let _ = write!(text, "| {name} |");
+        for (_, cells) in columns {
+            let _ = write!(text, " {} |", cells[at]);
+        }
+        *text += "\n";
+    }
+}
+
+/// Returns a paragraph whose lines end within 100 columns.
+fn wrapped(paragraph: &str) -> String {
+    let (mut lines, mut width) = (String::new(), 0);
+    for word in paragraph.split_whitespace() {
+        if width > 0 && width + 1 + word.len() > 100 {
+            lines.push('\n');
+            width = 0;
+        } else if width > 0 {
+            lines.push(' ');
+            width += 1;
+        }
+        lines += word;
+        width += word.len();
+    }
+    lines + "\n"
 }
 
 /// Returns a text for a table cell of Markdown, which ends at a bar.
@@ -148,35 +208,27 @@ fn in_a_cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::Machine;
+    use super::super::results::Measured;
     use super::*;
 
     fn outcome(scenario: &str, times: &[(Contender, f64)]) -> Outcome {
-        let contenders = times.iter().map(|(contender, wall)| Measured {
-            name: contender.name().to_owned(),
-            runs: 5,
-            median: Sample {
-                wall: *wall,
-                ..Sample::default()
-            },
-            walls: Vec::new(),
-        });
+        let contenders = times
+            .iter()
+            .map(|(contender, wall)| Measured::fixture(contender.name(), *wall));
         Outcome {
             scenario: scenario.to_owned(),
             title: "an import".to_owned(),
             containerd: "2.1.9".to_owned(),
-            generation: "2".to_owned(),
-            machine: Machine::default(),
-            load: [0.0; 2],
-            fewest_writes: None,
             contenders: contenders.collect(),
-            promises: Vec::new(),
+            ..Outcome::default()
         }
     }
 
     #[test]
     fn the_page_begins_with_the_ratios_and_ends_with_the_anatomy() {
-        use Contender::{Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
+        use Contender::{
+            Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Extract, Hash,
+        };
         let cold = [
             (Airgapd, 1.0),
             (CtrLocal, 2.0),
@@ -188,6 +240,15 @@ mod tests {
             outcome("cold", &cold),
             outcome("zstd", &[(Airgapd, 1.0), (CtrLocalPiped, 4.0), (CtrPiped, 5.0)]),
             outcome("restart", &[(Airgapd, 1.0)]),
+            outcome(
+                "runnable",
+                &[
+                    (AirgapdUnpacking, 3.0),
+                    (Airgapd, 9.0),
+                    (Ctr, 4.0),
+                    (Extract, 2.0),
+                ],
+            ),
             outcome("first", &[(AirgapdUnpacking, 1.0), (Airgapd, 9.0)]),
         ]);
         let (ratios, rest) = text.split_once("\n## Method\n").expect("the method follows");
@@ -197,20 +258,19 @@ mod tests {
             [
                 "| `cold`: an import | 2.1.9 | 0.500 | 0.125 | 1.250 |",
                 "| `zstd`: an import | 2.1.9 | 0.250 | 0.200 | |",
+                "| `runnable`: an import | 2.1.9 | | 0.750 | 1.500 |",
             ]
         );
         assert!(rest.contains("### `restart` on containerd 2.1.9: an import"));
         assert!(text.ends_with(ANATOMY));
     }
 
-    /// The texts change more often than the measurements.
     #[test]
-    fn the_committed_page_has_the_present_texts() {
-        let page = include_str!("../../../../docs/performance.md");
-        assert!(page.contains(METHOD), "copy method.md into docs/performance.md");
+    fn the_committed_page_is_made_from_the_saved_results() {
+        let page = fs::read_to_string(workspace().join("docs/performance.md")).unwrap();
         assert!(
-            page.ends_with(ANATOMY),
-            "copy anatomy.md into docs/performance.md"
+            page == super::text(&Outcome::all_saved().unwrap()),
+            "docs/performance.md differs from its parts: run `cargo xtask bench --document`"
         );
     }
 }

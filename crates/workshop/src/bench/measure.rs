@@ -41,22 +41,35 @@ pub(super) struct Sample {
     pub(super) server_peak: f64,
     /// Write transactions of containerd's metadata database in the same time.
     pub(super) transactions: f64,
+    /// Time until the first image had its record and its snapshot, in seconds. Zero if the scenario
+    /// does not measure it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) first: f64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 /// Runs commands to their end. Each reads the output of the command before.
 pub(super) fn pipeline(containerd: &Containerd, commands: Vec<Command>) -> Result<Sample> {
-    let server = Server::of(containerd)?;
+    around(containerd, || run(commands))
+}
+
+/// Does the same without measuring containerd.
+pub(super) fn run(commands: Vec<Command>) -> Result<Sample> {
     let started = Instant::now();
     let mut children = start(commands)?;
     let pids: Vec<_> = children.iter().map(Child::id).collect();
     let (usage, peak) = while_looking_at(&pids, || end(&mut children));
     let cpu = usage?;
-    Ok(server.since(Sample {
+    Ok(Sample {
         wall: started.elapsed().as_secs_f64(),
         cpu,
         peak: mib(peak),
         ..Sample::default()
-    }))
+    })
 }
 
 /// Measures containerd while `work` runs. `work` returns its own time.

@@ -1,32 +1,36 @@
 //! The results of a scenario: medians, ratios, and kept or broken promises.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lab::Containerd;
+use lab::{Containerd, Generation, workspace};
 use serde::{Deserialize, Serialize};
 
 use super::contender::Contender;
 use super::machine::{self, Machine};
 use super::measure::Sample;
-use super::scenario::{Measure, Scenario, Target};
+use super::scenario::{self, Measure, Scenario, Target};
 
 /// The results of a scenario on one containerd.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) scenario: String,
     pub(super) title: String,
     /// For example `2.1.9+unknown`.
     pub(super) containerd: String,
-    /// For example `2`.
+    /// For example `2.1`.
     pub(super) generation: String,
     pub(super) machine: Machine,
     /// Load of the machine before and after, with the load of other programs.
     pub(super) load: [f64; 2],
     /// Fewest write transactions for the blobs and records that airgapd writes.
     pub(super) fewest_writes: Option<usize>,
+    /// Names of the contenders whose times all times are compared with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) yardsticks: Vec<String>,
     pub(super) contenders: Vec<Measured>,
     pub(super) promises: Vec<Promise>,
 }
@@ -38,8 +42,19 @@ pub(super) struct Measured {
     pub(super) runs: usize,
     /// The median of each figure.
     pub(super) median: Sample,
-    /// Wall times in the order of the runs.
+    /// Wall times in the order of the runs. Their spread shows the noise of the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) walls: Vec<f64>,
+}
+
+/// Takes a figure out of a sample.
+type Figure = fn(&Sample) -> f64;
+
+/// One figure of every contender as a share of another.
+pub(super) struct Shares {
+    pub(super) heading: String,
+    /// In the order of the contenders. Zero if a contender has no such figure.
+    pub(super) of_each: Vec<f64>,
 }
 
 /// A promise and its result.
@@ -62,7 +77,7 @@ impl Outcome {
             name: contender.name().to_owned(),
             runs: samples.len(),
             median: median_of(samples),
-            walls: samples.iter().map(|sample| sample.wall).collect(),
+            walls: samples.iter().map(|sample| rounded(sample.wall)).collect(),
         });
         let promises = scenario
             .targets()
@@ -76,6 +91,11 @@ impl Outcome {
             machine: Machine::this(&containerd.root()),
             load: [load_before, machine::load()],
             fewest_writes: scenario.fewest_writes(),
+            yardsticks: scenario
+                .yardsticks()
+                .iter()
+                .map(|yardstick| yardstick.name().to_owned())
+                .collect(),
             contenders: contenders.collect(),
             promises: promises.collect(),
         }
@@ -87,12 +107,25 @@ impl Outcome {
         for promise in &self.promises {
             let _ = writeln!(text, "  {}", promise.in_words());
         }
-        let _ = writeln!(
-            text,
-            "  {:<46} {:>7} {:>8} {:>7} {:>8} {:>10} {:>11} {:>6}",
-            "", "ratio", "wall s", "CPU s", "MiB", "server CPU", "server MiB", "writes"
-        );
-        for row in &self.contenders {
+        let shares = self.shares();
+        let headings = [
+            "wall s",
+            "first s",
+            "CPU s",
+            "MiB",
+            "server CPU",
+            "server MiB",
+            "writes",
+        ];
+        let _ = write!(text, "  {:<46}", "");
+        for number in 1..=shares.len() {
+            let _ = write!(text, " {:>7}", format!("ratio {number}"));
+        }
+        for heading in headings {
+            let _ = write!(text, " {heading:>10}");
+        }
+        text += "\n";
+        for (at, row) in self.contenders.iter().enumerate() {
             let Sample {
                 wall,
                 cpu,
@@ -100,15 +133,66 @@ impl Outcome {
                 server_cpu,
                 server_peak,
                 transactions,
+                first,
             } = row.median;
+            let _ = write!(text, "  {:<46}", row.name);
+            for share in &shares {
+                let _ = write!(text, " {:>7.3}", share.of_each[at]);
+            }
             let _ = writeln!(
                 text,
-                "  {:<46} {:>7.3} {wall:>8.3} {cpu:>7.2} {peak:>8.1} {server_cpu:>10.2} {server_peak:>11.1} {transactions:>6.0}",
-                row.name,
-                self.ratio_to(row),
+                " {wall:>10.3} {first:>10.3} {cpu:>10.2} {peak:>10.1} {server_cpu:>10.2} {server_peak:>10.1} {transactions:>10.0}",
             );
         }
+        for (number, share) in (1..).zip(&shares) {
+            let _ = writeln!(text, "  ratio {number}: {}", share.heading);
+        }
         text
+    }
+
+    /// Returns the comparisons of all contenders with each yardstick. Without yardsticks, this is
+    /// airgapd's share of the time of every other.
+    pub(super) fn shares(&self) -> Vec<Shares> {
+        if self.yardsticks.is_empty() {
+            return vec![Shares {
+                heading: "airgapd's share of its time".to_owned(),
+                of_each: self.contenders.iter().map(|row| self.ratio_to(row)).collect(),
+            }];
+        }
+        let figures: [(&str, Figure); 4] = [
+            ("time", |sample| sample.wall),
+            ("first image", |sample| sample.first),
+            ("CPU of both sides", |sample| sample.cpu + sample.server_cpu),
+            ("containerd's memory", |sample| sample.server_peak),
+        ];
+        // A limit of the machine imports no image, and containerd rests meanwhile.
+        let is_limit = |row: &Measured| row.median.first == 0.0;
+        let has_limit = |heading| matches!(heading, "time" | "CPU of both sides");
+        let mut shares = Vec::new();
+        for name in &self.yardsticks {
+            let Some(yardstick) = self.contenders.iter().find(|row| row.name == *name) else {
+                continue;
+            };
+            for (heading, figure) in figures {
+                if is_limit(yardstick) && !has_limit(heading) {
+                    continue;
+                }
+                let share = |row: &Measured| match is_limit(row) && !has_limit(heading) {
+                    true => 0.0,
+                    false => figure(&row.median) / figure(&yardstick.median),
+                };
+                shares.push(Shares {
+                    heading: format!("{heading} against {name}"),
+                    of_each: self.contenders.iter().map(share).collect(),
+                });
+            }
+        }
+        shares
+    }
+
+    /// Returns true if the time of the first image was measured.
+    pub(super) fn has_first(&self) -> bool {
+        self.contenders.iter().any(|row| row.median.first > 0.0)
     }
 
     /// Returns airgapd's wall time as a share of the time of `other`.
@@ -120,36 +204,39 @@ impl Outcome {
     /// Returns airgapd's wall time as a share of the sum of the times of `others`. `None` if one of
     /// them did not take part.
     pub(super) fn share_of_time(&self, others: &[Contender]) -> Option<f64> {
-        let of = |wanted: &Contender| {
+        let time_of = |wanted: &Contender| {
             let mut all = self.contenders.iter();
-            all.find(|measured| measured.name == wanted.name())
+            let found = all.find(|measured| measured.name == wanted.name())?;
+            Some(found.median.wall)
         };
-        let times: Option<Vec<_>> = others.iter().map(|other| Some(of(other)?.median.wall)).collect();
-        Some(of(&Contender::Airgapd)?.median.wall / times?.iter().sum::<f64>())
+        let times: Option<Vec<_>> = others.iter().map(time_of).collect();
+        Some(self.contenders.first()?.median.wall / times?.iter().sum::<f64>())
     }
 
-    pub(super) fn save(&self) -> Result<()> {
-        let folder = folder();
-        fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}-{}.json", self.generation, self.scenario));
-        fs::write(&path, serde_json::to_string_pretty(self)?)
-            .with_context(|| format!("cannot write {}", path.display()))
+    /// Puts these results in the place of earlier ones of the scenario on that containerd.
+    pub(super) fn save(self) -> Result<()> {
+        let mut outcomes = Self::all_saved()?;
+        outcomes.retain(|other| !other.is_of(&self.scenario, &self.generation));
+        outcomes.push(self);
+        outcomes.sort_by_cached_key(Self::order);
+        let text = serde_json::to_string_pretty(&outcomes)? + "\n";
+        fs::write(path(), text).with_context(|| format!("cannot write {}", path().display()))
     }
 
-    /// Returns all results that this machine has.
+    /// Returns all results, in the order of the scenarios. The newest containerd comes first.
     pub(super) fn all_saved() -> Result<Vec<Self>> {
-        let mut outcomes = Vec::new();
-        for entry in fs::read_dir(folder()).into_iter().flatten() {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                let text = fs::read_to_string(&path)?;
-                let outcome = serde_json::from_str(&text).with_context(|| {
-                    format!("{} is from another version: remove the file", path.display())
-                })?;
-                outcomes.push(outcome);
-            }
-        }
-        Ok(outcomes)
+        let text = fs::read_to_string(path()).with_context(|| format!("cannot read {}", path().display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no list of results", path().display()))
+    }
+
+    /// Returns true if these are results of a scenario on a generation of containerd.
+    pub(super) fn is_of(&self, scenario: &str, generation: &str) -> bool {
+        self.scenario == scenario && self.generation == generation
+    }
+
+    fn order(&self) -> (usize, Reverse<Option<Generation>>) {
+        let generation = self.generation.parse().ok();
+        (scenario::position_of(&self.scenario), Reverse(generation))
     }
 }
 
@@ -173,8 +260,10 @@ impl Promise {
     }
 }
 
-fn folder() -> PathBuf {
-    xtask::workshop::target_folder().join("bench")
+/// Returns the file with all results. It is part of the source, for the document and for later
+/// comparisons.
+fn path() -> PathBuf {
+    workspace().join("crates/workshop/src/bench/figures.json")
 }
 
 /// Returns the promise, or `None` if a contender that it names did not take part.
@@ -183,26 +272,26 @@ fn promise(target: &Target, measured: &[(Contender, Vec<Sample>)]) -> Option<Pro
         let samples = measured.iter().find(|(contender, _)| *contender == wanted);
         samples.map(|(_, samples)| median_of(samples))
     };
-    let ours = of(Contender::Airgapd)?;
+    let ours = of(target.of)?;
     let share = |figure: fn(&Sample) -> f64, others: &[Contender]| {
         let theirs: Option<Vec<_>> = others.iter().map(|other| of(*other)).collect();
         Some(figure(&ours) / theirs?.iter().map(figure).sum::<f64>())
     };
     Some(Promise {
-        measure: target.measure.in_words(),
-        measured: match target.measure {
+        measure: target.in_words(),
+        measured: rounded(match target.measure {
             Measure::Time => ours.wall,
             Measure::Processor => ours.cpu,
             Measure::TimeAgainst(others) => share(|sample| sample.wall, others)?,
             Measure::ProcessorAgainst(other) => share(|sample| sample.cpu, &[other])?,
             Measure::MemoryAgainst(other) => share(|sample| sample.peak, &[other])?,
-        },
+        }),
         at_most: target.at_most,
     })
 }
 
 fn median_of(samples: &[Sample]) -> Sample {
-    let by = |figure: fn(&Sample) -> f64| median(samples.iter().map(figure).collect());
+    let by = |figure: fn(&Sample) -> f64| rounded(median(samples.iter().map(figure).collect()));
     Sample {
         wall: by(|sample| sample.wall),
         cpu: by(|sample| sample.cpu),
@@ -210,7 +299,13 @@ fn median_of(samples: &[Sample]) -> Sample {
         server_cpu: by(|sample| sample.server_cpu),
         server_peak: by(|sample| sample.server_peak),
         transactions: by(|sample| sample.transactions),
+        first: by(|sample| sample.first),
     }
+}
+
+/// Returns a figure to a ten-thousandth. No run is that exact.
+fn rounded(figure: f64) -> f64 {
+    (figure * 1e4).round() / 1e4
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -225,6 +320,18 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Measured {
+        /// Makes a contender whose runs took this time, in seconds.
+        pub(in super::super) fn fixture(name: &str, wall: f64) -> Self {
+            Self {
+                name: name.to_owned(),
+                runs: 1,
+                median: samples(&[wall])[0],
+                walls: vec![wall],
+            }
+        }
+    }
 
     fn samples(walls: &[f64]) -> Vec<Sample> {
         let sample = |wall: &f64| Sample {
@@ -249,6 +356,7 @@ mod tests {
             (Contender::Copy, samples(&[3.0])),
         ];
         let target = Target {
+            of: Contender::Airgapd,
             measure: Measure::TimeAgainst(&[Contender::Hash, Contender::Copy]),
             at_most: 0.4,
         };
@@ -262,9 +370,49 @@ mod tests {
     }
 
     #[test]
+    fn every_contender_is_compared_with_each_yardstick() {
+        let mut contenders = vec![
+            Measured::fixture("airgapd", 3.0),
+            Measured::fixture("ctr", 6.0),
+            Measured::fixture("limit", 2.0),
+        ];
+        contenders[0].median.first = 1.0;
+        contenders[1].median.first = 5.0;
+        for contender in &mut contenders {
+            contender.median.server_peak = 60.0;
+        }
+        let mut outcome = Outcome {
+            contenders,
+            ..Outcome::default()
+        };
+        let alone = outcome.shares();
+        assert_eq!(alone.len(), 1);
+        assert_eq!(alone[0].of_each, [1.0, 0.5, 1.5]);
+        outcome.yardsticks = vec!["ctr".to_owned(), "limit".to_owned()];
+        let shares = outcome.shares();
+        let headings: Vec<_> = shares.iter().map(|share| share.heading.as_str()).collect();
+        assert_eq!(
+            headings,
+            [
+                "time against ctr",
+                "first image against ctr",
+                "CPU of both sides against ctr",
+                "containerd's memory against ctr",
+                "time against limit",
+                "CPU of both sides against limit",
+            ]
+        );
+        assert_eq!(shares[0].of_each, [0.5, 1.0, 2.0 / 6.0]);
+        assert_eq!(shares[1].of_each, [0.2, 1.0, 0.0]);
+        assert_eq!(shares[3].of_each, [1.0, 1.0, 0.0]);
+        assert_eq!(shares[4].of_each, [1.5, 3.0, 1.0]);
+    }
+
+    #[test]
     fn nothing_is_promised_against_somebody_who_did_not_take_part() {
         let measured = [(Contender::Airgapd, samples(&[1.0]))];
         let target = Target {
+            of: Contender::Airgapd,
             measure: Measure::TimeAgainst(&[Contender::Ctr]),
             at_most: 1.0,
         };

@@ -2,6 +2,7 @@
 
 use bundle::Compression;
 use clap::ValueEnum;
+use lab::Generation;
 
 use super::bundles::{Bundle, Bundles, SMALL_IMAGES};
 use super::contender::Contender;
@@ -31,32 +32,47 @@ pub(super) enum Scenario {
     Running,
     /// The first container of an image that is in place, with and without unpacking ahead
     First,
+    /// From a bundle of gzip layers to a container of each of its images
+    Runnable,
+    /// The same with zstd layers
+    RunnableZstd,
 }
 
 /// A target for a figure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
+    /// The way of airgapd that has the target.
+    pub(super) of: Contender,
     pub(super) measure: Measure,
     pub(super) at_most: f64,
 }
 
-/// A figure of airgapd that has a target.
+/// A figure of a contender that has a target.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Measure {
     /// In seconds.
     Time,
     /// Processor time, in seconds.
     Processor,
-    /// airgapd's time as a share of the sum of these contenders' times.
+    /// Its time as a share of the sum of these contenders' times.
     TimeAgainst(&'static [Contender]),
-    /// airgapd's processor time as a share of that of another contender.
+    /// Its processor time as a share of that of another contender.
     ProcessorAgainst(Contender),
-    /// airgapd's peak memory as a share of that of another contender.
+    /// Its peak memory as a share of that of another contender.
     MemoryAgainst(Contender),
 }
 
-impl Measure {
+impl Target {
     pub(super) fn in_words(self) -> String {
+        match self.of {
+            Contender::Airgapd => self.measure.in_words(),
+            other => format!("{} of {}", self.measure.in_words(), other.name()),
+        }
+    }
+}
+
+impl Measure {
+    fn in_words(self) -> String {
         match self {
             Self::Time => "seconds".to_owned(),
             Self::Processor => "CPU seconds".to_owned(),
@@ -92,6 +108,8 @@ impl Scenario {
             Self::Drop => "drop",
             Self::Running => "running",
             Self::First => "first",
+            Self::Runnable => "runnable",
+            Self::RunnableZstd => "runnable-zstd",
         }
     }
 
@@ -110,6 +128,12 @@ impl Scenario {
                 "from the end of copying a bundle of 120 MB to the end of a first, short container"
             }
             Self::First => "a first, short container of an imported image of 120 MB",
+            Self::Runnable => {
+                "from a bundle of five images, 1.2 GB of files in gzip layers, to a container of each"
+            }
+            Self::RunnableZstd => {
+                "from a bundle of five images, 1.2 GB of files in zstd layers, to a container of each"
+            }
         }
     }
 
@@ -122,25 +146,77 @@ impl Scenario {
     /// Returns true if creating files is much of the work. For each blob containerd makes a folder
     /// and several files, and deletes most of them.
     pub(super) fn makes_many_files(self) -> bool {
-        self == Self::Small
+        matches!(self, Self::Small | Self::Runnable | Self::RunnableZstd)
     }
 
-    pub(super) fn contenders(self) -> Vec<Contender> {
-        use Contender::{Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
+    /// Returns the size in bytes of containerd's own disk, if it has one. That disk is an ext4 with
+    /// a journal, as the disks of nodes are. It needs no long rest before each run.
+    ///
+    /// The long rest is part of the full bench of small images. Their requests sync so often that a
+    /// disk in a file would set their time.
+    pub(super) fn disk(self, is_quick: bool) -> Option<u64> {
+        let has_disk = match self {
+            Self::Runnable | Self::RunnableZstd => true,
+            Self::Small => is_quick,
+            _ => false,
+        };
+        has_disk.then_some(5 << 30)
+    }
+
+    /// Returns the contenders. airgapd is the first.
+    pub(super) fn contenders(self, generation: Generation) -> Vec<Contender> {
+        use Contender::{
+            Airgapd, AirgapdBackground, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped,
+            CtrLocalUnpacking, CtrPiped, Extract, Hash,
+        };
         match self {
             Self::Cold => vec![Airgapd, CtrLocal, Ctr, Hash, Copy],
             Self::Platforms | Self::Small | Self::Warm | Self::Changed => vec![Airgapd, CtrLocal, Ctr],
             Self::Gzip | Self::Zstd => vec![Airgapd, CtrLocalPiped, CtrPiped],
             Self::Restart | Self::Drop => vec![Airgapd],
             Self::Running | Self::First => vec![AirgapdUnpacking, Airgapd],
+            // `ctr` of 1.6 always works this way.
+            Self::Runnable | Self::RunnableZstd if generation == Generation::V1_6 => {
+                vec![
+                    AirgapdUnpacking,
+                    AirgapdBackground,
+                    Airgapd,
+                    Ctr,
+                    CtrLocal,
+                    Extract,
+                ]
+            }
+            Self::Runnable | Self::RunnableZstd => vec![
+                AirgapdUnpacking,
+                AirgapdBackground,
+                Airgapd,
+                Ctr,
+                CtrLocalUnpacking,
+                CtrLocal,
+                Extract,
+            ],
+        }
+    }
+
+    /// Returns the contenders whose times all times are compared with. Without any, airgapd's time
+    /// is compared with every other.
+    pub(super) fn yardsticks(self) -> &'static [Contender] {
+        match self {
+            Self::Runnable | Self::RunnableZstd => &[Contender::Ctr, Contender::Extract],
+            _ => &[],
         }
     }
 
     pub(super) fn targets(self) -> &'static [Target] {
-        use Contender::{Copy, Ctr, CtrLocal, CtrPiped, Hash};
+        use Contender::{
+            Airgapd, AirgapdBackground, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrPiped, Extract, Hash,
+        };
         use Measure::{MemoryAgainst, Processor, ProcessorAgainst, Time, TimeAgainst};
         const fn target(measure: Measure, at_most: f64) -> Target {
-            Target { measure, at_most }
+            of(Airgapd, measure, at_most)
+        }
+        const fn of(of: Contender, measure: Measure, at_most: f64) -> Target {
+            Target { of, measure, at_most }
         }
         const COLD: [Target; 5] = [
             target(TimeAgainst(&[CtrLocal]), 0.5),
@@ -156,6 +232,12 @@ impl Scenario {
         // At most 1.1 times `ctr`'s time divided by two.
         const ZSTD: [Target; 1] = [target(TimeAgainst(&[CtrPiped]), 0.55)];
         const RESTART: [Target; 2] = [target(Time, 0.3), target(Processor, 0.1)];
+        const RUNNABLE: [Target; 4] = [
+            of(AirgapdUnpacking, TimeAgainst(&[Ctr]), 0.6),
+            of(AirgapdUnpacking, TimeAgainst(&[Extract]), 1.3),
+            of(AirgapdBackground, TimeAgainst(&[Ctr]), 0.6),
+            of(AirgapdBackground, TimeAgainst(&[Extract]), 1.3),
+        ];
         match self {
             Self::Cold => &COLD,
             Self::Platforms => &PLATFORMS,
@@ -164,7 +246,16 @@ impl Scenario {
             Self::Gzip => &GZIP,
             Self::Zstd => &ZSTD,
             Self::Restart => &RESTART,
+            Self::Runnable | Self::RunnableZstd => &RUNNABLE,
             Self::Changed | Self::Drop | Self::Running | Self::First => &[],
+        }
+    }
+
+    /// Returns the program that decompresses the scenario's bundle or layers.
+    pub(super) fn decompressor(self) -> &'static str {
+        match self {
+            Self::Zstd | Self::RunnableZstd => "zstd",
+            _ => "gzip",
         }
     }
 
@@ -188,6 +279,8 @@ impl Scenario {
             Self::Restart => (None, bundles.many(0)?),
             Self::Drop => (None, bundles.demo()?),
             Self::Running | Self::First => (None, bundles.runnable()?),
+            Self::Runnable => (None, bundles.trees(Compression::Gzip)?),
+            Self::RunnableZstd => (None, bundles.trees(Compression::Zstd)?),
         })
     }
 }
