@@ -183,17 +183,11 @@ fn table(panel: &Value, prometheus: &Prometheus, area: &Area) -> String {
 
 /// The lines of a panel, with the greatest value, the times at both ends, and the legend.
 fn graph(panel: &Value, prometheus: &Prometheus, area: &Area, seconds: u32) -> String {
-    let mut lines = Vec::new();
-    for (query, legend) in queries(panel) {
-        for (metric, points) in prometheus.range(&query, seconds) {
-            let labels = metric.as_object().expect("labels").iter();
-            let name = labels.fold(legend.to_owned(), |name, (label, value)| {
-                name.replace(&format!("{{{{{label}}}}}"), value.as_str().unwrap_or_default())
-            });
-            lines.push((name, points));
-        }
+    let lines = lines_of(panel, prometheus, seconds);
+    if lines.iter().all(|(_, points)| points.is_empty()) {
+        // A quantile of no imports is not a number.
+        return "<text x=\"8\" y=\"40\">No data</text>".to_owned();
     }
-    assert!(!lines.is_empty(), "{panel:#}");
     let points = || lines.iter().flat_map(|(_, points)| points);
     let top = points().map(|(_, value)| *value).fold(0.0, f64::max);
     let scale = if top > 0.0 { top * 1.1 } else { 1.0 };
@@ -252,6 +246,21 @@ fn graph(panel: &Value, prometheus: &Prometheus, area: &Area, seconds: u32) -> S
         );
     }
     svg
+}
+
+/// Returns the lines of a graph: their names, and their points in time.
+fn lines_of(panel: &Value, prometheus: &Prometheus, seconds: u32) -> Vec<(String, Vec<(f64, f64)>)> {
+    let mut lines = Vec::new();
+    for (query, legend) in queries(panel) {
+        for (metric, points) in prometheus.range(&query, seconds) {
+            let labels = metric.as_object().expect("labels").iter();
+            let name = labels.fold(legend.to_owned(), |name, (label, value)| {
+                name.replace(&format!("{{{{{label}}}}}"), value.as_str().unwrap_or_default())
+            });
+            lines.push((name, points));
+        }
+    }
+    lines
 }
 
 /// The time of day in UTC.
