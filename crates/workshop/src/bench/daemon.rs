@@ -234,8 +234,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Returns true if a line for systemd reports a healthy daemon with this number of bundles and all
-/// their images in place.
+/// Returns true if a line for systemd reports a healthy daemon with this number of bundles.
 fn is_in_place(line: &str, bundles: usize, images: usize) -> bool {
     let Some(line) = line.strip_prefix("STATUS=healthy; ") else {
         return false;
