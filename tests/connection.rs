@@ -89,7 +89,10 @@ fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let file = text(&node.path("bundle.tar"));
     node.configure_also("cri: true");
     let answer = node.import([&file]).exits(1);
-    assert!(answer.stderr.contains("`cri: false` accepts it"), "{answer:?}");
+    assert!(
+        answer.stderr.contains("`cri: false` to use this one"),
+        "{answer:?}"
+    );
     assert_eq!(answer.stderr.matches("no CRI service").count(), 1, "{answer:?}");
     assert!(!answer.stderr.contains("tried"), "{answer:?}");
     assert!(docker.images("k8s.io").is_empty() && docker.blobs("k8s.io").is_empty());
@@ -149,7 +152,7 @@ fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
         .unwrap();
     assert_eq!(line.matches("has no CRI service").count(), 1, "{line}");
     assert!(!line.contains("()"), "{line}");
-    assert!(line.contains("`address:` or `cri: false` accepts it"), "{line}");
+    assert!(line.contains("`cri: false` to use this one"), "{line}");
     daemon.stop();
     assert!(docker.images("k8s.io").is_empty());
 }

@@ -45,14 +45,12 @@ pub enum Unusable {
     Containerd(#[from] containerd::Error),
     /// containerd answers, and kubelet does not use it.
     #[error(
-        "the containerd on {socket} has no CRI service, so kubelet does not use it (`{}` accepts it all the same)",
-        if *.is_insisted_on { "cri: false" } else { "address:` or `cri: false" }
+        "the containerd on {socket} has no CRI service, so kubelet does not use it: set `address:` to the socket of kubelet's \
+         containerd, or `cri: false` to use this one"
     )]
     NoCri {
         /// The path of the socket.
         socket: String,
-        /// True if the operator insists on CRI (`cri: true`).
-        is_insisted_on: bool,
     },
 }
 
@@ -102,17 +100,13 @@ fn wants_cri(settings: &Settings) -> bool {
 /// Decides on a containerd without CRI. A configured address is the operator's word. A containerd
 /// that airgapd found by itself may be Docker's. Returns the warning if it is used.
 fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
-    let is_insisted_on = settings.cri == Some(true);
     let socket = socket.display().to_string();
-    match settings.address.is_some() && !is_insisted_on {
+    match settings.address.is_some() && settings.cri != Some(true) {
         true => Ok(format!(
             "the containerd on {socket} has no CRI service: it is used because its address was given. kubelet does \
              not see the images if it uses another containerd"
         )),
-        false => Err(Unusable::NoCri {
-            socket,
-            is_insisted_on,
-        }),
+        false => Err(Unusable::NoCri { socket }),
     }
 }
 

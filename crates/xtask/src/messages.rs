@@ -149,7 +149,7 @@ const SPELLED: [Spelled; 8] = [
         "……. Waiting for containerd",
         "node/src/runtime.rs",
         &[
-            "the containerd on … has no CRI service, so kubelet does not use it (`…` accepts it all the same). Waiting for containerd",
+            "the containerd on … has no CRI service, so kubelet does not use it: set `address:` to the socket of kubelet's containerd, or `cri: false` to use this one. Waiting for containerd",
         ],
     ),
     (

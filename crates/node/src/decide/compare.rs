@@ -275,8 +275,12 @@ impl State {
         }
         if self.is_new_boot() {
             let (whole, lost) = (survey.blobs.len(), survey.lost.len());
+            let next = match lost {
+                0 => "",
+                _ => ". The daemon restores them from their bundles",
+            };
             turn.say(Line::info(format!(
-                "after a reboot: {} of imported bundles present, {lost} lost",
+                "after a reboot: {} of imported bundles present, {lost} lost{next}",
                 counted(whole, "blob")
             )));
         }
