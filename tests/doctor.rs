@@ -9,11 +9,12 @@ use std::process::Command;
 
 use fake_containerd::{Fake, FakeConfig};
 use import::labels::K0S_SOURCES;
+use lab::{Generation, Options};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, image, text};
 use crate::support::node::{Answer, program};
-use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, run_on_own};
 
 const ONE: &str = "registry.test/one:1";
 
@@ -362,6 +363,36 @@ fn what_containerd_says_is_deprecated_is_told(target: &Target) {
         "before the next upgrade",
     ];
     assert_found(&doctor(&node), "deprecated", "note", &words);
+}
+
+/// The doctor finds the program by its name on the `PATH` of containerd's process, and does not run
+/// it.
+#[test]
+fn a_faster_gzip_decoder_is_recommended_until_containerds_path_has_it() {
+    for generation in [Generation::V1_7, Generation::V2_1, Generation::V2_3] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            programs: Some(folder.path().to_owned()),
+            ..Options::default()
+        };
+        run_on_own(generation, &options, |own| {
+            let node = Node::on(&own.target);
+            assert_eq!(found(&doctor(&node), "unpack"), [], "nothing is unpacked ahead");
+            node.configure_also("unpack: background");
+            if generation == Generation::V1_7 {
+                assert_eq!(found(&doctor(&node), "unpack"), [], "1.7 does not look for it");
+                return;
+            }
+            let words = ["less time with igzip, which its PATH lacks", "install isal"];
+            assert_found(&doctor(&node), "unpack", "note", &words);
+            let program = folder.path().join("igzip");
+            fs::write(&program, "").unwrap();
+            mode(&program, 0o644);
+            assert_found(&doctor(&node), "unpack", "note", &words);
+            mode(&program, 0o755);
+            assert_found(&doctor(&node), "unpack", "ok", &[&text(&program)]);
+        });
+    }
 }
 
 fn who_is_not_root_is_told_so(target: &Target) {

@@ -52,6 +52,8 @@ pub struct Options {
     /// Lines that are appended to `config.toml` (format version 2), for plugins that it does not
     /// configure yet.
     pub extra_config: String,
+    /// Folder that comes first on containerd's `PATH`.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             disk: None,
             discard_unpacked_layers: false,
             extra_config: String::new(),
+            programs: None,
         }
     }
 }
@@ -105,6 +108,7 @@ pub struct Containerd {
     parts: Parts,
     snapshotter: &'static str,
     cri: bool,
+    programs: Option<PathBuf>,
     folder: Folder,
     child: Option<Child>,
 }
@@ -137,6 +141,7 @@ impl Containerd {
             parts,
             snapshotter,
             cri: options.cri,
+            programs: options.programs.clone(),
             folder,
             child: None,
         };
@@ -398,11 +403,14 @@ impl Containerd {
     }
 
     /// Returns the `PATH` on which containerd looks for its shims. The shims of its own generation
-    /// come first.
+    /// come before the machine's.
     fn search_path(&self) -> Result<OsString> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = [self.parts.shims.clone()]
-            .into_iter()
+        let folders = self
+            .programs
+            .iter()
+            .chain([&self.parts.shims])
+            .cloned()
             .chain(std::env::split_paths(&path));
         Ok(std::env::join_paths(
             folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from)),
