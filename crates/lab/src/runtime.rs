@@ -52,7 +52,8 @@ pub struct Options {
     /// Lines that are appended to `config.toml` (format version 2), for plugins that it does not
     /// configure yet.
     pub extra_config: String,
-    /// Folder that comes first on containerd's `PATH`.
+    /// Folder that takes the place of this machine's `PATH`, so that containerd finds only its
+    /// programs.
     pub programs: Option<PathBuf>,
 }
 
@@ -403,14 +404,14 @@ impl Containerd {
     }
 
     /// Returns the `PATH` on which containerd looks for its shims. The shims of its own generation
-    /// come before the machine's.
+    /// come first.
     fn search_path(&self) -> Result<OsString> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = self
-            .programs
-            .iter()
-            .chain([&self.parts.shims])
-            .cloned()
+        let path = match &self.programs {
+            Some(folder) => folder.clone().into_os_string(),
+            None => std::env::var_os("PATH").unwrap_or_default(),
+        };
+        let folders = [self.parts.shims.clone()]
+            .into_iter()
             .chain(std::env::split_paths(&path));
         Ok(std::env::join_paths(
             folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from)),
