@@ -48,7 +48,7 @@ const DECODERS: [Decoder; 2] = [
 ];
 
 /// Checks the process of containerd. Returns `None` if the node does not unpack ahead, or if the
-/// process or its environment is not visible from here.
+/// process is not visible from here.
 pub(super) async fn of_gzip(node: &Place, settings: &Settings, version: &Version) -> Option<Finding> {
     if settings.unpack == Unpack::None {
         return None;
