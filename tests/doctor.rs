@@ -9,11 +9,12 @@ use std::process::Command;
 
 use fake_containerd::{Fake, FakeConfig};
 use import::labels::K0S_SOURCES;
+use lab::{Generation, Options};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, image, text};
 use crate::support::node::{Answer, program};
-use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, run_on_own};
 
 const ONE: &str = "registry.test/one:1";
 
@@ -362,6 +363,36 @@ fn what_containerd_says_is_deprecated_is_told(target: &Target) {
         "before the next upgrade",
     ];
     assert_found(&doctor(&node), "deprecated", "note", &words);
+}
+
+/// The doctor finds the program by its name on the `PATH` of containerd's process, and does not run
+/// it.
+#[test]
+fn a_faster_gzip_decoder_is_recommended_until_containerds_path_has_it() {
+    for (generation, name, package) in [
+        (Generation::V1_7, "unpigz", "install pigz"),
+        (Generation::V2_1, "igzip", "install isal"),
+        (Generation::V2_3, "igzip", "install isal"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            programs: Some(folder.path().to_owned()),
+            ..Options::default()
+        };
+        run_on_own(generation, &options, |own| {
+            let node = Node::on(&own.target);
+            assert_eq!(found(&doctor(&node), "unpack"), [], "nothing is unpacked ahead");
+            node.configure_also("unpack: background");
+            let lacks = format!("containerd's PATH lacks {name}");
+            assert_found(&doctor(&node), "unpack", "note", &[&lacks, package]);
+            let program = folder.path().join(name);
+            fs::write(&program, "").unwrap();
+            mode(&program, 0o644);
+            assert_found(&doctor(&node), "unpack", "note", &[&lacks]);
+            mode(&program, 0o755);
+            assert_found(&doctor(&node), "unpack", "ok", &[&text(&program)]);
+        });
+    }
 }
 
 fn who_is_not_root_is_told_so(target: &Target) {

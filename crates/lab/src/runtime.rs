@@ -52,6 +52,9 @@ pub struct Options {
     /// Lines that are appended to `config.toml` (format version 2), for plugins that it does not
     /// configure yet.
     pub extra_config: String,
+    /// Folder that takes the place of this machine's `PATH`, so that containerd finds only its
+    /// programs.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
             disk: None,
             discard_unpacked_layers: false,
             extra_config: String::new(),
+            programs: None,
         }
     }
 }
@@ -105,6 +109,7 @@ pub struct Containerd {
     parts: Parts,
     snapshotter: &'static str,
     cri: bool,
+    programs: Option<PathBuf>,
     folder: Folder,
     child: Option<Child>,
 }
@@ -137,6 +142,7 @@ impl Containerd {
             parts,
             snapshotter,
             cri: options.cri,
+            programs: options.programs.clone(),
             folder,
             child: None,
         };
@@ -400,7 +406,10 @@ impl Containerd {
     /// Returns the `PATH` on which containerd looks for its shims. The shims of its own generation
     /// come first.
     fn search_path(&self) -> Result<OsString> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = match &self.programs {
+            Some(folder) => folder.clone().into_os_string(),
+            None => std::env::var_os("PATH").unwrap_or_default(),
+        };
         let folders = [self.parts.shims.clone()]
             .into_iter()
             .chain(std::env::split_paths(&path));

@@ -6,6 +6,7 @@
 mod containerd;
 mod daemon;
 mod folder;
+mod gzip;
 
 use std::path::Path;
 

@@ -10,7 +10,7 @@ use node::runtime::{self, Containerd, Unusable};
 use node::settings::{PlatformChoice, Settings};
 use platforms::Matcher;
 
-use super::{Finding, note, ok, problem};
+use super::{Finding, gzip, note, ok, problem};
 use crate::output::bytes;
 
 /// With less than this share of containerd's disk free, kubelet evicts pods and removes images by
@@ -65,6 +65,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
     findings.extend(of_platform(&runtime, settings));
     findings.push(of_disk(&runtime, settings));
     findings.push(of_others(&runtime, node, settings).await);
+    findings.extend(gzip::of_gzip(node, settings, &runtime.version).await);
     findings.extend(of_expiry(&runtime).await);
     findings.extend(of_deprecations(&runtime).await);
     findings
