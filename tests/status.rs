@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use fake_containerd::{Code, Fault};
 use rustix::process::Signal;
@@ -12,7 +13,7 @@ use crate::support::bundles;
 use crate::support::node::Daemon;
 use crate::support::node::bundle;
 use crate::support::terminal::OnTerminal;
-use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_until};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for, wait_until};
 
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
@@ -68,7 +69,8 @@ fn status_takes_the_word_of_a_daemon_that_has_every_image_in_place(target: &Targ
     // An image that is not in place is still named.
     let elsewhere = target.expect_record(ONE).target;
     target.move_record(TWO, &elsewhere);
-    daemon.wait_until("the daemon has seen it", || {
+    // A comparison that began before the faults ended waits for its deadline, which is a minute.
+    wait_for(Duration::from_secs(120), "the daemon has seen it", || {
         node.airgapd(["status"]).status.code() == Some(1)
     });
     let text = node.airgapd(["status"]).exits(1).stdout;

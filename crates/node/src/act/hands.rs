@@ -152,6 +152,13 @@ impl Hands {
     ///
     /// Returns an error text for the operator if the folder cannot be created, opened or listed.
     pub(super) fn list(&mut self, state: &State) -> Result<Seen, String> {
+        let started = Instant::now();
+        let seen = self.list_now(state);
+        self.watch.listed(started.elapsed());
+        seen
+    }
+
+    fn list_now(&mut self, state: &State) -> Result<Seen, String> {
         // A folder that existed before was moved, unmounted or removed. Only its owner knows which.
         let is_created = match state.folder.place {
             Some(_) => false,

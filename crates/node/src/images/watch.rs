@@ -32,9 +32,13 @@ use crate::sys;
 const RESCAN: Duration = Duration::from_secs(30);
 /// Time between two listings if the kernel allows no watch (its limits are reached).
 const RESCAN_BLIND: Duration = Duration::from_secs(5);
-/// Shortest time between two hints, so that ten thousand new files do not mean ten thousand
-/// listings. The first hint after a quiet time comes at once.
+/// Shortest time between two hints. The first hint after a quiet time comes at once.
 const PACE: Duration = Duration::from_millis(20);
+/// Shortest time between two hints, as a multiple of the time that a listing takes. Ten thousand new
+/// files then do not mean ten thousand listings of ten thousand files.
+const SHARE: u32 = 10;
+/// Longest pause between a listing and the next hint.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Returns all kinds of events except MODIFY and OPEN. MODIFY comes with every write(2) and floods
 /// the kernel's queue. OPEN comes with every look of the daemon itself.
@@ -98,6 +102,12 @@ impl Watch {
     /// its content may have changed before.
     pub(crate) fn also(&self, below: Vec<PathBuf>) {
         self.below.send_replace(below);
+    }
+
+    /// Notes the time that a listing took. The next hint comes later after a long one.
+    pub(crate) fn listed(&mut self, took: Duration) {
+        let pause = took.saturating_mul(SHARE).min(LONGEST);
+        self.earliest = self.earliest.max(Instant::now() + pause);
     }
 
     /// Waits until the folder may have changed since the last call. Safe to cancel: no hint is
