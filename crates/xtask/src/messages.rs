@@ -102,7 +102,7 @@ const ELSEWHERE: [Elsewhere; 14] = [
         "reason",
         Some("unusable"),
         &[
-            ("node/src/act/hands.rs", "fn list(&mut self"),
+            ("node/src/act/hands.rs", "fn list_now(&mut self"),
             ("node/src/images/permissions.rs", "FolderTrust::Refused(format!"),
         ],
     ),

@@ -34,8 +34,8 @@ const RESCAN: Duration = Duration::from_secs(30);
 const RESCAN_BLIND: Duration = Duration::from_secs(5);
 /// Shortest time between two hints. The first hint after a quiet time comes at once.
 const PACE: Duration = Duration::from_millis(20);
-/// Shortest time between two hints, as a multiple of the time that a listing takes. Ten thousand new
-/// files then do not mean ten thousand listings of ten thousand files.
+/// Shortest time between two hints, as a multiple of the time that a listing takes. Ten thousand
+/// new files then do not mean ten thousand listings of ten thousand files.
 const SHARE: u32 = 10;
 /// Longest pause between a listing and the next hint.
 const LONGEST: Duration = Duration::from_secs(1);
