@@ -507,11 +507,11 @@ fn an_image_that_containerd_could_not_unpack_says_why() {
         (Manifest::new("linux/amd64").with_layer(gzip), None),
         (
             manifest().config("rootfs", json!(null)),
-            Some("the manifest has 1 layers, but the config has 0 diff_ids"),
+            Some("the manifest has 1 layer, but the config has 0 diff_ids"),
         ),
         (
             manifest().member("layers", json!([])),
-            Some("the manifest has 0 layers, but the config has 1 diff_ids"),
+            Some("the manifest has 0 layers, but the config has 1 diff_id"),
         ),
         (
             Manifest::new("linux/amd64").with_layer(Layer::new(b"x".to_vec()).diff_id(other.clone())),
