@@ -301,7 +301,7 @@ mod tests {
         }
         let said = refusal("x.test", &[link], &[away]).unwrap();
         assert!(
-            said.contains("x.test (169.254.169.254)") && said.contains("one link"),
+            said.contains("x.test (169.254.169.254)") && said.contains("this link"),
             "{said}"
         );
     }
