@@ -18,6 +18,7 @@ never() { if "$@"; then exit 1; fi; }
 has() { printf '%s\n' "$1" | grep -q "$2"; }
 as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 property() { systemctl show -P "$1" airgapd; }
+status_text() { property StatusText | grep -q "$1"; }
 in_journal() { journalctl -u airgapd --no-pager -o cat | grep -q "$1"; }
 # Runs a program from an image. The image is mounted and not started as a container. A container
 # would need control groups, and this system may not create any.
@@ -65,7 +66,7 @@ systemctl restart airgapd
 test -d $images
 cp /root/demo.tar $images
 eventually in_journal 'no containerd on'
-property StatusText | grep 'waiting for containerd on /run/containerd/containerd.sock'
+eventually status_text 'waiting for containerd'
 systemctl start containerd
 airgapd wait --bundle demo.tar --timeout 60s
 airgapd status
