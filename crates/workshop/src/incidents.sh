@@ -73,6 +73,7 @@ grep 'registry.example/demo/missing:1' /root/said
 ends_with 1 airgapd wait --timeout 5s
 ends_with 4 airgapd verify --images /etc/airgapd/required.txt
 cp /root/config.yaml /etc/airgapd/config.yaml
+rm /etc/airgapd/required.txt
 systemctl restart airgapd
 agree healthy 0
 
