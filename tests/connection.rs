@@ -250,7 +250,7 @@ fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) 
 }
 
 /// Runs the program in a mount namespace with these folders in place of the machine's.
-fn on_the_node(node: &Path) -> Command {
+pub(crate) fn on_the_node(node: &Path) -> Command {
     let airgapd = program();
     let binary = node.join("airgapd");
     fs::copy(airgapd.get_program(), &binary).unwrap();

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::bundles::{self, image, native, text};
-use crate::support::mount::Mount;
+use crate::support::mount::{Mount, loop_device};
 use crate::support::target::MANAGED;
 use crate::support::{
     Node, Own, Target, on_its_own_containerd, on_the_fake, run_on_own, unique, wait_for, wait_until,
@@ -298,13 +298,19 @@ fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: 
     let node = Node::on(&own.target);
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     let daemon = node.start();
-    daemon.wait_until("the image", || own.target.record(SMALL).is_some());
+    daemon.wait_until("the image, and all marks that CRI adds", || {
+        let records = own.target.records();
+        let is_marked = |record: &ImageRecord| record.labels.contains_key(MANAGED);
+        is_in_place(&own.target, SMALL) && is_quiet(&own.target) && records.values().all(is_marked)
+    });
     let root = own.containerd.root();
     if !is_ext4(&root) {
         // Without loop devices the disk is in memory, and such a disk cannot be made to fail.
         daemon.finish(&own.target);
         return;
     }
+    // containerd dies if its collector cannot write (gc/scheduler). Its next turn is over before.
+    own.containerd.force_gc().expect("containerd collects garbage");
     let disk = Mount::known(&root);
     disk.change("remount,abort");
     bundles::write(&node.images().join("b.tar"), [image(BIG)]);
@@ -317,8 +323,15 @@ fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: 
     assert!(is_in_place(&own.target, SMALL), "reads still work");
     own.containerd.stop().expect("containerd can be stopped");
     drop(disk);
-    let image = text(&root.with_file_name("disk.img"));
-    Mount::over(&root, &["-o", "loop", &image]).leave();
+    // Processes of other tests with mounts of their own can hold the failed file system. A mount
+    // of the same disk would be the failed one again until they have ended.
+    let image = root.with_file_name("disk.img");
+    wait_for(
+        Duration::from_secs(180),
+        "the end of the failed file system",
+        || loop_device(&image).is_none(),
+    );
+    Mount::over(&root, &["-o", "loop", &text(&image)]).leave();
     own.containerd.restart().expect("containerd can be started");
     daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
     assert!(is_in_place(&own.target, SMALL));

@@ -1,6 +1,7 @@
 //! The program makes its own completions and manual pages for the packages. The documents name
 //! tests that exist, and quote the program word for word.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -208,6 +209,38 @@ fn each_message_at_warning_and_above_has_a_message_id_or_a_row_of_the_runbook() 
         unexplained.is_empty(),
         "docs/runbook.md has no row for {unexplained:#?}"
     );
+}
+
+#[test]
+fn the_tests_that_the_comparison_names_are_there() {
+    let text = include_str!("../docs/comparison.md");
+    let named = text.split('`').filter(|text| text.contains(".rs::"));
+    let named: Vec<_> = named.filter_map(|test| test.split_once("::")).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for (file, name) in named {
+        let source = fs::read_to_string(workspace().join(file));
+        let source = source.unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(source.contains(&format!("fn {name}(")), "{file} has no {name}");
+    }
+    // Each of the 56 items has a row, a state, and a test unless it is missing.
+    let mut items = BTreeSet::new();
+    for row in text.lines() {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let Ok(numbers) = cells[0]
+            .split(", ")
+            .map(str::parse::<u32>)
+            .collect::<Result<Vec<_>, _>>()
+        else {
+            continue;
+        };
+        items.extend(numbers);
+        let state = cells[2];
+        assert!(["same", "more", "differs", "missing"].contains(&state), "{row}");
+        let test = cells[cells.len() - 1];
+        assert_eq!(test == "–", state == "missing", "{row}");
+        assert_eq!(test.contains(".rs::"), state != "missing", "{row}");
+    }
+    assert!(items.into_iter().eq(1..=56), "an item has no row");
 }
 
 /// docs/faults.md and docs/runbook.md name a test in each row, in the form `path/of/file.rs::name`.

@@ -165,7 +165,7 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     let list = node.path("list.txt");
     fs::write(
         &list,
-        "# ours\nregistry.test/one:2\n\nno Reference\nregistry.test/nothing/like:it\n",
+        "# ours\nregistry.test/one:2\n\nno/Reference\nregistry.test/nothing/like:it\n",
     )
     .unwrap();
     let before = files_in(&node.path(""));
@@ -173,7 +173,7 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     let error = answer.json()["error"].as_str().unwrap().to_owned();
     for said in [
         "registry.test/one:2: containerd has no image of this name (the closest is registry.test/one:1)",
-        "\"no Reference\"",
+        "\"no/Reference\"",
         "registry.test/nothing/like:it: containerd has no image of this name",
     ] {
         assert!(error.contains(said), "{error}");
@@ -422,7 +422,7 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
     );
     let file = text(&node.path("out.tar"));
     let rows: [(&[&str], &str); 4] = [
-        (&["export", "--all"], "--output FILE is required"),
+        (&["export", "--all", "-o", "json"], "cannot both"),
         (&["export", "--all", "-o", "-", "-o", "json"], "cannot both"),
         (&["export", "-o", &file], "no image is named"),
         (

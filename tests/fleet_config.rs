@@ -4,7 +4,9 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bundle::fixtures::{Image, Layer, LayerFile};
@@ -707,5 +709,200 @@ fn upload(stage: &Stage, worker: &k0sctl::Host) {
                 "mkdir -p {folder} && install -m {perm} {source} {place}"
             ))
             .exits(0);
+    }
+}
+
+/// The objects of k0s' autopilot, with the keys of its types (`pkg/apis/autopilot/v1beta2`).
+mod autopilot {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    pub(super) struct Plan {
+        pub api_version: String,
+        pub kind: String,
+        pub metadata: Metadata,
+        pub spec: Spec,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Metadata {
+        pub name: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Spec {
+        pub id: String,
+        pub timestamp: String,
+        pub commands: Vec<Command>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase", deny_unknown_fields)]
+    pub(super) enum Command {
+        AirgapUpdate {
+            version: String,
+            platforms: BTreeMap<String, Resource>,
+            workers: Target,
+        },
+        K0sUpdate {
+            version: String,
+            platforms: BTreeMap<String, Resource>,
+            targets: Targets,
+        },
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Resource {
+        pub url: String,
+        pub sha256: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Targets {
+        pub controllers: Target,
+        pub workers: Target,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Target {
+        #[serde(default)]
+        pub limits: BTreeMap<String, usize>,
+        pub discovery: Discovery,
+    }
+
+    /// The nodes of a target. The other kind, a list of names, would not follow the cluster.
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Discovery {
+        pub selector: Selector,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Selector {
+        pub labels: Option<String>,
+        pub fields: Option<String>,
+    }
+}
+
+/// autopilot knows a plan by its name, and reports the plan of the images as completed after the
+/// download. So the upgrade has a plan of its own.
+#[test]
+fn the_plans_of_autopilot_bring_the_images_and_then_the_same_release_of_k0s() {
+    use autopilot::{Command, Plan, Target as At};
+    let parse = |text: &str| serde_json::from_value::<Plan>(documents(text).remove(0));
+    let (images, k0s) = (file("autopilot-images.yaml"), file("autopilot-k0s.yaml"));
+    assert!(parse(&images.replace("selector:", "selectors:")).is_err());
+    assert!(parse(&k0s.replace("k0supdate:", "k0sUpdate:")).is_err());
+    let is_all = |target: &At| {
+        let is_known = target.limits.keys().all(|key| key == "concurrent");
+        let selector = &target.discovery.selector;
+        is_known && selector.labels.is_none() && selector.fields.is_none()
+    };
+    let [images, k0s] = [images, k0s].map(|text| parse(&text).unwrap_or_else(|error| panic!("{error}")));
+    for plan in [&images, &k0s] {
+        assert_eq!(plan.api_version, "autopilot.k0sproject.io/v1beta2");
+        assert_eq!((&*plan.kind, &*plan.metadata.name), ("Plan", "autopilot"));
+        assert!(!plan.spec.timestamp.is_empty());
+    }
+    assert_ne!(images.spec.id, k0s.spec.id);
+    let [
+        Command::AirgapUpdate {
+            version,
+            platforms,
+            workers,
+        },
+    ] = &*images.spec.commands
+    else {
+        panic!("{images:?}");
+    };
+    let [
+        Command::K0sUpdate {
+            version: upgrade,
+            platforms: programs,
+            targets,
+        },
+    ] = &*k0s.spec.commands
+    else {
+        panic!("{k0s:?}");
+    };
+    assert_eq!([version, upgrade], [&cluster().spec.k0s.version; 2]);
+    assert!(platforms.keys().eq(programs.keys()), "{platforms:?} {programs:?}");
+    for resource in platforms.values().chain(programs.values()) {
+        assert!(resource.url.starts_with("http"), "{resource:?}");
+        assert_eq!(resource.sha256.len(), 64, "{resource:?}");
+    }
+    assert!(platforms.values().all(|bundle| bundle.url.ends_with(".tar")));
+    assert!(is_all(workers) && is_all(&targets.controllers) && is_all(&targets.workers));
+}
+
+/// The block of the document ends at the first failure, in the shells that operators have.
+#[test]
+fn the_gate_between_the_plans_of_autopilot_stops_at_the_first_failure() {
+    let page = fs::read_to_string(workspace().join("docs/fleets.md")).unwrap();
+    let block = page.split("## k0s autopilot").nth(1).unwrap();
+    let block = block
+        .split("```sh\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // kubectl and ssh write down their words. They fail at the words in $FAILS.
+    let stand_in = "#!/bin/sh\nline=\"${0##*/} $*\"\necho \"$line\" >>typed\n\
+        case $line in *\"$FAILS\"*) exit 1 ;; *'get nodes'*) printf '%s' \"$NODES\" ;; esac\n";
+    for name in ["kubectl", "ssh"] {
+        let program = folder.path().join(name);
+        fs::write(&program, stand_in).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", text(folder.path()), std::env::var("PATH").unwrap());
+    let typed = |shell: &str, fails: &str, nodes: &str| {
+        let mut shell = Command::new(shell);
+        shell
+            .arg("-s")
+            .current_dir(folder.path())
+            .env("PATH", &path)
+            .env("FAILS", fails)
+            .env("NODES", nodes)
+            .stdin(Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(block.as_bytes()).unwrap();
+        let ended = child.wait().unwrap();
+        let typed = folder.path().join("typed");
+        let lines = fs::read_to_string(&typed).unwrap();
+        fs::remove_file(typed).unwrap();
+        (ended.success(), lines)
+    };
+    let upgrade = "kubectl delete plan autopilot\nkubectl apply -f config/fleet/autopilot-k0s.yaml\n";
+    for shell in ["bash", "dash"] {
+        let (is_done, lines) = typed(shell, "nothing fails", "one two");
+        assert!(is_done && lines.ends_with(upgrade), "{shell}: {lines}");
+        for node in ["one", "two"] {
+            let wait = format!("ssh -n root@{node} airgapd wait --digest sha256:");
+            assert!(lines.contains(&wait), "{shell}: {lines}");
+        }
+        for (fails, nodes) in [
+            ("autopilot-images.yaml", "one"),
+            ("kubectl wait", "one"),
+            ("get nodes", "one"),
+            ("nothing fails", ""),
+            ("root@one", "one two"),
+            ("root@two", "one two"),
+        ] {
+            let (is_done, lines) = typed(shell, fails, nodes);
+            assert!(!is_done, "{shell}: {fails}: {lines}");
+            assert!(!lines.contains("delete plan"), "{shell}: {fails}: {lines}");
+            assert!(!lines.contains("autopilot-k0s"), "{shell}: {fails}: {lines}");
+        }
     }
 }

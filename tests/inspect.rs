@@ -241,7 +241,59 @@ fn a_bundle_is_inspected_without_containerd(target: &Target) {
     );
 }
 
+fn digests_are_printed_as_a_list_and_what_is_bad_is_named(target: &Target) {
+    let node = Node::on(target);
+    let odd = node.path("a\\b\nc.tar");
+    let names = [node.path("one.tar"), odd];
+    let mut expected = String::new();
+    for path in &names {
+        bundles::write(path, [bundles::image("registry.test/a:1")]);
+        let document = node
+            .airgapd(["inspect", "-o", "json", &text(path)])
+            .exits(0)
+            .json();
+        let digest = document["digest"].as_str().unwrap();
+        expected += &match path == &names[0] {
+            true => format!("{digest}  one.tar\n"),
+            false => format!("\\{digest}  a\\\\b\\nc.tar\n"),
+        };
+    }
+    let [one, odd] = names.map(|path| text(&path));
+    let answer = node.airgapd(["inspect", "--digest", &one, &odd]).exits(0);
+    assert_eq!((answer.stdout, answer.stderr), (expected.clone(), String::new()));
+
+    // A bad file does not stop the others.
+    let mut archive = bundles::layout([bundles::image("registry.test/b:1")]).build();
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.remove_blob(&layer);
+    let (part, text_file) = (text(&node.path("part.tar")), text(&node.path("text")));
+    archive.write_to(part.as_ref());
+    fs::write(&text_file, "no bundle\n".repeat(1000)).unwrap();
+    let answer = node
+        .airgapd(["inspect", "--digest", &text_file, &one, &part, &odd])
+        .exits(5);
+    for said in ["text: not an image bundle", "part.tar is not whole"] {
+        assert!(answer.stderr.contains(said), "{answer:?}");
+    }
+    assert_eq!(answer.stdout.lines().count(), 3);
+    let answer = node
+        .airgapd(["inspect", "--digest", &part, "/nonexistent", &one])
+        .exits(1);
+    assert!(answer.stderr.contains("/nonexistent: "), "{answer:?}");
+    assert_eq!(answer.stdout.lines().count(), 2);
+
+    for wrong in [
+        vec!["inspect", &one, &odd],
+        vec!["inspect", "--digest", "--verify", &one],
+        vec!["inspect", "--digest", "-o", "json", &one],
+    ] {
+        let answer = node.airgapd(&wrong).exits(2);
+        assert!(!answer.stdout.contains("sha256:"), "{wrong:?}");
+    }
+}
+
 on_the_fake!(
+    digests_are_printed_as_a_list_and_what_is_bad_is_named,
     every_byte_is_read_when_asked,
     an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd,
     a_compressed_bundle_and_an_extracted_one_are_read_like_a_plain_one,

@@ -214,6 +214,10 @@ fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
             .contains("/nonexistent/containerd.sock")
     );
 
+    node.configure_also("signatures: require\ntrustedKeys: /nonexistent/keys");
+    let document = node.airgapd(["config", "--check", "-o", "json"]).exits(2).json();
+    let why = "/nonexistent does not exist";
+    assert!(document["error"].as_str().unwrap().contains(why), "{document}");
     node.configure_also("trustedDigests: /nonexistent/trusted");
     node.airgapd(["config"]).exits(0);
     let document = node.airgapd(["config", "--check", "-o", "json"]).exits(2).json();
@@ -341,6 +345,7 @@ fn verify_prints_one_document_with_stable_keys(target: &Target) {
         }],
         "pulls": [],
         "refused": [],
+        "unsigned": [],
         "warnings": [],
         "notes": [],
     });
@@ -421,6 +426,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "containerd": {"socket": text(target.socket()), "namespace": target.namespace(), "reachable": true,
             "version": document["containerd"]["version"], "platform": "linux/amd64", "problem": null},
         "folder": {"path": text(&node.images()), "problem": null, "vanished": null},
+        "more_folders": [],
         "required": {"current": true, "checked_at": document["required"]["checked_at"], "problem": null, "references": 2,
             "missing": [{"reference": ABSENT, "why": format!("there is no image of the name {ABSENT}"),
                 "asked_by": [format!("{list}: line 2")]}]},

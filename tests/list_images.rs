@@ -10,7 +10,7 @@ use std::process::Stdio;
 use serde_json::json;
 
 use crate::support::Node;
-use crate::support::node::Answer;
+use crate::support::node::{Answer, program};
 
 const NEWEST: &str = "v1.36.3+k0s.2";
 
@@ -320,4 +320,106 @@ fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
     assert!(answer.stderr.contains("exit status: 9"), "{}", answer.stderr);
     let nothing = list(&node, &["--k0s", "/nonexistent/k0s"], None, "").exits(2);
     assert!(nothing.stderr.contains("/nonexistent/k0s"), "{}", nothing.stderr);
+}
+
+/// A release that the sets do not know is that of the installed k0s, or an error.
+#[test]
+fn an_unknown_release_is_asked_of_an_installed_k0s_of_that_release() {
+    let node = node();
+    let release = "v1.99.1+k0s.0";
+    let config = |release: &str| {
+        format!(
+            "apiVersion: k0sctl.k0sproject.io/v1beta1\nkind: Cluster\nspec:\n  hosts: []\n  k0s:\n    version: {release}\n    \
+             config: {{spec: {{images: {{repository: r.test}}}}}}\n"
+        )
+    };
+    // k0s reads the part of the file that is for it, in JSON.
+    let body = r#"read -r config; [ "$config" = '{"spec":{"images":{"repository":"r.test"}}}' ] && echo told.test/own:1"#;
+    let bin = k0s(&node, release, body);
+    let arguments = ["-o", "json", "--k0s-config", "-"];
+    let answer = list(&node, &arguments, Some(&bin), &config(release)).exits(0);
+    let document = answer.json();
+    assert_eq!(document["k0s"]["source"], "program", "{}", answer.stderr);
+    assert_eq!(document["k0s"]["release"], release);
+    assert_eq!(document["images"][0]["reference"], "told.test/own:1");
+    let by_flag = list(
+        &node,
+        &["--k0s-version", "1.99"],
+        Some(&k0s(&node, release, "echo told.test/flag:1")),
+        "",
+    );
+    assert_eq!(by_flag.exits(0).stdout, "told.test/flag:1\n");
+    // A known release needs no program, and another k0s is no answer.
+    let known = list(&node, &arguments, Some(&bin), &config(NEWEST))
+        .exits(0)
+        .json();
+    assert_eq!(known["k0s"]["source"], "built-in");
+    let other = list(&node, &arguments, Some(&bin), &config("v1.98.0+k0s.0")).exits(2);
+    assert!(
+        other
+            .stderr
+            .contains("there is no image set for k0s v1.98.0+k0s.0"),
+        "{}",
+        other.stderr
+    );
+    assert!(
+        other.stderr.contains(&format!("is k0s {release}, not v1.98.0")),
+        "{}",
+        other.stderr
+    );
+    list(&node, &arguments, None, &config(release)).exits(2);
+}
+
+/// A minor version that has only a preview gets its images, unless k0s itself can answer.
+#[test]
+fn a_version_without_a_final_release_gets_its_preview_with_a_note() {
+    let node = node();
+    let arguments = ["--platform", "linux/amd64", "--k0s-version", "1.37"];
+    let answer = list(&node, &arguments, None, "").exits(0);
+    assert!(
+        answer
+            .stdout
+            .contains("quay.io/k0sproject/kube-proxy:v1.37.0-alpha.1"),
+        "{}",
+        answer.stdout
+    );
+    let note = "these are the images of the preview v1.37.0-alpha.1+k0s.0";
+    assert!(answer.stderr.contains(note), "{}", answer.stderr);
+    let bin = k0s(&node, "v1.37.0+k0s.0", "echo told.test/final:1");
+    let answer = list(&node, &arguments, Some(&bin), "").exits(0);
+    assert_eq!(answer.stdout, "told.test/final:1\n");
+    assert!(!answer.stderr.contains("preview"), "{}", answer.stderr);
+}
+
+/// A program of this name on the path is asked unless it is airgapd, which answers lines of k0s.
+#[test]
+fn airgapd_in_the_place_of_k0s_is_not_asked() {
+    let node = node();
+    let bin = node.path("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(program().get_program(), bin.join("k0s")).unwrap();
+    let answer = list(&node, &["--platform", "linux/amd64"], Some(&bin), "").exits(0);
+    assert_eq!(answer.stdout, DEFAULTS);
+    assert!(!answer.stderr.contains("k0s ended"), "{}", answer.stderr);
+}
+
+#[test]
+fn a_full_disk_is_one_error() {
+    let mut command = program();
+    command.args([
+        "airgap",
+        "list-images",
+        "--k0s-version",
+        NEWEST,
+        "--platform",
+        "linux/amd64",
+    ]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let answer: Answer = command.stdout(full).output().unwrap().into();
+    let answer = answer.exits(1);
+    let errors = answer
+        .stderr
+        .lines()
+        .filter(|line| line.contains("No space left"));
+    assert_eq!(errors.count(), 1, "{}", answer.stderr);
 }

@@ -7,6 +7,9 @@
 
 #![allow(unreachable_pub, reason = "nothing outside this program can reach anything")]
 
+mod admission;
+mod autopilot;
+mod backup;
 mod checksums;
 mod concurrent_imports;
 mod config;
@@ -29,6 +32,7 @@ mod fleet_config;
 mod foreign_records;
 mod foreign_text;
 mod images;
+mod images_dirs;
 mod images_folder;
 mod import;
 mod inspect;
@@ -47,10 +51,13 @@ mod other_files;
 mod other_importers;
 mod own_image;
 mod permissions;
+mod pipe;
 mod progress;
 mod pull_lists;
+mod receipts;
 mod registries;
 mod release;
+mod release_archives;
 mod reload;
 mod removal;
 mod report;
@@ -58,6 +65,8 @@ mod require;
 mod restart;
 mod restore;
 mod runbook;
+mod scrub;
+mod signatures;
 mod status;
 mod stop;
 mod sub_folders;
@@ -67,6 +76,7 @@ mod tool_archives;
 mod trusted_digests;
 mod two_daemons;
 mod unpack;
+mod unpacked_files;
 mod uploads;
 mod verdict;
 mod verify;

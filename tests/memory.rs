@@ -16,7 +16,7 @@ use lab::Generation;
 use serde_json::json;
 
 use crate::support::bundles::{self, image, native};
-use crate::support::node::peak_memory;
+use crate::support::node::{Answer, peak_memory};
 use crate::support::tools::{run, tool};
 use crate::support::{Node, Place, Target, on_the_fake, run_on, unique, wait_for};
 
@@ -83,6 +83,85 @@ fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
 fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
     run_on(Place::Real(Generation::V2_1), |target| {
         import_compressed(target, 1024);
+    });
+}
+
+/// Most memory of an import through a pipe, in bytes.
+const MOST_OF_A_PIPE: u64 = 64 << 20;
+
+/// Returns the bytes that a process has written into files so far (proc_pid_io(5)).
+fn written_to_disks(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// A form of a pipe, by the order of its entries.
+type Form = (&'static str, bundles::Arrange);
+
+const DOCUMENTS_FIRST: Form = ("documents first", bundles::documents_first);
+const BLOBS_FIRST: Form = ("blobs first", |archive| archive);
+
+/// Imports bundles of each form and codec. No two of them share a layer, since containerd would not
+/// read the bytes of a layer that it has.
+fn import_through_a_pipe(target: &Target, mebibytes: usize, forms: &[Form], codecs: &[Compression]) {
+    let kinds = forms
+        .iter()
+        .flat_map(|form| codecs.iter().map(move |codec| (*form, *codec)));
+    for (kind, ((form, make), codec)) in kinds.enumerate() {
+        let kind = kind + 2 * form.len();
+        let target = target.elsewhere();
+        let node = Node::on(&target);
+        let name = "registry.test/piped/large:1";
+        let image = (0..4).fold(Image::new(name).platform(native()), |image, seed| {
+            image.with_layer(Layer::new(noise(16 * MEBIBYTE, 1000 + 10 * kind as u64 + seed)))
+        });
+        let zeros = ((mebibytes - 64) * MEBIBYTE + 4096 * kind) as u64;
+        let archive = make(bundles::layout([image.with_layer(Layer::zeros(zeros))]).build());
+        // The kernel does not count files in memory as written, so the spool is forbidden, too.
+        let mut child = node.begin_to_pipe(&["--spool", "0", "-"]);
+        let mut stdin = BufWriter::new(child.stdin.take().unwrap());
+        archive.write_compressed(codec, &mut stdin).unwrap();
+        stdin.flush().unwrap();
+        // The program waits for the end of the pipe, and has read almost all of it.
+        let (peak, written) = (peak_memory(child.id()).unwrap(), written_to_disks(child.id()));
+        drop(stdin);
+        let answer: Answer = child.wait_with_output().unwrap().into();
+        let sent = answer.exits(0).bundle()["blobs"]["sent_bytes"].as_u64().unwrap();
+        assert!(
+            sent > (mebibytes * MEBIBYTE) as u64,
+            "{form}, {codec}: {sent} bytes sent"
+        );
+        assert!(target.record(name).is_some() && target.leases().is_empty());
+        assert!(
+            peak < MOST_OF_A_PIPE,
+            "{form}, {codec}: {peak} bytes resident at the peak"
+        );
+        assert_eq!(written, 0, "{form}, {codec}");
+    }
+}
+
+#[test]
+fn a_bundle_of_half_a_gibibyte_goes_through_a_pipe_in_64_mebibytes_and_into_no_file() {
+    run_on(Place::Real(Generation::V2_1), |target| {
+        let codecs = [Compression::Gzip, Compression::Zstd];
+        import_through_a_pipe(target, 512, &[DOCUMENTS_FIRST, BLOBS_FIRST], &codecs);
+    });
+}
+
+#[test]
+#[ignore = "takes minutes and 11 GB of disk"]
+fn ten_gibibytes_with_documents_first_go_through_a_pipe_in_64_mebibytes() {
+    run_on(Place::Real(Generation::V2_1), |target| {
+        import_through_a_pipe(target, 10 << 10, &[DOCUMENTS_FIRST], &[Compression::Zstd]);
+    });
+}
+
+#[test]
+#[ignore = "takes minutes and 11 GB of disk"]
+fn ten_gibibytes_with_blobs_first_go_through_a_pipe_in_64_mebibytes() {
+    run_on(Place::Real(Generation::V2_1), |target| {
+        import_through_a_pipe(target, 10 << 10, &[BLOBS_FIRST], &[Compression::Zstd]);
     });
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use bundle::fixtures::{Image, Layout as Archive};
@@ -152,7 +152,7 @@ fn where_bundles_differ_about_a_name_the_last_one_counts_and_that_is_said(target
 }
 
 /// Writes a delta like `bundle-artifacts --base`.
-fn delta(whole: &Path, base: &Path, out: &Path) {
+pub fn delta(whole: &Path, base: &Path, out: &Path) {
     let open = |path: &Path| Bundle::open(path, &Limits::default()).unwrap();
     let (whole, base) = (open(whole), open(base));
     let mut draft = Draft {
@@ -236,7 +236,48 @@ fn what_is_not_whole_is_named_and_not_passed_on(target: &Target) {
     assert!(!node.path("out.tar").exists());
 }
 
+fn each_new_bundle_file_has_a_list_with_its_digest(target: &Target) {
+    let node = Node::on(target);
+    layout([image(ONE), multi_platform(TWO, &[native(), FOREIGN])])
+        .build()
+        .write_to(&node.path("in.tar"));
+    node.import([node.path("in.tar")]).exits(0);
+    let (all, out) = (text(&node.path("in.tar")), text(&node.path("volume.tar")));
+    for compress in ["none", "gzip", "zstd"] {
+        let [merged, exported] =
+            ["merged", "exported"].map(|name| node.path(&format!("{name}.{compress}.tar")));
+        let form = format!("--compress={compress}");
+        node.airgapd(["bundle", "merge", &form, &all, "-o", &text(&merged)])
+            .exits(0);
+        node.airgapd(["export", "--all", &form, "-o", &text(&exported)])
+            .exits(0);
+        bundles::assert_listed(&node, &merged);
+        bundles::assert_listed(&node, &exported);
+    }
+    let split = ["bundle", "split", &all, "--max-size", "15000", "-o", &out];
+    node.airgapd(split).exits(0);
+    for volume in ["volume-1.tar", "volume-2.tar"] {
+        bundles::assert_listed(&node, &node.path(volume));
+    }
+
+    // An older list gives way, and a bundle on standard output has none.
+    fs::write(node.path("merged.none.tar.digest"), "old").unwrap();
+    verb(&node, "merge", "merged.none.tar", &["in.tar"]).exits(0);
+    bundles::assert_listed(&node, &node.path("merged.none.tar"));
+    let before = fs::read_dir(node.path("")).unwrap().count();
+    let mut command = node.command(["bundle", "merge", &all]);
+    assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    assert_eq!(fs::read_dir(node.path("")).unwrap().count(), before);
+
+    // A bundle whose list has no place is not begun.
+    fs::create_dir(node.path("new.tar.digest")).unwrap();
+    let answer = verb(&node, "merge", "new.tar", &["in.tar"]).exits(1);
+    assert!(answer.said().contains("it is a folder"), "{answer:?}");
+    assert!(!node.path("new.tar").exists());
+}
+
 on_the_fake! {
+    each_new_bundle_file_has_a_list_with_its_digest,
     bundles_of_any_form_become_one_in_whatever_order_they_come,
     platforms_that_are_in_different_bundles_come_together,
     where_bundles_differ_about_a_name_the_last_one_counts_and_that_is_said,

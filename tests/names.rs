@@ -15,6 +15,7 @@ fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
     let elsewhere = digest_of(b"another image");
     let pinned = image("16");
     let digest = root(&pinned);
+    let with_digest = format!("docker.io/library/x:1@{digest}");
     let table = [
         (
             "containerd's name beats the other",
@@ -27,9 +28,9 @@ fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
             vec!["docker.io/user/app:latest"],
         ),
         (
-            "tag and digest give both names",
+            "tag and digest give three names",
             pinned.ref_name(&format!("x:1@{digest}")),
-            vec!["docker.io/library/x:1"],
+            vec!["docker.io/library/x:1", &with_digest],
         ),
         (
             "another image's digest is refused",
@@ -45,7 +46,8 @@ fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
         bundles::write(file.as_ref(), [image]);
         node.import([&file]).exits(i32::from(tags.is_empty()));
         let expected = tags.iter().flat_map(|tag| {
-            let repository = tag.rsplit_once(':').unwrap().0;
+            let tagged = tag.split('@').next().unwrap();
+            let repository = tagged.rsplit_once(':').unwrap().0;
             [(*tag).to_owned(), format!("{repository}@{root}")]
         });
         assert_eq!(target.names(), expected.collect(), "{claim}");

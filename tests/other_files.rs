@@ -14,7 +14,7 @@ const A: &str = "registry.test/a:1";
 const B: &str = "registry.test/b:1";
 
 /// Files that releases and people leave beside bundles.
-const STRAYS: [(&str, &str); 14] = [
+const STRAYS: [(&str, &str); 19] = [
     ("README.md", "# Images\n\nCopy them.\n"),
     ("LICENSE.txt", "free\n"),
     ("SHA256SUMS", "0a9d  good.tar\n"),
@@ -27,6 +27,11 @@ const STRAYS: [(&str, &str); 14] = [
     ("good.tar.sig", "\u{1}\u{2}"),
     ("good.tar.minisig", "untrusted comment: x\n"),
     ("good.tar.sigstore.json", "{}\n"),
+    ("good.tar.digest", "airgapd-catalogs 1\nsha256:0a9d  good.tar\n"),
+    ("good.tar.digest.sig", "MEUCIQ==\n"),
+    ("SHA256SUMS.minisig", "untrusted comment: x\n"),
+    ("sha256sum-amd64.txt.sigstore.json", "{}\n"),
+    ("good.tar.sha256.sig", "MEUCIQ==\n"),
     ("images.json", "[1, 2, 3]\n"),
     ("empty", ""),
 ];
@@ -58,11 +63,11 @@ fn texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of(targ
     assert_eq!(names(&status["bundles"]), ["good.tar"]);
     let shown = node.airgapd(["status"]).exits(0).stdout;
     assert!(
-        shown.contains("ignored: 14 files\n  LICENSE.txt: by its name"),
+        shown.contains("ignored: 19 files\n  LICENSE.txt: by its name"),
         "{shown}"
     );
     let (_, metrics) = node.ask("/metrics", &[]);
-    assert!(metrics.contains("\nairgapd_ignored_files 14\n"), "{metrics}");
+    assert!(metrics.contains("\nairgapd_ignored_files 19\n"), "{metrics}");
 
     let answer = node.airgapd(["wait", "--bundle", "README.md"]).exits(1);
     assert!(

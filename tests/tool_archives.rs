@@ -88,7 +88,15 @@ fn what_ctr_exports_is_imported(target: &Target) {
     let archive = bundles::write(&node.path("made.tar"), [image(name)]);
     Node::on(&source).import([node.path("made.tar")]).exits(0);
     let exported = text(&node.path("exported.tar"));
-    source.ctr(&["images", "export", &exported, name]);
+    // Through the transfer service, `ctr` may end before it has written the whole archive.
+    let is_local = source.ctr(&["images", "export", "--help"]).contains("--local");
+    let locally = is_local.then_some("--local");
+    let export: Vec<&str> = ["images", "export"]
+        .into_iter()
+        .chain(locally)
+        .chain([exported.as_str(), name])
+        .collect();
+    source.ctr(&export);
     node.import([&exported]).exits(0);
     assert_eq!(target.names(), records_of(name, &archive.images[0]).into());
     target.collect_garbage();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::support::bundles::{marker, text};
-use crate::support::{Node, Target, on_each_containerd};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const WRONG: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -47,4 +47,39 @@ fn only_trusted_digests_are_imported_and_the_one_to_add_is_named(target: &Target
     assert!(error.contains("others than root can write it"), "{error}");
 }
 
+/// The lists beside new bundles, and a list of several bundles as `docs/bundles.md` makes it.
+fn a_list_beside_a_new_bundle_is_a_file_of_trusted_digests(target: &Target) {
+    let node = Node::on(target);
+    let trusted = node.path("trusted");
+    fs::create_dir(&trusted).unwrap();
+    fs::set_permissions(&trusted, fs::Permissions::from_mode(0o755)).unwrap();
+    let merge = |out: &str| {
+        let (file, name) = marker(node.path("in.tar"));
+        let out = node.path(out);
+        node.airgapd(["bundle", "merge", &text(&file), "-o", &text(&out)])
+            .exits(0);
+        (out, name)
+    };
+    let [(one, first), (two, second), (three, third)] = ["one.tar", "two.tar", "three.tar"].map(merge);
+    node.configure_also(&format!("trustedDigests: {}", trusted.display()));
+    node.import([&one]).exits(1);
+    fs::copy(node.path("one.tar.digest"), trusted.join("one.tar.digest")).unwrap();
+    node.import([&one]).exits(0);
+    assert!(target.record(&first).is_some());
+
+    node.import([&two]).exits(1);
+    let lines = node
+        .airgapd(["inspect", "--digest", &text(&two), &text(&three)])
+        .exits(0)
+        .stdout;
+    fs::write(
+        trusted.join("release.digest"),
+        format!("airgapd-catalogs 1\n{lines}"),
+    )
+    .unwrap();
+    node.import([&two, &three]).exits(0);
+    assert!(target.record(&second).is_some() && target.record(&third).is_some());
+}
+
+on_the_fake!(a_list_beside_a_new_bundle_is_a_file_of_trusted_digests,);
 on_each_containerd!(only_trusted_digests_are_imported_and_the_one_to_add_is_named,);

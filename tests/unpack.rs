@@ -3,11 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZero;
+use std::thread;
 
 use bundle::fixtures::{Archive, Image, Layer, LayerFile};
+use fake_containerd::{FakeConfig, Fault, SeedContainer};
 use lab::parts::busybox;
 use lab::{Generation, Options};
 use serde_json::{Value, json};
+use tonic::Code;
 
 use crate::support::bundles::{self, native, records_of};
 use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, run_on_own, unique};
@@ -27,12 +31,14 @@ fn good(name: &str) -> Image {
     image.platform("linux/s390x").with_layer(layer())
 }
 
-/// Returns an image with a layer that has the right digest and is no tar.
+/// Returns a layer that has the right digest and is no tar.
+fn no_tar() -> Layer {
+    Layer::plain(unique().repeat(64).into())
+}
+
+/// Returns an image with a layer that cannot be unpacked.
 fn bad() -> Image {
-    let no_tar = unique().repeat(64);
-    Image::new(BAD)
-        .platform(native())
-        .with_layer(Layer::plain(no_tar.into()))
+    Image::new(BAD).platform(native()).with_layer(no_tar())
 }
 
 fn write(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
@@ -148,6 +154,29 @@ fn before_its_records_an_image_is_unpacked_or_gets_none(target: &Target) {
     assert!(target.leases().is_empty() && target.ingests().is_empty());
 }
 
+/// containerd would unpack all of these layers. The kernel then refuses to mount them for a
+/// container.
+fn an_image_of_more_layers_than_overlayfs_mounts_is_not_unpacked(target: &Target) {
+    let node = Node::on(target);
+    let of_layers = |name: &str, layers: usize| {
+        let image = Image::new(name).platform(native());
+        (0..layers).fold(image, |image, _| image.with_layer(layer()))
+    };
+    write(&node, [of_layers(BAD, 501), of_layers(GOOD, 500)]);
+    let report = node.import(import(&node, "before-record")).exits(1).bundle();
+    assert_eq!(
+        report["unpacked"],
+        json!({"images": 1, "layers": 500, "failed": []}),
+        "{report:#}"
+    );
+    let reason = report["images"][0]["reason"].as_str().expect("a reason");
+    assert!(
+        reason.contains("it has 501 layers, and overlayfs mounts at most 500"),
+        "{reason}"
+    );
+    node.import(import(&node, "none")).exits(0);
+}
+
 fn after_the_records_what_cannot_be_unpacked_is_told_and_withdraws_nothing(target: &Target) {
     let node = Node::on(target);
     let archive = write(&node, [bad(), good(GOOD)]);
@@ -214,6 +243,260 @@ fn a_start_with_everything_unpacked_applies_nothing(target: &Target) {
     assert_eq!(fake.calls("Diff.Apply"), before.0);
     let log = daemon.finish(target);
     assert!(!log.contains("unpacking"), "{log}");
+}
+
+/// Makes the stand-in hold layers until two are applied at the same time. On one core there is one.
+fn expect_two_at_a_time(target: &Target) {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let calls = if cores > 1 { 2 } else { 1 };
+    let fake = target.as_fake().expect("the stand-in");
+    fake.inject(Fault::Gather {
+        rpc: "Diff.Apply",
+        calls,
+    });
+}
+
+fn layers_of_different_images_are_applied_at_the_same_time(target: &Target) {
+    let node = Node::on(target);
+    for when in ["before-record", "background"] {
+        write(&node, [good(GOOD), good(OTHER)]);
+        expect_two_at_a_time(target);
+        let report = node.import(import(&node, when)).exits(0).bundle();
+        assert_eq!(report["unpacked"]["layers"], 6, "{when}: {report:#}");
+    }
+}
+
+/// The daemon unpacks images that are in place when it starts.
+fn the_daemon_applies_layers_of_different_images_at_the_same_time(target: &Target) {
+    let node = Node::on(target);
+    let archive = drop_in(&node, [good(GOOD), good(OTHER)]);
+    let daemon = node.start();
+    daemon.wait_until("the records", || target.names().len() == 4);
+    daemon.finish(target);
+    node.configure_also("unpack: background");
+    expect_two_at_a_time(target);
+    let daemon = node.start();
+    daemon.wait_until("snapshots", || target.snapshots().len() == 6);
+    daemon.wait_until("the end", || unpacked(&node)["running"] == false);
+    assert_eq!(unpacked(&node)["failed"], json!([]));
+    assert!(kept_by(target, &archive, 0).is_some() && kept_by(target, &archive, 1).is_some());
+    daemon.finish(target);
+}
+
+/// Returns a stand-in whose snapshots get their parents at the commit.
+fn rebasing() -> Target {
+    Target::fake(FakeConfig {
+        version: "2.3.7".to_owned(),
+        ..FakeConfig::default()
+    })
+}
+
+fn layers_of_an_image_are_applied_at_the_same_time(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    for when in ["before-record", "background"] {
+        let archive = write(&node, [good(GOOD)]);
+        expect_two_at_a_time(&target);
+        let report = node.import(import(&node, when)).exits(0).bundle();
+        assert_eq!(
+            report["unpacked"],
+            json!({"images": 1, "layers": 3, "failed": []}),
+            "{when}: {report:#}"
+        );
+        assert!(kept_by(&target, &archive, 0).is_some(), "{when}");
+    }
+    // The layers of a second image begin above those that it shares.
+    let shared = [layer(), layer(), layer()];
+    for (name, layers) in [(GOOD, 2), (OTHER, 3)] {
+        let image = Image::new(name).platform(native());
+        let image = shared[..layers]
+            .iter()
+            .fold(image, |image, layer| image.with_layer(layer.clone()));
+        write(&node, [image]);
+        let report = node.import(import(&node, "before-record")).exits(0).bundle();
+        assert_eq!(report["unpacked"]["layers"], [2, 1][layers - 2], "{report:#}");
+    }
+    target.assert_tidy();
+}
+
+/// Only the layers below have the mode and the owner of such a folder.
+fn a_layer_with_a_folder_that_it_does_not_list_is_applied_after_those_below(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    let image = Image::new(GOOD)
+        .platform(native())
+        .with_layer(Layer::files([LayerFile::folder("private").mode(0o700)]))
+        .with_layer(Layer::files([LayerFile::new("private/file", unique())]))
+        .with_layer(layer());
+    write(&node, [image]);
+    let report = node.import(import(&node, "before-record")).exits(0).bundle();
+    assert_eq!(report["unpacked"]["layers"], 3, "{report:#}");
+    let fake = target.as_fake().expect("the stand-in");
+    assert_eq!(fake.calls("Diff.Apply"), 4, "one layer is applied again");
+    target.assert_tidy();
+}
+
+/// Such a layer is applied once if the layers below are unpacked, and the lowest always is.
+fn the_lowest_layer_that_is_not_unpacked_is_applied_on_those_below(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    let below = Layer::files([LayerFile::folder("private").mode(0o700)]);
+    let above = Layer::files([LayerFile::new("private/file", unique())]);
+    for (name, layers) in [(GOOD, &[&below][..]), (OTHER, &[&below, &above])] {
+        let image = Image::new(name).platform(native());
+        let image = layers
+            .iter()
+            .fold(image, |image, layer| image.with_layer((*layer).clone()));
+        write(&node, [image]);
+        let report = node.import(import(&node, "before-record")).exits(0).bundle();
+        assert_eq!(report["unpacked"]["layers"], 1, "{report:#}");
+    }
+    let fake = target.as_fake().expect("the stand-in");
+    assert_eq!(fake.calls("Diff.Apply"), 2, "each layer once");
+    target.assert_tidy();
+}
+
+/// Returns the keys of all snapshots without a name.
+fn unnamed(target: &Target) -> BTreeSet<String> {
+    let fake = target.as_fake().expect("the stand-in");
+    let mut all: BTreeSet<String> = fake
+        .snapshots(target.namespace(), "overlayfs")
+        .into_keys()
+        .collect();
+    all.retain(|key| key.starts_with("extract-"));
+    all
+}
+
+/// Imports images of two names each. The next daemon unpacks them.
+fn import_and_unpack_later<const N: usize>(node: &Node, target: &Target, images: [Image; N]) {
+    let daemon = node.start();
+    drop_in(node, images);
+    daemon.wait_until("the records", || target.names().len() == 2 * N);
+    daemon.finish(target);
+    node.configure_also("unpack: background");
+}
+
+/// The layer of an image fails while that of another image is applied.
+fn an_unpacking_that_fails_leaves_no_unfinished_layers(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    let of_one_layer = |name| Image::new(name).platform(native()).with_layer(layer());
+    import_and_unpack_later(&node, &target, [of_one_layer(GOOD), of_one_layer(OTHER)]);
+    let fake = target.as_fake().expect("the stand-in");
+    let rpc = "Diff.Apply";
+    fake.inject(Fault::Stall { rpc, after: 0 });
+    fake.inject(Fault::Fail {
+        rpc,
+        nth: 2,
+        code: Code::Unavailable,
+        message: "away".to_owned(),
+    });
+    let daemon = node.start();
+    daemon.wait_for_log("images are not unpacked, retrying");
+    assert_eq!(unnamed(&target), BTreeSet::new());
+    fake.clear_faults();
+    daemon.wait_until("snapshots", || target.snapshots().len() == 2);
+    daemon.wait_until("the end", || target.leases().is_empty());
+    daemon.finish(&target);
+}
+
+/// The lower layers have their names by then.
+fn on_a_full_disk_layers_of_no_whole_image_stay(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    import_and_unpack_later(&node, &target, [good(GOOD)]);
+    let fake = target.as_fake().expect("the stand-in");
+    fake.inject(Fault::Fail {
+        rpc: "Diff.Apply",
+        nth: 3,
+        code: Code::Unknown,
+        message: "write /fs/file: no space left on device".to_owned(),
+    });
+    let daemon = node.start();
+    daemon.wait_for_log("images are not unpacked, retrying");
+    assert_eq!(target.leases(), BTreeSet::new());
+    target.collect_garbage();
+    assert_eq!(fake.snapshots(target.namespace(), "overlayfs").len(), 0);
+    daemon.wait_until("snapshots", || target.snapshots().len() == 3);
+    daemon.wait_until("the end", || target.leases().is_empty());
+    daemon.finish(&target);
+}
+
+/// Several layers of an image may be applied and have no name when the daemon dies.
+fn applied_layers_of_a_daemon_that_died_are_removed_before_others_are_applied(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    import_and_unpack_later(&node, &target, [good(GOOD)]);
+    let fake = target.as_fake().expect("the stand-in");
+    let stall = Fault::Stall {
+        rpc: "Diff.Apply",
+        after: 0,
+    };
+    fake.inject(stall.clone());
+    let daemon = node.start();
+    daemon.wait_until("a layer that is begun", || !unnamed(&target).is_empty());
+    daemon.kill();
+    let left = unnamed(&target);
+    assert!(!left.is_empty(), "they are under the lease");
+    fake.clear_faults();
+    fake.inject(stall);
+    let daemon = node.start();
+    let are_gone = || unnamed(&target).is_disjoint(&left);
+    daemon.wait_until("they are gone while others are applied", are_gone);
+    assert!(!target.leases().is_empty(), "the unpacking has not ended");
+    daemon.kill();
+    fake.clear_faults();
+    let daemon = node.start();
+    daemon.wait_until("snapshots", || target.snapshots().len() == 3);
+    daemon.wait_until("the end", || target.leases().is_empty());
+    daemon.finish(&target);
+}
+
+fn a_bad_layer_among_others_leaves_no_snapshots_above_it(_: &Target) {
+    let target = rebasing();
+    let node = Node::on(&target);
+    let image = Image::new(BAD).platform(native());
+    let image = [layer(), no_tar(), layer()]
+        .into_iter()
+        .fold(image, Image::with_layer);
+    let archive = write(&node, [image]);
+    let report = node.import(import(&node, "before-record")).exits(5).bundle();
+    let reason = report["images"][0]["reason"].as_str().expect("a reason");
+    let layer = archive.images[0].manifests[0].layers[1].to_string();
+    assert!(reason.contains(&layer), "{reason}");
+    target.assert_tidy();
+    target.collect_garbage();
+    assert_eq!(target.snapshots(), BTreeSet::new());
+}
+
+/// A new version of an image that ran here comes before images that never ran here.
+fn images_of_repositories_that_ran_here_are_unpacked_first(target: &Target) {
+    let name = |number: usize| format!("registry.test/unpacked/image-{number}:2");
+    let node = Node::on(target);
+    let daemon = node.start();
+    drop_in(&node, (0..8).map(|number| good(&name(number))));
+    daemon.wait_until("the records", || target.record(&name(7)).is_some());
+    daemon.finish(target);
+    let fake = target.as_fake().expect("the stand-in");
+    let container = SeedContainer {
+        id: "c".to_owned(),
+        image: name(7).replace(":2", ":1"),
+        ..SeedContainer::default()
+    };
+    fake.put_container(target.namespace(), container);
+    node.configure_also("unpack: background");
+    let daemon = node.start();
+    daemon.wait_until("snapshots", || target.snapshots().len() == 24);
+    daemon.wait_until("the end", || unpacked(&node)["running"] == false);
+    let log = daemon.finish(target);
+    let mut lines = log.lines().filter(|line| line.contains("image unpacked"));
+    // As many images at a time as there are cores, and one more.
+    let at_a_time = std::thread::available_parallelism()
+        .expect("the number of cores")
+        .get()
+        + 1;
+    let at = lines.position(|line| line.contains(&name(7)));
+    assert!(at.is_some_and(|at| at <= at_a_time.min(6)), "{log}");
 }
 
 /// Options of the containerd.
@@ -314,6 +597,19 @@ with_room_on_each_containerd!(
     the_daemon_unpacks_when_all_names_are_there,
     the_daemon_unpacks_an_image_while_another_one_is_sent,
 );
-on_the_fake!(a_start_with_everything_unpacked_applies_nothing);
+on_the_fake!(
+    a_start_with_everything_unpacked_applies_nothing,
+    layers_of_different_images_are_applied_at_the_same_time,
+    the_daemon_applies_layers_of_different_images_at_the_same_time,
+    layers_of_an_image_are_applied_at_the_same_time,
+    a_layer_with_a_folder_that_it_does_not_list_is_applied_after_those_below,
+    the_lowest_layer_that_is_not_unpacked_is_applied_on_those_below,
+    an_unpacking_that_fails_leaves_no_unfinished_layers,
+    on_a_full_disk_layers_of_no_whole_image_stay,
+    applied_layers_of_a_daemon_that_died_are_removed_before_others_are_applied,
+    a_bad_layer_among_others_leaves_no_snapshots_above_it,
+    images_of_repositories_that_ran_here_are_unpacked_first,
+    an_image_of_more_layers_than_overlayfs_mounts_is_not_unpacked,
+);
 on_its_own_containerd!(small_disk; unpacking_ahead_keeps_away_from_kubelets_threshold);
 on_its_own_containerd!(usual; what_is_unpacked_runs_and_outlives_the_death_of_both_sides);

@@ -19,6 +19,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, Timespec, Timestamps};
 use tempfile::TempDir;
 
+use crate::support::autopilot::Download;
 use crate::support::bundles::{self, image};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, on_the_fake, run_on, wait_until};
@@ -462,11 +463,12 @@ fn write_with_stall(file: &mut File, bytes: &[u8], stall: Duration) -> Placed {
 }
 
 fn autopilot(at: &Spot) -> Placed {
-    let name = at.to.file_name().expect("the path has a name").display();
-    let temporary = at.to.with_file_name(format!(".{name}.1234.tmp"));
-    slowly(&temporary, &at.bytes, ms(200))?;
-    File::open(&temporary)?.sync_all()?;
-    fs::rename(temporary, &at.to)
+    let mut download = Download::begin(&at.to, &at.mark)?;
+    for piece in at.bytes.chunks(at.bytes.len() / 3 + 1) {
+        thread::sleep(ms(70));
+        download.receive(piece)?;
+    }
+    download.finish(None)
 }
 
 /// The old bundle has the same size, so that only the times differ.

@@ -388,7 +388,7 @@ fn every_miss_says_what_comes_closest(target: &Target) {
         &other_build,
         &near_tag,
         &nothing,
-        "Not A Name",
+        "Not-A-Name",
         &format!("sha256:{zeros}"),
     ];
     let document = verify(&node, &["--images", &list(&node, &references)])
@@ -412,7 +412,7 @@ fn every_miss_says_what_comes_closest(target: &Target) {
         (&near_tag, "absent", json!("tag"), &*other),
         (&nothing, "absent", Value::Null, "add it to a bundle"),
         (
-            "Not A Name",
+            "Not-A-Name",
             "invalid_reference",
             Value::Null,
             "correct the reference",
@@ -453,7 +453,7 @@ fn bundles_are_verified_before_they_travel(target: &Target) {
         &node,
         &[&name("good"), &name("broken"), &name("foreign"), &name("absent")],
     );
-    let document = verify(&node, &["--bundle", &good, &bad, "--images", &list])
+    let document = verify(&node, &["--bundle", &good, "--bundle", &bad, "--images", &list])
         .exits(4)
         .json();
     assert_eq!(document["containerd"], Value::Null);
@@ -642,7 +642,7 @@ fn what_cannot_be_verified_is_said(target: &Target) {
     fs::create_dir(node.path("empty")).unwrap();
     verify(&node, &["--manifests", &text(&node.path("empty"))]).exits(2);
     verify(&node, &[]).exits(2);
-    let unread = verify(&node, &["--images", &one, "/nonexistent.txt"]).exits(2);
+    let unread = verify(&node, &["--images", &one, "--images", "/nonexistent.txt"]).exits(2);
     assert!(
         unread.json()["error"]
             .as_str()

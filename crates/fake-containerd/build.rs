@@ -97,13 +97,7 @@ const SNAPSHOTS: &[Row] = &[
         "snapshots::PrepareSnapshotResponse",
         Unary,
     ),
-    (
-        "commit",
-        "Commit",
-        "snapshots::CommitSnapshotRequest",
-        "Empty",
-        Unary,
-    ),
+    ("commit", "Commit", "CommitSnapshotRequest", "Empty", Unary),
     (
         "remove",
         "Remove",

@@ -153,7 +153,8 @@ fn check_selection(catalog: &Catalog) {
                 Verdict::Broken(problems) => problems
                     .iter()
                     .for_each(|problem| assert_printable(&problem.what)),
-                Verdict::Skip(_) | Verdict::Forbidden => {}
+                Verdict::Forbidden(reason) => assert_printable(&reason),
+                Verdict::Skip(_) => {}
             }
         }
     }

@@ -28,6 +28,7 @@ use super::audit::Audit;
 use super::dice::Dice;
 use super::{Asked, say};
 use crate::support::bundles::native;
+use crate::support::mount::loop_device;
 use crate::support::node::{Daemon, Node};
 use crate::support::target::{KUBERNETES, PINNED};
 
@@ -218,8 +219,10 @@ impl Cuts {
         let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
         kill_process(pid, Signal::STOP).expect("the process runs");
         let disk = self.folder.path().join("disk.img");
-        let copy = self.folder.path().join("copy.img");
-        let device = loop_device(&disk);
+        // Processes of other tests with mounts of their own can hold an earlier copy. A file that
+        // is mounted already would show its old content, so each copy is another file.
+        let copy = self.folder.path().join(format!("copy-{}.img", self.serial));
+        let device = loop_device(&disk).expect("the file backs a loop device");
         loop {
             let before = writes(&device);
             run(Command::new("cp").arg("--sparse=always").args([&disk, &copy]));
@@ -255,6 +258,7 @@ impl Cuts {
         self.figures.snapshots += snapshots.len();
         self.bench.kill().map_err(|error| error.to_string())?;
         run(Command::new("umount").arg(&root));
+        fs::remove_file(copy).expect("the copy exists");
         match (broken.first(), damaged) {
             (Some(fault), _) => Err(format!("a record without its closure: {fault}")),
             (None, Some(fault)) => Err(fault),
@@ -311,18 +315,6 @@ fn run(command: &mut Command) {
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
-}
-
-/// Returns the name of the loop device of a file (sysfs).
-fn loop_device(file: &Path) -> String {
-    let devices = fs::read_dir("/sys/block").expect("there is sysfs").flatten();
-    let name = devices
-        .map(|device| device.file_name().to_string_lossy().into_owned())
-        .find(|name| {
-            let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-            backing.is_ok_and(|backing| Path::new(backing.trim()) == file)
-        });
-    name.expect("the file backs a loop device")
 }
 
 /// Returns the finished writes to a device and the running ones (sysfs, block/stat: fields 5 and

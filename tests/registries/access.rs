@@ -172,8 +172,13 @@ fn a_registry_that_wants_a_user_gets_the_one_of_the_file() {
     );
     with(&others).exits(1);
     // Of several files, the first that knows the registry counts.
-    let both = ["--ca-file", &authority, "--registries-config", &others, &right];
+    let flag = "--registries-config";
+    let both = ["--ca-file", &authority, flag, &others, flag, &right];
     by_tls(&host, path, &both).exits(0);
+    // A flag takes one file, so references may follow it.
+    let (name, file) = (format!("{host}/some/image:1"), text(&path.join("bundle.tar")));
+    let references_last = ["--ca-file", &authority, "-o", &file, flag, &right, &name];
+    self::answer(&mut bundler(references_last)).exits(0);
 
     let name = format!("{host}/some/image:1");
     let file = text(&path.join("bundle.tar"));
@@ -345,10 +350,11 @@ fn tag_and_digest_must_agree_and_what_is_absent_is_named() {
     let report = bundle([&pinned, "-o", &file, "-o", "json"]).exits(0).json();
     assert_eq!(
         report["images"][0]["names"],
-        serde_json::json!([format!("{name}:1"), format!("{name}@{digest}")])
+        serde_json::json!([format!("{name}:1"), format!("{name}@{digest}"), pinned])
     );
     bundle([&format!("{name}@{digest}"), "-o", &file]).exits(0);
     fs::remove_file(&file).unwrap();
+    fs::remove_file(format!("{file}.digest")).unwrap();
 
     let unknown = digest_of(b"nothing");
     let rows = [
@@ -463,10 +469,20 @@ fn references_come_from_standard_input_and_bundles_go_to_standard_output() {
 
     let nothing = answer(bundler(["-o", &text(&file)]).args(plain_http)).exits(2);
     assert!(nothing.stderr.contains("no image is named"), "{nothing:?}");
-    fs::write(&list, "a b\nx.test/UPPER:1\n").unwrap();
+    // Any white space separates references.
+    fs::write(
+        &list,
+        format!("{host}/some/image:1\t{host}/some/other:2 # a comment {host}/none:1"),
+    )
+    .unwrap();
+    let words = answer(from_list(&text(&file)).args(["-o", "json"]))
+        .exits(0)
+        .json();
+    assert_eq!(words["images"], report["images"]);
+    fs::write(&list, "a:?\nx.test/UPPER:1\n").unwrap();
     let mistakes = answer(&mut from_list(&text(&file))).exits(2);
     assert!(
-        mistakes.stderr.contains("a b") && mistakes.stderr.contains("x.test/UPPER"),
+        mistakes.stderr.contains("a:?") && mistakes.stderr.contains("x.test/UPPER"),
         "{mistakes:?}"
     );
 }
@@ -493,8 +509,12 @@ fn a_terminal_gets_no_bundle() {
         answer.stdout.contains("refusing to write a bundle to a terminal"),
         "{answer:?}"
     );
-    let no_output = super::answer(bundler([&name]).args(["--insecure-registries", "plain-http"])).exits(2);
-    assert!(no_output.stderr.contains("--output FILE"), "{no_output:?}");
+    let no_output = bundler([&name])
+        .args(["--insecure-registries", "plain-http"])
+        .output()
+        .unwrap();
+    assert_eq!(no_output.status.code(), Some(0), "a pipe is no terminal");
+    assert!(no_output.stdout.starts_with(b"oci-layout"));
     let both = bundle([&name, "-o", "-", "-o", "json"]).exits(2);
     assert!(both.said().contains("cannot both go"), "{both:?}");
 }

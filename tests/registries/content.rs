@@ -302,7 +302,9 @@ fn what_no_node_makes_an_image_of_is_said_where_the_bundle_is_made() {
             answer.stderr.contains(&said) && answer.stdout.contains(&said),
             "{answer:?}"
         );
-        std::fs::remove_file(&file).unwrap();
+        for file in [file.clone(), format!("{file}.digest")] {
+            std::fs::remove_file(file).unwrap();
+        }
     }
 }
 

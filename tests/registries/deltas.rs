@@ -1,17 +1,23 @@
 //! Deltas: layers of the destination are not transferred, and missing ones are reported. Also
 //! layers with an extreme compression ratio.
 
-use std::fs;
-use std::process::Command;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use bundle::fixtures::{Image, Layer, Manifest};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::json;
 
-use super::{bundle, noise_image, noise_layer};
+use super::{bundle, bundler, noise_image, noise_layer};
 use crate::support::bundles::{native, text};
 use crate::support::registry::Registry;
-use crate::support::tools::{run, tool};
-use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+use crate::support::tools::{self, run, tool};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -76,7 +82,8 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     };
     let alone = verify(&node, &["--bundle", &file("delta.tar")]).exits(4).json();
     assert_eq!(alone["images"][0]["status"], "incomplete", "{alone:#}");
-    verify(&node, &["--bundle", &file("delta.tar"), &file("base.tar")]).exits(0);
+    let both = [&file("delta.tar"), &file("base.tar")];
+    verify(&node, &["--bundle", both[0], "--bundle", both[1]]).exits(0);
 
     let elsewhere = target.elsewhere();
     let stranger = Node::on(&elsewhere);
@@ -208,5 +215,159 @@ fn a_delta_in_the_folder_waits_for_its_base(target: &Target) {
     daemon.finish(target);
 }
 
+/// Two network namespaces with a cable between them. Dropping it ends both.
+struct Cable {
+    near: Child,
+    far: Child,
+}
+
+impl Cable {
+    const NEAR: &str = "10.77.0.1";
+    const FAR: &str = "10.77.0.2";
+
+    /// Returns `None` on a machine without the program for it.
+    fn new() -> Option<Cable> {
+        let program = tools::ip()?;
+        let space = || {
+            let own = fs::read_link("/proc/self/ns/net").unwrap();
+            let mut command = Command::new("unshare");
+            // `cat` ends with this process.
+            let holder = command
+                .args(["--net", "cat"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let of_holder = format!("/proc/{}/ns/net", holder.id());
+            wait_until("a network namespace", || {
+                fs::read_link(&of_holder).is_ok_and(|space| space != own)
+            });
+            holder
+        };
+        let cable = Cable {
+            near: space(),
+            far: space(),
+        };
+        let ip = |holder: &Child, arguments: &str| {
+            let mut command = Command::new("nsenter");
+            command
+                .arg(format!("--net=/proc/{}/ns/net", holder.id()))
+                .arg(&program);
+            run(command.args(arguments.split(' ')));
+        };
+        let peer = format!(
+            "link add wire0 type veth peer name wire1 netns {}",
+            cable.far.id()
+        );
+        ip(&cable.near, &peer);
+        for (holder, device, address) in [
+            (&cable.near, "wire0", Cable::NEAR),
+            (&cable.far, "wire1", Cable::FAR),
+        ] {
+            ip(holder, &format!("addr add {address}/24 dev {device}"));
+            ip(holder, &format!("link set {device} up"));
+        }
+        Some(cable)
+    }
+
+    /// Runs work on a thread in one of the namespaces.
+    fn at<T: Send>(holder: &Child, work: impl FnOnce() -> T + Send) -> T {
+        let space = File::open(format!("/proc/{}/ns/net", holder.id())).unwrap();
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// Runs a command at the far end, with a connection as its input and output. `near` has the
+    /// other end of the connection.
+    fn far<T: Send>(&self, mut command: Command, near: impl FnOnce(TcpStream) -> T + Send) -> T {
+        let (place, found) = mpsc::channel();
+        thread::scope(|scope| {
+            let served = scope.spawn(move || {
+                Cable::at(&self.far, || {
+                    let listener = TcpListener::bind((Cable::FAR, 0)).unwrap();
+                    place.send(listener.local_addr().unwrap()).unwrap();
+                    let (stream, _) = listener.accept().unwrap();
+                    let ends = [stream.try_clone().unwrap(), stream].map(OwnedFd::from);
+                    let [input, output] = ends.map(Stdio::from);
+                    let mut child = command.stdin(input).stdout(output).spawn().unwrap();
+                    drop(command);
+                    child.wait().unwrap()
+                })
+            });
+            let place = found.recv().unwrap();
+            let answer = Cable::at(&self.near, || near(TcpStream::connect(place).unwrap()));
+            assert!(served.join().unwrap().success());
+            answer
+        })
+    }
+
+    /// Returns the bytes that the near end has sent so far, with all headers.
+    fn sent(&self) -> u64 {
+        let table = Cable::at(&self.near, || {
+            fs::read_to_string("/proc/thread-self/net/dev").unwrap()
+        });
+        let line = table.lines().find_map(|line| line.trim().strip_prefix("wire0:"));
+        line.unwrap().split_whitespace().nth(8).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for holder in [&mut self.near, &mut self.far] {
+            drop(holder.stdin.take());
+            let _ = holder.wait();
+        }
+    }
+}
+
+/// The recipe of `docs/preparing.md`: the far node says which blobs it has, and only the rest
+/// travels. No bundle is written to any disk.
+fn only_the_layers_that_the_far_node_lacks_go_over_the_wire(target: &Target) {
+    let Some(registry) = Registry::start() else { return };
+    let Some(cable) = Cable::new() else { return };
+    let node = Node::on(target);
+    let file = |name: &str| text(&node.path(name));
+    let (old, _) = registry.push("some/image", "1", noise_image(&[(MIB, 1), (MIB, 2), (1000, 3)]));
+    let (new, _) = registry.push(
+        "some/image",
+        "2",
+        noise_image(&[(MIB, 1), (MIB, 2), (100_000, 4)]),
+    );
+    bundle([&old, "-o", &file("base.tar")]).exits(0);
+    node.import([file("base.tar")]).exits(0);
+    let inventory = cable.far(node.command(["inventory"]), |mut stream| {
+        let mut document = String::new();
+        stream.read_to_string(&mut document).unwrap();
+        document
+    });
+    fs::write(node.path("far.json"), inventory).unwrap();
+    let before = cable.sent();
+    let mut maker = bundler([&new, "-o", "-", "--have", &file("far.json")]);
+    let maker = maker
+        .args(["--insecure-registries", "plain-http"])
+        .stdout(Stdio::piped());
+    let mut maker = maker.spawn().unwrap();
+    let mut delta = maker.stdout.take().unwrap();
+    let answer = cable.far(node.command(["import", "-o", "json", "-"]), |mut stream| {
+        io::copy(&mut delta, &mut stream).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut document = String::new();
+        stream.read_to_string(&mut document).unwrap();
+        document
+    });
+    assert!(maker.wait().unwrap().success());
+    let wire = cable.sent() - before;
+    assert!((100_000..160_000).contains(&wire), "{wire} bytes on the wire");
+    assert!(answer.contains("\"outcome\": \"imported\""), "{answer}");
+    assert!(target.is_pinned(&new));
+    assert!(target.leases().is_empty());
+    target.assert_tidy();
+}
+
 on_the_fake!(a_delta_in_the_folder_waits_for_its_base);
+on_each_containerd!(only_the_layers_that_the_far_node_lacks_go_over_the_wire);
 on_each_containerd!(one_changed_layer_is_all_that_travels_and_the_base_must_be_there);

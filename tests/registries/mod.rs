@@ -3,6 +3,7 @@
 mod access;
 mod content;
 mod deltas;
+mod k0s;
 mod transfers;
 
 use std::collections::BTreeSet;

@@ -201,7 +201,8 @@ fn an_interruption_leaves_no_half_file_and_the_old_bundle() {
                 .count()
                 == 2
         });
-        assert_eq!(files_in(folder.path()).len(), 2);
+        // The old bundle, and the new bundle and its list under temporary names.
+        assert_eq!(files_in(folder.path()).len(), 3);
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1));
         assert_eq!(fs::read(&file).unwrap(), b"the old one");

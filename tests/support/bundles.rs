@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layer, LayerFile, Layout};
+use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, EntryKind, Image, Layer, LayerFile, Layout};
 
-use super::unique;
+use super::{Node, unique};
 
 /// Returns the platform of this machine's containerd.
 pub fn native() -> &'static str {
@@ -17,6 +17,18 @@ pub fn native() -> &'static str {
 
 /// Platforms of a multi-platform bundle.
 pub const PLATFORMS: [&str; 3] = ["linux/amd64", "linux/arm64/v8", "linux/arm/v7"];
+
+/// Asserts that a list with the content digest is beside a new bundle. `airgapd inspect --digest`
+/// prints the same line.
+#[track_caller]
+pub fn assert_listed(node: &Node, bundle: &Path) {
+    let line = node
+        .airgapd(["inspect", "--digest", &text(bundle)])
+        .exits(0)
+        .stdout;
+    let list = std::fs::read_to_string(format!("{}.digest", bundle.display()));
+    assert_eq!(list.expect("a list"), format!("airgapd-catalogs 1\n{line}"));
+}
 
 /// Returns an image for this machine with a unique layer.
 pub fn image(name: &str) -> Image {
@@ -118,4 +130,20 @@ pub fn marker(path: PathBuf) -> (PathBuf, String) {
     let name = format!("registry.test/marker-{}:1", unique());
     write(&path, [image(&name)]);
     (path, name)
+}
+
+/// Changes the order of an archive's entries.
+pub type Arrange = fn(Archive) -> Archive;
+
+/// Puts lists and documents before layers, like the bundles of this program.
+pub fn documents_first(mut archive: Archive) -> Archive {
+    let is_document = |kind: &EntryKind| match kind {
+        EntryKind::File(data) => data.size() < 1 << 16 && data.to_bytes().first() == Some(&b'{'),
+        _ => false,
+    };
+    let entries = std::mem::take(&mut archive.entries);
+    let (mut first, last): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| is_document(&entry.kind));
+    first.extend(last);
+    archive.entries = first;
+    archive
 }

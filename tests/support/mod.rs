@@ -1,6 +1,7 @@
 //! The base of all scenarios: a containerd ([`target`]), and a node's folders with the program
 //! ([`node`]).
 
+pub mod autopilot;
 pub mod bundles;
 pub mod dashboard;
 pub mod middleman;

@@ -1,5 +1,6 @@
 //! File systems that a test mounts as root.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -54,4 +55,15 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
+}
+
+/// Returns the name of the loop device of a file (sysfs).
+pub fn loop_device(file: &Path) -> Option<String> {
+    let devices = fs::read_dir("/sys/block").expect("there is sysfs").flatten();
+    devices
+        .map(|device| device.file_name().to_string_lossy().into_owned())
+        .find(|name| {
+            let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+            backing.is_ok_and(|backing| Path::new(backing.trim()) == file)
+        })
 }

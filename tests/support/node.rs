@@ -149,6 +149,27 @@ impl Node {
         self.airgapd(all)
     }
 
+    /// Runs `airgapd import -o json` with these arguments. Its standard input has these bytes.
+    pub fn pipe_in(&self, arguments: &[&str], bytes: &[u8]) -> Answer {
+        let mut child = self.begin_to_pipe(arguments);
+        let mut stdin = child.stdin.take().expect("the stream is piped");
+        thread::scope(|scope| {
+            // The program may end before it has read everything.
+            scope.spawn(move || drop(stdin.write_all(bytes)));
+            Answer::from(child.wait_with_output().expect("the program runs"))
+        })
+    }
+
+    /// Starts `airgapd import -o json` with these arguments. The test writes its standard input.
+    pub fn begin_to_pipe(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command([&["import", "-o", "json"], arguments].concat());
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
+    }
+
     /// Returns the program with a subcommand, its arguments and this node's configuration.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = program();

@@ -1,6 +1,8 @@
 //! The containerd of one scenario: the stand-in or a real one, behind one interface.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -89,6 +91,11 @@ impl Target {
 
     pub fn namespace(&self) -> &str {
         self.stage.namespace()
+    }
+
+    /// Returns the client of this target, for requests that few scenarios need.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Returns the stand-in, if this is one.
@@ -303,6 +310,39 @@ impl Target {
         digest
     }
 
+    /// Flips a bit of a blob's file on containerd's disk.
+    pub fn flip_bit(&self, digest: &Digest) {
+        self.flip_bit_at(digest, 1001);
+    }
+
+    /// Flips this bit of a blob's file. The bits of a short file are counted again from its start.
+    pub fn flip_bit_at(&self, digest: &Digest, bit: usize) {
+        if let Some(fake) = self.as_fake() {
+            return fake.flip_bit(digest.as_ref(), bit);
+        }
+        let root = self.wait_for(self.client.content_root());
+        let store = root.expect("containerd names its store");
+        let path = store.join("blobs/sha256").join(digest.digest());
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.expect("a file in the store");
+        let length = file.metadata().expect("a file").len();
+        let at = (bit / 8) as u64 % length;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("a byte");
+        file.write_all_at(&[byte[0] ^ (1 << (bit % 8))], at)
+            .expect("a byte");
+    }
+
+    /// Returns true if the bytes of a blob have its digest.
+    pub fn is_right(&self, digest: &Digest) -> bool {
+        let read = self.block_on(self.client.read_blob(digest, u64::MAX));
+        match read {
+            Ok(_) => true,
+            Err(containerd::Error::Content { .. }) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     /// Removes the root label of [`Target::put_blob`].
     pub fn let_go(&self, digest: &Digest) {
         self.wait_for(self.client.set_blob_labels(digest, &owned(&[(ROOT, "")])));
@@ -317,6 +357,13 @@ impl Target {
         let tomorrow = jiff::Timestamp::now() + jiff::Span::new().hours(24);
         self.wait_for(self.client.create_lease(&lease, tomorrow, &BTreeMap::new()));
         self.wait_for(self.client.delete_lease(&lease, true));
+    }
+
+    /// Deletes all leases, as a careless program does.
+    pub fn delete_leases(&self) {
+        for lease in self.leases() {
+            self.wait_for(self.client.delete_lease(&lease, true));
+        }
     }
 
     pub fn leases(&self) -> BTreeSet<String> {

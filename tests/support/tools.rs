@@ -8,6 +8,16 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     lab::left_out::unless_had(name, lab::parts::tool(name))
 }
 
+/// Does the same for the cosign of a Debian suite.
+pub fn cosign(suite: &str) -> Option<PathBuf> {
+    lab::left_out::unless_had("cosign", lab::parts::cosign(suite))
+}
+
+/// Does the same for the program that connects network namespaces.
+pub fn ip() -> Option<PathBuf> {
+    lab::left_out::unless_had("ip", lab::parts::ip())
+}
+
 /// Does the same for promtool, which checks metrics and rules.
 pub fn promtool() -> Option<PathBuf> {
     lab::left_out::unless_had("promtool", lab::parts::promtool())

@@ -1,5 +1,6 @@
 //! The command line: what an operator can type.
 
+mod airgap;
 mod common;
 mod size;
 mod surface;
@@ -9,8 +10,10 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use import::unpack::Unpack;
+use node::settings::Signatures;
 use verify::{K0sQuestion, Sources};
 
+use self::airgap::AirgapArgs;
 pub(crate) use self::common::{Common, OutputFormat, asks_for_json};
 use self::common::{NameFlag, PlatformFlag, RateFlag};
 pub(crate) use self::size::Size;
@@ -28,7 +31,7 @@ Exit status:
   3  containerd is away       7  no daemon answers
 
 \"airgapd help COMMAND\" shows the flags of a command. systemd starts the daemon with \
-\"airgapd run\". Programs and packages use inventory, completions and man.")]
+\"airgapd run\", and a timer \"airgapd scrub\". Programs and packages use inventory, completions and man.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -36,14 +39,16 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// A command: a task, which has a configuration, or documentation, which has none.
+/// A command: a task, which has a configuration, documentation, which has none, or a line of k0s.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them in a run")]
 pub(crate) enum Command {
     #[command(flatten)]
     Task(Task),
     #[command(flatten)]
     Documentation(Documentation),
+    /// Answer the command lines of `k0s airgap`
+    #[command(hide = true)]
+    Airgap(AirgapArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -88,6 +93,9 @@ Exit status:
     Doctor,
     /// Remove the pins and labels of airgapd from images
     Release(ReleaseArgs),
+    /// Read the blobs of bundles in containerd again and replace wrong ones
+    #[command(hide = true)]
+    Scrub(ScrubArgs),
     /// Show the configuration and the origin of each value
     Config(ConfigArgs),
 }
@@ -126,14 +134,33 @@ pub(crate) struct RunArgs {
     rate: RateFlag,
 }
 
+/// Reads the value of `--spool`.
+fn spool(text: &str) -> Result<u64, String> {
+    match text {
+        "0" => Ok(0),
+        text => text.parse::<Size>().map(|size| size.0),
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// Bundles: files, or folders with extracted OCI image layouts
+    /// Bundles: files, named pipes, folders with extracted OCI image layouts, or - for stdin
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Only print what the import would do
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Most space in the state folder for a bundle from a pipe that cannot be imported in one pass.
+    /// The file has no name and ends with the command. 0 forbids it
+    #[arg(long, value_name = "SIZE", value_parser = spool, default_value = "4GiB")]
+    pub(crate) spool: u64,
+    /// Further proof for the bundles: a signature, or a signed list with its signature beside it.
+    /// It adds no key and changes no rule. Repeatable
+    #[arg(long = "proof", value_name = "FILE")]
+    pub(crate) proofs: Vec<PathBuf>,
+    /// Leave a receipt for each bundle: the daemon then keeps its images in place without the file
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) keep: bool,
     #[command(flatten)]
     names: NameFlag,
     /// Unpack the layers, so that the first container starts at once: background (after all
@@ -148,12 +175,15 @@ pub(crate) struct ImportArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// Bundle: a file, or a folder with an extracted OCI image layout
+    /// Bundle: a file, or a folder with an extracted OCI image layout. With --digest, any number
     #[arg(required = true, value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    pub(crate) files: Vec<PathBuf>,
     /// Check every byte against its digest
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print only a line with the content digest and the file name of each bundle
+    #[arg(long, conflicts_with = "verify")]
+    pub(crate) digest: bool,
     #[command(flatten)]
     names: NameFlag,
     #[command(flatten)]
@@ -201,8 +231,9 @@ impl Task {
             Task::Inspect(args) => vec![args.platform.flag(), args.names.flag()],
             Task::Verify(args) => vec![args.platform.flag()],
             Task::Export(args) => vec![args.platform.flag()],
+            Task::Scrub(args) => vec![args.rate.flag()],
+            Task::Config(args) => vec![args.signatures.map(Flag::Signatures)],
             Task::Release(_)
-            | Task::Config(_)
             | Task::ListImages(_)
             | Task::BundleArtifacts(_)
             | Task::Inventory
@@ -247,8 +278,8 @@ pub(crate) enum Compress {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. Standard input may have the images, one on each \
-line. Empty lines and lines that begin with # do not count.
+The bundle goes to --output FILE, or to standard output. Standard input may have the images, between white space. A word \
+that begins with # ends its line.
 
   airgapd bundle-artifacts registry.k8s.io/pause:3.10 quay.io/k0sproject/coredns:1.12.2 -o images.tar
   airgapd list-images | airgapd bundle-artifacts --platform linux/amd64 --platform linux/arm64 -o images.tar
@@ -272,17 +303,17 @@ pub(crate) struct BundleArtifactsArgs {
     /// Folder that keeps downloads for the next run
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// Transfers at a time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) concurrency: u16,
+    /// Transfers at a time, at most 64 of them
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) concurrency: u64,
     /// Retries of a transfer that makes no progress
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) retries: u32,
     /// Trust in all registries
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) insecure_registries: Insecure,
-    /// Credentials in the form of docker, podman and skopeo [default: their files]
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    /// Credentials in the form of docker, podman and skopeo, repeatable [default: their files]
+    #[arg(long, value_name = "FILE")]
     pub(crate) registries_config: Vec<PathBuf>,
     /// PEM file with further trusted certificates, repeatable
     #[arg(long, value_name = "FILE")]
@@ -293,12 +324,15 @@ pub(crate) struct BundleArtifactsArgs {
     /// Registry to ask instead for a prefix, repeatable. Images keep their names
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) rewrite: Vec<registry::Rule>,
+    /// True if an empty list makes an empty bundle, as in k0s.
+    #[arg(skip)]
+    pub(crate) may_be_empty: bool,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. Standard input may have the images, one on each \
-line. Empty lines and lines that begin with # do not count. The bundle has what is whole of \
+The bundle goes to --output FILE, or to standard output. Standard input may have the images, between white space. A word \
+that begins with # ends its line. The bundle has what is whole of \
 each image for this node's platform, or for those of --platform. The digest of the image's index stays the same.
 
   airgapd export --all -o node.tar
@@ -311,8 +345,8 @@ pub(crate) struct ExportArgs {
     /// Every image that has a name and is whole
     #[arg(long, conflicts_with = "images")]
     pub(crate) all: bool,
-    /// Files with references, one on each line, or - for standard input
-    #[arg(long, num_args = 1.., value_name = "FILE")]
+    /// File with references between white space, or - for standard input, repeatable
+    #[arg(long, value_name = "FILE")]
     pub(crate) images: Vec<PathBuf>,
     /// Compression of the bundle
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
@@ -339,7 +373,7 @@ pub(crate) enum BundleVerb {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The bundle goes to --output FILE, or to standard output with --output -. If bundles have different images under \
+The bundle goes to --output FILE, or to standard output. If bundles have different images under \
 a name, the last bundle counts. A single bundle is written anew in airgapd's form: a Docker archive becomes an OCI layout.")]
 pub(crate) struct MergeArgs {
     /// Bundles: files, or folders with extracted OCI image layouts
@@ -378,9 +412,9 @@ pub(crate) struct DiffArgs {
 pub(crate) struct VerifyArgs {
     /// Images that this node must have
     #[arg(value_name = "IMAGE")]
-    references: Vec<String>,
-    /// Files with references, one on each line, or - for standard input
-    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub(crate) references: Vec<String>,
+    /// File with references between white space, or - for standard input, repeatable
+    #[arg(long, value_name = "FILE")]
     pub(crate) images: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) k0s: K0sArgs,
@@ -401,8 +435,11 @@ pub(crate) struct VerifyArgs {
     /// kubelet's root folder, to find records of pulls that make it refuse present images
     #[arg(long, value_name = "DIR", conflicts_with = "bundles")]
     pub(crate) kubelet_root: Option<PathBuf>,
-    /// Check bundles instead of containerd, before their transport
-    #[arg(long = "bundle", num_args = 1.., value_name = "FILE")]
+    /// Fail if an image came with no bundle that a key of trustedKeys has signed
+    #[arg(long, conflicts_with = "bundles")]
+    pub(crate) require_signed: bool,
+    /// Check this bundle instead of containerd, before its transport, repeatable
+    #[arg(long = "bundle", value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,
     #[command(flatten)]
     platform: PlatformFlag,
@@ -445,7 +482,7 @@ Exit status:
   6  timeout
   7  no daemon answers")]
 pub(crate) struct WaitArgs {
-    /// Only for this bundle, by its file name in the images folder, repeatable
+    /// Only for this bundle, by its path or its name in an images folder, repeatable
     #[arg(long = "bundle", value_name = "NAME")]
     pub(crate) bundles: Vec<String>,
     /// Only for this content: the digest of an image, or of a bundle in `airgapd inspect`,
@@ -468,13 +505,13 @@ pub(crate) struct WaitArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ReleaseArgs {
-    /// Bundles by file name, or images by name
+    /// Bundles by path or file name, or images by name
     #[arg(value_name = "NAME", required_unless_present_any = ["all", "vanished"], conflicts_with_all = ["all", "vanished"])]
     pub(crate) names: Vec<String>,
     /// Every image that airgapd labelled or pinned
     #[arg(long)]
     pub(crate) all: bool,
-    /// Images of bundles that are no longer in the images folder
+    /// Images of bundles that are no longer in an images folder
     #[arg(long, conflicts_with = "all")]
     pub(crate) vanished: bool,
     /// Only print what the command would remove
@@ -483,11 +520,31 @@ pub(crate) struct ReleaseArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+The command reads what the daemon's bundles brought to this node, and hashes it. A run that was interrupted continues \
+where it was. Three wrong blobs end a run. A wrong blob is replaced if a bundle on this node has the right bytes.
+
+Exit status:
+  0  every blob is right, or was replaced
+  1  a blob is still wrong, or three wrong blobs ended the run
+  3  containerd is away")]
+pub(crate) struct ScrubArgs {
+    #[command(flatten)]
+    rate: RateFlag,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ConfigArgs {
     /// Check the configuration and print only mistakes
     #[arg(long)]
     pub(crate) check: bool,
+    /// With --check: list the bundles in the folders that this rule would keep out
+    #[arg(long, value_name = "RULE", requires = "check", value_parser = one_of::<Rule>())]
+    pub(crate) signatures: Option<Rule>,
 }
+
+/// A rule for signatures. `None` is `off`.
+type Rule = Option<Signatures>;
 
 /// The flags for the images of k0s.
 #[derive(Args, Clone, Debug, Default)]
@@ -526,8 +583,9 @@ impl K0sArgs {
 /// The flag for manifests.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ManifestArgs {
-    /// Kubernetes YAML or JSON: files, folders with all that is below them, or - for standard input
-    #[arg(long, num_args = 1.., value_name = "FILE|DIR")]
+    /// Kubernetes YAML or JSON, repeatable: a file, a folder with all below it, or - for standard
+    /// input
+    #[arg(long, value_name = "FILE|DIR")]
     pub(crate) manifests: Vec<PathBuf>,
 }
 

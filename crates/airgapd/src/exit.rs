@@ -87,6 +87,16 @@ impl Refusal {
         Refusal::new(exit, basics::chain(error))
     }
 
+    /// Adds the reasons of another refusal. A failure counts more than a bad bundle.
+    #[must_use]
+    pub(crate) fn and(mut self, other: Refusal) -> Refusal {
+        if other.exit == Exit::Failed {
+            self.exit = Exit::Failed;
+        }
+        self.lines.extend(other.lines);
+        self
+    }
+
     /// Adds the JSON document for programs in the command's own form, made from the reasons.
     pub(crate) fn with_document<D: Serialize>(mut self, document: impl FnOnce(String) -> D) -> Refusal {
         self.document = output::document(&document(self.text())).ok();

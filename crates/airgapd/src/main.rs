@@ -30,9 +30,10 @@ fn main() -> ExitCode {
 }
 
 fn run(Cli { common, command }: Cli) -> Result<Exit, Refusal> {
-    let task = match command {
+    let (task, common, without_effect) = match command {
         Command::Documentation(command) => return commands::documentation::run(&command),
-        Command::Task(task) => task,
+        Command::Task(task) => (task, common, Vec::new()),
+        Command::Airgap(line) => line.translated(common),
     };
     if let Some(file) = common.file().filter(|_| !task.writes_a_file()) {
         let file = basics::foreign::quoted(&file.to_string_lossy());
@@ -43,6 +44,9 @@ fn run(Cli { common, command }: Cli) -> Result<Exit, Refusal> {
         commands::configure(&common, &task).map_err(|mistakes| Refusal::usage(mistakes.to_string()))?;
     log::init(config.settings.log);
     config.tell_of_removed();
+    for flag in without_effect {
+        tracing::warn!("{flag} has no effect: airgapd takes it for command lines of k0s");
+    }
     block_on(commands::run(task, common, config))
 }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
 
-use crate::archive::{Extent, Folder, Frames, Packed, Place};
+use crate::archive::{ArchiveFile, Extent, Folder, Frames, Packed, Place};
 use crate::image::{self, Access, Places};
-use crate::{BlobStream, Catalog, Error, Fault, Identity, Limits};
+use crate::pipe::Remains;
+use crate::{BlobStream, Catalog, Error, Fault, Hashed, Identity, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
@@ -22,6 +23,8 @@ pub struct Bundle {
     path: PathBuf,
     source: Source,
     identity: Identity,
+    /// sha256 of the file, if the catalog is made of the bytes that have it.
+    file_digest: Option<Digest>,
     catalog: Catalog,
     places: Places,
 }
@@ -33,7 +36,17 @@ enum Source {
     Packed(Arc<File>, Arc<Packed>),
     Framed(Arc<File>, Arc<Frames>),
     Folder(Arc<Folder>),
+    Pipe(Arc<Remains>),
 }
+
+/// The identity of a bundle from a pipe, which is no file and does not change.
+const NO_FILE: Identity = Identity {
+    device: 0,
+    inode: 0,
+    size: 0,
+    mtime_ns: 0,
+    ctime_ns: 0,
+};
 
 impl Source {
     fn identity(&self) -> io::Result<Identity> {
@@ -42,6 +55,7 @@ impl Source {
                 Ok(Identity::of(&file.metadata()?))
             }
             Self::Folder(folder) => folder.identity(),
+            Self::Pipe(_) => Ok(NO_FILE),
         }
     }
 }
@@ -72,32 +86,54 @@ impl Bundle {
 
     /// Like [`Bundle::open`], for a file that is already open. `path` is its name in messages.
     pub fn from_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
-        Self::of_file(file, path, limits).map_err(|fault| fault.in_file(path))
+        Self::of_file(&ArchiveFile::new(file), path, limits).map_err(|fault| fault.in_file(path))
     }
 
-    fn of_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Fault> {
-        let stat = |file: &File| file.metadata().map_err(Fault::io("stat the file"));
-        let metadata = stat(&file)?;
+    /// Like [`Bundle::from_file`], for a file that was hashed. The catalog is made of the very
+    /// bytes that were hashed, whatever another program writes to the file meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`Bundle::open`]. Returns [`Fault::Changed`] if a byte that the catalog needs is
+    /// not the byte that was hashed.
+    pub fn from_hashed(hashed: Hashed, path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let identity = hashed.identity().clone();
+        let (file, digest) = hashed.into_file();
+        let mut bundle = Self::of_file(&file, path, limits).map_err(|fault| fault.in_file(path))?;
+        if bundle.identity != identity {
+            return Err(Fault::Changed.in_file(path));
+        }
+        bundle.file_digest = Some(digest);
+        Ok(bundle)
+    }
+
+    fn of_file(file: &ArchiveFile, path: &Path, limits: &Limits) -> Result<Self, Fault> {
+        let stat = || file.raw().metadata().map_err(Fault::io("stat the file"));
+        let metadata = stat()?;
         if !metadata.is_file() {
             return Err(Fault::NotAFile(kind_of(&metadata)));
         }
-        let file = Arc::new(file);
         let identity = Identity::of(&metadata);
-        let read = image::read(&file, &identity, limits);
+        let read = image::read(file, &identity, limits);
         // A writer explains any error. A catalog of the halves of two files would be worse than
         // none.
-        if Identity::of(&stat(&file)?) != identity {
+        if Identity::of(&stat()?) != identity {
             return Err(Fault::Changed);
         }
         let (catalog, places, access) = read?;
+        let file = Arc::clone(file.raw());
         Ok(Self {
             path: path.to_owned(),
             source: match access {
                 Access::Plain => Source::Plain(file),
-                Access::Packed(packed) => Source::Packed(file, packed),
-                Access::Framed(frames) => Source::Framed(file, frames),
+                Access::Packed(packed) => Source::Packed(file, Arc::new(packed.without_proof())),
+                Access::Framed(frames) => {
+                    let frames = Arc::unwrap_or_clone(frames).without_proof();
+                    Source::Framed(file, Arc::new(frames))
+                }
             },
             identity,
+            file_digest: None,
             catalog,
             places,
         })
@@ -137,9 +173,22 @@ impl Bundle {
             path: path.to_owned(),
             source: Source::Folder(folder),
             identity,
+            file_digest: None,
             catalog,
             places,
         })
+    }
+
+    /// Makes a bundle of a pipe whose catalog is made.
+    pub(crate) fn of_pipe(path: PathBuf, catalog: Catalog, places: Places, rest: Arc<Remains>) -> Self {
+        Self {
+            path,
+            source: Source::Pipe(rest),
+            identity: NO_FILE,
+            file_digest: None,
+            catalog,
+            places,
+        }
     }
 
     /// Returns the path of the bundle.
@@ -156,6 +205,11 @@ impl Bundle {
     /// its entries, and with each write to one of its documents.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Returns the sha256 of the file, if [`Bundle::from_hashed`] opened it.
+    pub fn file_digest(&self) -> Option<&Digest> {
+        self.file_digest.as_ref()
     }
 
     /// Returns true if the open file has not changed since the catalog was made.
@@ -192,6 +246,11 @@ impl Bundle {
                 name: Arc::clone(name),
                 identity: Arc::clone(identity),
             },
+            (Place::Extent { size, .. } | Place::ToCome { size }, Source::Pipe(remains)) => Bytes::Passing {
+                remains: Arc::clone(remains),
+                digest: digest.clone(),
+                size: *size,
+            },
             _ => unreachable!("a bundle has places of its own kind only"),
         };
         Some(Blob(bytes))
@@ -201,7 +260,24 @@ impl Bundle {
     /// a compressed bundle without a seek table, reading one blob means decompressing everything
     /// before it.
     pub fn is_sequential(&self) -> bool {
-        matches!(self.source, Source::Packed(..))
+        matches!(self.source, Source::Packed(..) | Source::Pipe(_))
+    }
+
+    /// Returns true if the blobs come through a pipe. Then one [`Bundle::stream`] gives those that
+    /// are still to come, and its end shows if the bundle was cut off.
+    pub fn is_piped(&self) -> bool {
+        matches!(self.source, Source::Pipe(_))
+    }
+
+    /// Checks that a bundle from a stream was not cut off. Without the mark at its end, missing
+    /// blobs mean a cut.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Fault::Truncated`].
+    pub fn check_whole(&self) -> Result<(), Error> {
+        let checked = crate::pipe::check_whole(&self.catalog, self.identity.size);
+        checked.map_err(|fault| fault.in_file(&self.path))
     }
 
     /// Returns a stream of these blobs, in the order of the archive and in one pass over it.
@@ -210,16 +286,37 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// Returns an error if the file has changed since the catalog was made.
+    /// Returns an error if the file has changed since the catalog was made. Also if the blobs of a
+    /// pipe were streamed before.
     pub fn stream(&self, wanted: &HashSet<Digest>) -> Result<BlobStream, Error> {
         let blobs = wanted
             .iter()
             .filter_map(|digest| Some((digest.clone(), self.places.get(digest)?, self.blob(digest)?)));
         let packed = match &self.source {
             Source::Packed(_, packed) => Some(packed),
+            Source::Pipe(remains) => return self.stream_pipe(remains, wanted),
             Source::Plain(_) | Source::Framed(..) | Source::Folder(_) => None,
         };
         BlobStream::new(&self.path, blobs, packed).map_err(|fault| fault.in_file(&self.path))
+    }
+
+    /// Returns a stream of the blobs in memory, and then of those that the pipe brings.
+    fn stream_pipe(&self, remains: &Remains, wanted: &HashSet<Digest>) -> Result<BlobStream, Error> {
+        let (mut at_hand, mut to_come) = (Vec::new(), HashSet::new());
+        for digest in wanted {
+            match self.places.get(digest) {
+                Some(place @ Place::Memory(_)) => {
+                    at_hand.extend(self.blob(digest).map(|blob| (digest.clone(), place, blob)));
+                }
+                Some(Place::ToCome { .. }) => drop(to_come.insert(digest.clone())),
+                // A blob that went by is in containerd, or it is lost.
+                _ => {}
+            }
+        }
+        let stream = || {
+            Ok(BlobStream::new(&self.path, at_hand.into_iter(), None)?.with_rest(remains.take()?, to_come))
+        };
+        stream().map_err(|fault: Fault| fault.in_file(&self.path))
     }
 }
 
@@ -265,13 +362,22 @@ enum Bytes {
         identity: Arc<Identity>,
     },
     InMemory(Arc<[u8]>),
+    /// In a pipe, where only [`Bundle::stream`] can read them.
+    Passing {
+        remains: Arc<Remains>,
+        digest: Digest,
+        size: u64,
+    },
 }
 
 impl Blob {
     /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
-            Bytes::InFile { size, .. } | Bytes::Packed { size, .. } | Bytes::InFrames { size, .. } => *size,
+            Bytes::InFile { size, .. }
+            | Bytes::Packed { size, .. }
+            | Bytes::InFrames { size, .. }
+            | Bytes::Passing { size, .. } => *size,
             Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
@@ -287,7 +393,11 @@ impl Blob {
                 name,
                 identity,
             } => !matches!(folder.open(name, identity), Err(Fault::Changed)),
-            Bytes::InFile { .. } | Bytes::Packed { .. } | Bytes::InFrames { .. } | Bytes::InMemory(_) => true,
+            Bytes::InFile { .. }
+            | Bytes::Packed { .. }
+            | Bytes::InFrames { .. }
+            | Bytes::InMemory(_)
+            | Bytes::Passing { .. } => true,
         }
     }
 
@@ -336,6 +446,14 @@ impl Blob {
                 offset,
                 identity.size - offset,
             )),
+            Bytes::Passing { remains, digest, .. } if remains.lacks(digest) => {
+                let message = "the pipe did not bring it";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+            Bytes::Passing { .. } => {
+                let message = "the pipe can bring it only once, so import the file itself";
+                return Err(io::Error::new(io::ErrorKind::NotSeekable, message));
+            }
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);

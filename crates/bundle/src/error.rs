@@ -124,6 +124,9 @@ pub enum Fault {
         /// The fault of the document.
         reason: String,
     },
+    /// The bundle comes through a pipe, and needs a file. The text says why.
+    #[error("it cannot be read from a pipe: {0}. Copy the file to the node and import the file")]
+    Piped(String),
     /// Another program wrote to the file while the reader read it.
     #[error("changed while it was being read")]
     Changed,

@@ -27,7 +27,7 @@ pub(crate) mod reliance;
 
 pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use graph::{Store, resolve};
-pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
+pub use reliance::{BlobRef, Inventory, InventoryImage, Receipt, Reliance};
 
 /// Returns true if a media type is an image index, by OCI's or Docker's name.
 #[must_use]
@@ -36,5 +36,5 @@ pub fn is_index(media_type: &oci_spec::image::MediaType) -> bool {
 }
 
 pub(crate) use layout::blob_name;
-pub(crate) use read::{Access, read, read_folder};
+pub(crate) use read::{Access, read, read_folder, read_head, read_piped};
 pub(crate) use reader::Places;

@@ -1,6 +1,6 @@
 //! Reads blobs in the order of the archive.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use oci_spec::image::Digest;
 
 use crate::archive::{Packed, Pass, Place, read_error};
 use crate::bundle::Blob;
+use crate::pipe::Rest;
 use crate::{Error, Fault};
 
 /// Most passes of a stream. A second pass is needed if blobs share bytes under two digests: sha256
@@ -24,6 +25,8 @@ pub struct BlobStream {
     packed: Option<Arc<Packed>>,
     pass: Option<Pass>,
     passes: u32,
+    /// The rest of a pipe, and the blobs that it has to bring.
+    rest: Option<(Rest, HashSet<Digest>)>,
 }
 
 struct Queued {
@@ -53,11 +56,18 @@ impl BlobStream {
             packed: packed.cloned(),
             pass: None,
             passes: 0,
+            rest: None,
         };
         if stream.queue.iter().any(|queued| queued.offset.is_some()) {
             stream.begin_pass()?;
         }
         Ok(stream)
+    }
+
+    /// Makes a stream that ends with these blobs of a pipe.
+    pub(crate) fn with_rest(mut self, rest: Rest, wanted: HashSet<Digest>) -> Self {
+        self.rest = Some((rest, wanted));
+        self
     }
 
     fn begin_pass(&mut self) -> Result<(), Fault> {
@@ -84,16 +94,16 @@ impl BlobStream {
     /// Returns an error if the file has changed, or cannot be read or decompressed. The stream is
     /// unusable after an error.
     pub fn next_blob(&mut self) -> Result<Option<StreamedBlob<'_>>, Error> {
-        let Some(queued) = self.queue.pop_front() else {
-            return Ok(None);
-        };
         let path = self.path.clone();
+        let Some(queued) = self.queue.pop_front() else {
+            let Some((rest, wanted)) = &mut self.rest else {
+                return Ok(None);
+            };
+            let next = rest.next(wanted).map_err(|fault| fault.in_file(&path))?;
+            return Ok(next.map(|(digest, size)| StreamedBlob::new(digest, size, Box::new(rest))));
+        };
         let reader = self.open(&queued).map_err(|fault| fault.in_file(&path))?;
-        Ok(Some(StreamedBlob {
-            digest: queued.digest,
-            size: queued.blob.size(),
-            reader,
-        }))
+        Ok(Some(StreamedBlob::new(queued.digest, queued.blob.size(), reader)))
     }
 
     fn open(&mut self, queued: &Queued) -> Result<Box<dyn Read + Send + '_>, Fault> {
@@ -120,7 +130,11 @@ pub struct StreamedBlob<'s> {
     reader: Box<dyn Read + Send + 's>,
 }
 
-impl StreamedBlob<'_> {
+impl<'s> StreamedBlob<'s> {
+    pub(crate) fn new(digest: Digest, size: u64, reader: Box<dyn Read + Send + 's>) -> Self {
+        Self { digest, size, reader }
+    }
+
     /// Returns the digest that the catalog gives the blob. The bytes are not verified.
     pub fn digest(&self) -> &Digest {
         &self.digest

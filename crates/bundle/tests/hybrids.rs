@@ -268,3 +268,54 @@ fn each_byte_of_both_documents_is_in_the_digest_or_has_no_effect() {
         }
     }
 }
+
+/// A name of `manifest.json` belongs to the first image with its config. Without some manifests,
+/// that may be another image.
+#[test]
+fn blobs_that_are_left_out_or_added_change_no_name_under_the_same_digest() {
+    let manifest = |platform: &str| Manifest::new(platform).layer(platform.as_bytes());
+    let (amd64, arm64) = (|| manifest("linux/amd64"), || manifest("linux/arm64"));
+    let index = Node::Index(vec![amd64().into(), arm64().into()]);
+    let whole = Layout::hybrid()
+        .image(Image::unnamed().repo_tag("multi:1").root(index))
+        .image(Image::unnamed().repo_tag("single:1").manifest(arm64()))
+        .build();
+    let manifests: Vec<Digest> = whole.images[0]
+        .manifests
+        .iter()
+        .map(|built| built.digest.clone())
+        .collect();
+    let configs: Vec<Digest> = whole.images[0]
+        .manifests
+        .iter()
+        .map(|built| built.config.clone())
+        .collect();
+    let blobs: Vec<Digest> = manifests.into_iter().chain(configs).collect();
+    let names = |archive: &Archive| {
+        let (digest, _) = effect(archive).expect("it opens");
+        let named = good(archive);
+        let named = named.catalog().images.iter();
+        (digest, named.map(|image| image.names.clone()).collect::<Vec<_>>())
+    };
+    let mut seen = vec![names(&whole)];
+    for left_out in 1_u32..1 << blobs.len() {
+        let mut archive = whole.clone();
+        for (n, blob) in blobs.iter().enumerate() {
+            if left_out & (1 << n) != 0 {
+                archive.remove_blob(blob);
+            }
+        }
+        seen.push(names(&archive));
+    }
+    for (digest, given) in &seen {
+        for (other, other_given) in &seen {
+            assert!(
+                digest != other || given == other_given,
+                "{digest}: {given:?} {other_given:?}"
+            );
+        }
+    }
+    let different: std::collections::HashSet<_> =
+        seen.iter().map(|(_, names)| format!("{names:?}")).collect();
+    assert!(different.len() > 2, "the blobs decide about names: {different:?}");
+}

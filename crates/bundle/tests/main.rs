@@ -11,6 +11,7 @@ mod frames;
 mod hybrids;
 mod layouts;
 mod limits;
+mod piped;
 mod sparse;
 mod strangers;
 mod tars;

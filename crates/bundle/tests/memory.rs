@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
 use airgapd_bundle::fixtures::{Layout, digest_of};
 use airgapd_bundle::{Bundle, Compression, Limits};
@@ -152,9 +152,17 @@ fn taken_by(manifests: usize, layers: usize, sayings: &[Saying; 3]) -> u64 {
     taken.max(before)
 }
 
-/// Without the account of their memory, these documents take from 270 MiB to 1.8 GiB.
+/// Set when the fixed documents were tried. They come before all others: the allocator keeps memory
+/// of earlier documents, and that memory would count.
+static FIXED: Once = Once::new();
+
 #[test]
 fn a_small_file_of_documents_that_say_much_takes_little_memory() {
+    FIXED.call_once(fixed_documents);
+}
+
+/// Without the account of their memory, these documents take from 270 MiB to 1.8 GiB.
+fn fixed_documents() {
     let nothing = Saying::Text(1);
     let rows = [
         (715, 0, [Saying::DiffIds(9_999), nothing.clone(), nothing.clone()]),
@@ -184,6 +192,7 @@ proptest! {
         layers in prop_oneof![0_usize..10, 500_usize..10_000],
         sayings in [saying(), saying(), saying()],
     ) {
+        FIXED.call_once(fixed_documents);
         let taken = taken_by(manifests, layers, &sayings);
         prop_assert!(taken < MOST_MEMORY, "{} MiB", taken >> 20);
     }

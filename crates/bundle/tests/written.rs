@@ -8,7 +8,9 @@ use std::path::Path;
 use crate::common::*;
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
-use airgapd_bundle::{BlobRef, Bundle, Catalog, Compression, Content, Part, PartState, Warning};
+use airgapd_bundle::{
+    BlobRef, Bundle, Catalog, Compression, Content, Identity, Part, PartState, Receipt, Warning,
+};
 use oci_spec::image::Digest;
 
 const WRITTEN: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
@@ -383,6 +385,7 @@ fn a_draft_that_contradicts_itself_is_refused() {
     let source = source();
     let good = draft(&source);
     assert!(Layout::of(&Draft::default()).is_err());
+    assert!(Layout::empty().blobs().is_empty());
     let mut sizes = good.clone();
     sizes.images[0].layers[0].size += 1;
     assert!(
@@ -441,6 +444,54 @@ fn a_delta_says_what_it_relies_on() {
     let mut none = draft(&source);
     none.leave_out("base.tar", &[digest_of(b"of others")].into());
     assert_eq!(none.relies_on, None);
+}
+
+#[test]
+fn a_receipt_has_every_document_no_layer_and_the_bundle_that_it_stands_for() {
+    let source = source();
+    let mut draft = draft(&source);
+    let layers: HashSet<Digest> = draft
+        .images
+        .iter()
+        .flat_map(|image| image.layers.iter().map(|blob| blob.digest.clone()))
+        .collect();
+    let receipt = Receipt {
+        catalog: digest_of(b"of the bundle"),
+        bundle: "shop.tar".to_owned(),
+        identity: Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime_ns: 4,
+            ctime_ns: 5,
+        },
+        made_at: 6,
+        by_hand: true,
+    };
+    draft.stand_for(receipt.clone());
+    let bundle = open(&written(&draft, &source, Compression::None)).unwrap();
+    let catalog = bundle.catalog();
+    assert_eq!(catalog.receipt(), Some(&receipt));
+    assert_eq!(catalog.stood_for(), &receipt.catalog);
+    assert!(catalog.warnings.is_empty(), "{:?}", catalog.warnings);
+    let reliance = catalog.relies_on.as_ref().unwrap();
+    let relied_on: HashSet<Digest> = reliance.blobs.iter().map(|blob| blob.digest.clone()).collect();
+    assert_eq!(relied_on, layers);
+    let documents = draft.images.iter().flat_map(|image| &image.documents);
+    assert!(
+        documents
+            .into_iter()
+            .all(|blob| bundle.blob(&blob.digest).is_some())
+    );
+    assert!(layers.iter().all(|layer| bundle.blob(layer).is_none()));
+
+    // A receipt of images without layers still tells what it stands for.
+    for image in &mut draft.images {
+        image.layers.clear();
+    }
+    draft.stand_for(receipt.clone());
+    let bundle = open(&written(&draft, &source, Compression::None)).unwrap();
+    assert_eq!(bundle.catalog().receipt(), Some(&receipt));
 }
 
 #[test]

@@ -14,14 +14,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use prost_types::FieldMask;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Request, Streaming};
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
 use crate::parts;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
-use crate::{Client, LOOKUPS, MOST_LISTED, within};
+use crate::{Client, LOOKUPS, MOST_LISTED, NAMESPACE_HEADER, namespace_header, within};
 
 /// Largest number of empty pieces in a stream. A blob with more makes no progress.
 const MOST_EMPTY: usize = 1000;
@@ -324,6 +324,36 @@ impl Client {
             Err(failure) if failure.is_answer() => Ok(true),
             Err(failure) => Err(self.fail(failure, attempt())),
         }
+    }
+
+    /// Returns the other namespaces that list a blob, in alphabetical order. While one of them
+    /// does, containerd keeps the blob's file, even if this namespace deletes the blob.
+    ///
+    /// # Errors
+    /// Returns an error if a call fails.
+    pub async fn other_namespaces_with(&self, digest: &Digest) -> Result<Vec<String>, Error> {
+        check_digest(digest)?;
+        let mut with = Vec::new();
+        for name in self.namespaces().await? {
+            if name == self.namespace() {
+                continue;
+            }
+            let mut request = Request::new(InfoRequest {
+                digest: digest.to_string(),
+            });
+            let header = namespace_header(&name)?;
+            request.metadata_mut().insert(NAMESPACE_HEADER, header);
+            match self.unary(self.content().info(request)).await {
+                Ok(_) => with.push(name),
+                Err(failure) if failure.is_not_found() => {}
+                Err(failure) => {
+                    let attempt = format!("look up blob {digest} in namespace {name}");
+                    return Err(self.fail(failure, attempt));
+                }
+            }
+        }
+        with.sort();
+        Ok(with)
     }
 
     /// Deletes a blob from the namespace. Returns true if the blob existed.

@@ -192,6 +192,8 @@ impl Error {
             Error::Content { .. } => Recovery::Content,
             Error::Source { source, .. } => match source.kind() {
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Recovery::Content,
+                // The bytes of a pipe have gone by. The bundle is sound, and its file helps.
+                io::ErrorKind::NotSeekable => Recovery::Permanent,
                 _ if is_disk_failure(source) => Recovery::Disk,
                 _ => Recovery::Transient,
             },
@@ -506,6 +508,11 @@ impl Failure {
     /// Returns true if containerd answered.
     pub(crate) fn is_answer(&self) -> bool {
         self.code().is_some()
+    }
+
+    /// Returns true for an answer that concerns neither a missing object nor the disk.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.is_answer() && !self.is_not_found() && !self.is_space() && !self.is_disk()
     }
 
     /// Makes the error for an ingest that stayed locked for the whole wait.

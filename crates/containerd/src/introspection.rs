@@ -83,6 +83,8 @@ pub(crate) struct Plugin {
     pub(crate) healthy: bool,
     /// Folder of the plugin's data, as containerd sees it, if the plugin gives it.
     pub(crate) root: Option<PathBuf>,
+    /// For instance `rebase`.
+    pub(crate) capabilities: Vec<String>,
 }
 
 impl Plugin {
@@ -219,6 +221,7 @@ fn plugin_from_wire(plugin: WirePlugin) -> Plugin {
         platforms: plugin.platforms.into_iter().map(platform_from_wire).collect(),
         healthy: plugin.init_err.is_none(),
         root: plugin.exports.get("root").map(PathBuf::from),
+        capabilities: plugin.capabilities,
     }
 }
 
@@ -288,6 +291,7 @@ mod tests {
             }],
             healthy: true,
             root: None,
+            capabilities: Vec::new(),
         };
         let overlayfs = plugin("io.containerd.snapshotter.v1", "overlayfs", "amd64");
         let cri = plugin("io.containerd.grpc.v1", "cri", "arm64");

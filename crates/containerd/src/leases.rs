@@ -18,6 +18,9 @@ use crate::wire::{self, Labels, digest_from_wire, time_from_wire};
 /// Label with the time after which containerd ignores and removes a lease (RFC 3339).
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 
+/// Label of a lease that protects only its own resources (containerd, `metadata/gc.go`).
+const FLAT_LABEL: &str = "containerd.io/gc.flat";
+
 /// A lease of this namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -79,13 +82,33 @@ impl Client {
         expires: Timestamp,
         labels: &Labels,
     ) -> Result<Created, Error> {
+        let expiry = (EXPIRE_LABEL.to_owned(), expires.to_string());
+        self.create_labelled(id, labels, expiry).await
+    }
+
+    /// Creates a lease that never expires. It protects its own resources only, not those that the
+    /// gc labels of its blobs refer to. containerd calls such a lease flat.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Client::create_lease`].
+    pub async fn create_lasting_lease(&self, id: &str, labels: &Labels) -> Result<Created, Error> {
+        let flat = (FLAT_LABEL.to_owned(), "true".to_owned());
+        self.create_labelled(id, labels, flat).await
+    }
+
+    async fn create_labelled(
+        &self,
+        id: &str,
+        labels: &Labels,
+        (key, value): (String, String),
+    ) -> Result<Created, Error> {
         // Without an id, containerd would invent one. After a crash, the next run would not find
         // the lease.
         if id.is_empty() {
             return Err(Error::Invalid("a lease needs an id".to_owned()));
         }
         let mut labels = wire::labels_to_wire(labels);
-        labels.insert(EXPIRE_LABEL.to_owned(), expires.to_string());
+        labels.insert(key, value);
         let request = self.request(CreateRequest {
             id: id.to_owned(),
             labels,

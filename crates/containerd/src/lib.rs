@@ -55,7 +55,7 @@ pub use events::{ImageChange, ImageEvent, ImageEvents};
 pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
 pub use introspection::{Deprecation, Version};
 pub use leases::{Created, Lease, Resource};
-pub use snapshots::{Applied, LayerSpec, Prepared, Snapshotter};
+pub use snapshots::{Applied, Base, LayerSpec, Prepared, Snapshotter};
 pub use write::{BlobSource, BlobSpec, Held, Written};
 
 use connect::WriteConnections;

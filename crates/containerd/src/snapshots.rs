@@ -15,14 +15,16 @@ use std::time::{Duration, SystemTime};
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
-    StatSnapshotRequest,
+    Info, Kind, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
 use containerd_client::types::Mount;
 use oci_spec::image::{Descriptor, Digest};
-use tonic::Response;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
@@ -42,6 +44,18 @@ const USUAL_SNAPSHOTTERS: [&str; 2] = ["overlayfs", "native"];
 const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
 /// Prefix of this client's keys. containerd's own client uses the same.
 const KEY_PREFIX: &str = "extract-";
+/// The snapshotter whose layers can be applied without the layers below. The mounts of other
+/// snapshotters do not show how they keep whiteouts.
+const OVERLAYFS: &str = "overlayfs";
+/// Capability of a snapshotter that gives a snapshot its parent at the commit.
+const REBASE: &str = "rebase";
+/// Path of the call that commits.
+const COMMIT: &str = "/containerd.services.snapshots.v1.Snapshots/Commit";
+/// Folder of the layers below, for a layer that is applied without them.
+///
+/// containerd looks there for the mode and the owner of a folder that the layer does not list. This
+/// is no folder, so containerd refuses the layer instead of making the folder up.
+const NO_FOLDER: &str = "/dev/null";
 /// Number of attempts to prepare a snapshot that other clients create and remove at the same time.
 const TRIES: usize = 3;
 
@@ -52,6 +66,8 @@ pub struct Snapshotter {
     pub name: String,
     /// Folder of its files, as containerd sees the file system, if the snapshotter or CRI gives it.
     pub root: Option<PathBuf>,
+    /// True if [`Base::Later`] works. From containerd 2.2 on, it does for overlayfs.
+    pub rebases: bool,
 }
 
 /// A layer to unpack.
@@ -67,7 +83,16 @@ pub struct LayerSpec {
     pub parent: Option<Digest>,
 }
 
-/// A snapshot for a layer: prepared on top of the layer's parent, empty, and without a name.
+/// The time at which a layer's snapshot gets its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// With the first call. The parent must exist by then.
+    Now,
+    /// With the commit. The parent must exist by then, and layers can be applied in any order.
+    Later,
+}
+
+/// A snapshot for a layer: empty, and without a name.
 ///
 /// Dropping it leaves a snapshot that is removed with the lease.
 #[derive(Debug)]
@@ -97,6 +122,23 @@ struct Draft {
     /// The layer's blob, which errors name.
     blob: Digest,
     chain: Digest,
+    /// The parent to give at the commit.
+    parent: Option<Digest>,
+}
+
+/// The message of [`COMMIT`] since containerd 2.2. Earlier versions skip the parent.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CommitRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+    #[prost(string, tag = "5")]
+    parent: String,
 }
 
 impl Client {
@@ -174,8 +216,10 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot for a layer on top of the layer's parent. Returns `None` if the layer's
-    /// own snapshot exists already. It is then under the lease.
+    /// Prepares a snapshot for a layer. Returns `None` if the layer's own snapshot exists already.
+    /// It is then under the lease.
+    ///
+    /// Use [`Base::Later`] only if the snapshotter [rebases](Snapshotter::rebases).
     ///
     /// # Errors
     /// - [`Error::Gone`]: the parent is missing. Start with the lowest layer again.
@@ -191,12 +235,17 @@ impl Client {
         lease: &str,
         snapshotter: &str,
         layer: &LayerSpec,
+        base: Base,
     ) -> Result<Option<Prepared>, Error> {
         for digest in [&layer.diff_id, &layer.chain].into_iter().chain(&layer.parent) {
             check_digest(digest)?;
         }
         let digest = layer.blob.digest();
         let attempt = || format!("unpack layer {digest}");
+        let (parent, later) = match base {
+            Base::Now => (&layer.parent, None),
+            Base::Later => (&None, layer.parent.clone()),
+        };
         for _ in 0..TRIES {
             let draft = Draft {
                 client: self.clone(),
@@ -205,11 +254,12 @@ impl Client {
                 key: unique_key(&layer.chain),
                 blob: digest.clone(),
                 chain: layer.chain.clone(),
+                parent: later.clone(),
             };
             let message = PrepareSnapshotRequest {
                 snapshotter: snapshotter.to_owned(),
                 key: draft.key.clone(),
-                parent: layer.parent.as_ref().map(Digest::to_string).unwrap_or_default(),
+                parent: parent.as_ref().map(Digest::to_string).unwrap_or_default(),
                 labels: draft.labels(),
             };
             let request = self.leased_request(lease, message)?;
@@ -228,7 +278,7 @@ impl Client {
                     }
                 }
                 Err(failure) => {
-                    return Err(match &layer.parent {
+                    return Err(match parent {
                         Some(parent) if failure.is_not_found() => {
                             Error::gone(format!("snapshot {parent}"), attempt())
                         }
@@ -238,6 +288,60 @@ impl Client {
             }
         }
         Err(self.fail(Failure::Contended, attempt()))
+    }
+
+    /// Removes the snapshots without a name that a lease protects: those of a process that died, or
+    /// of dropped calls. Use it only if no other call unpacks layers under this lease.
+    ///
+    /// A snapshot that cannot be removed stays, and is removed with the lease.
+    ///
+    /// # Errors
+    /// Returns [`Error::LeaseLost`] if there is no such lease, and otherwise an error if the list
+    /// fails.
+    pub async fn remove_unfinished_snapshots(&self, lease: &str) -> Result<(), Error> {
+        for resource in self.lease_resources(lease).await? {
+            if let Resource::Snapshot { snapshotter, key } = resource
+                && key.starts_with(KEY_PREFIX)
+            {
+                self.discard_snapshot(lease, &snapshotter, &key).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an unfinished snapshot if containerd answers.
+    async fn discard_snapshot(&self, lease: &str, snapshotter: &str, key: &str) {
+        if let Err(failure) = self.remove_snapshot(lease, snapshotter, key).await {
+            tracing::debug!(
+                key,
+                reason = failure.message(),
+                "an unfinished snapshot is left behind"
+            );
+        }
+    }
+
+    /// Removes a snapshot. Returns true if it existed.
+    async fn remove_snapshot(&self, lease: &str, snapshotter: &str, key: &str) -> Result<bool, Failure> {
+        let message = RemoveSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        };
+        let request = self
+            .leased_request(lease, message)
+            .expect("the lease's id has been a header before");
+        match self.unary(self.snapshots_client().remove(request)).await {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is_not_found() => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn commit_snapshot(&self, request: Request<CommitRequest>) -> Result<Response<()>, Status> {
+        let mut client = Grpc::new(self.channel());
+        let ready = client.ready().await;
+        ready.map_err(|error| Status::from_error(Box::new(error)))?;
+        let path = PathAndQuery::from_static(COMMIT);
+        client.unary(request, path, ProstCodec::default()).await
     }
 
     fn snapshots_client(&self) -> SnapshotsClient<Channel> {
@@ -260,7 +364,8 @@ impl Prepared {
         }
     }
 
-    /// Lets containerd apply the layer to the snapshot.
+    /// Lets containerd apply the layer to the snapshot. Returns `None` if the layer needs the
+    /// layers below: prepare it again with [`Base::Now`]. This never happens after [`Base::Now`].
     ///
     /// The call waits as long as containerd takes (minutes on a slow disk), if containerd answers
     /// other calls meanwhile. After a power cut, a commit may survive while the files do not. With
@@ -280,9 +385,23 @@ impl Prepared {
     /// # Cancel safety
     /// May be dropped at any await. containerd stops unpacking, and the unpacked files are removed
     /// with the lease.
-    pub async fn apply(self, sync: bool) -> Result<Applied, Error> {
-        let Prepared { draft, mounts, layer } = self;
+    pub async fn apply(self, sync: bool) -> Result<Option<Applied>, Error> {
+        let Prepared {
+            draft,
+            mut mounts,
+            layer,
+        } = self;
         let client = draft.client.clone();
+        let is_alone = draft.parent.is_some();
+        if is_alone {
+            match overlay_of(&mounts) {
+                Some(overlay) => mounts = vec![overlay],
+                None => {
+                    draft.discard().await;
+                    return Ok(None);
+                }
+            }
+        }
         let message = ApplyRequest {
             diff: Some(descriptor_to_wire(&layer.blob)?),
             mounts,
@@ -293,13 +412,18 @@ impl Prepared {
         let mut diffs = DiffClient::new(client.channel());
         let applied = client.patiently(diffs.apply(request)).await;
         match applied.map(digest_of) {
-            Ok(found) if found == *layer.diff_id.as_ref() => Ok(Applied { draft }),
+            Ok(found) if found == *layer.diff_id.as_ref() => Ok(Some(Applied { draft })),
             Ok(found) => {
                 draft.discard().await;
                 Err(Error::content(
                     layer.blob.digest(),
                     format!("it unpacks to {found}, but its image names {}", layer.diff_id),
                 ))
+            }
+            // The layers below decide whether the layer is to blame.
+            Err(failure) if is_alone && failure.is_refusal() => {
+                draft.discard().await;
+                Ok(None)
             }
             Err(failure) => Err(draft.explain(failure).await),
         }
@@ -317,8 +441,9 @@ impl Applied {
     ///
     /// # Errors
     /// Returns [`Error::Gone`] if the snapshot vanished, or the snapshot that took its name: start
-    /// with the lowest layer again. Otherwise returns an error if the call or the disk fails. After
-    /// an error, the call removes the snapshot if containerd still answers.
+    /// with the lowest layer again. It also returns it if containerd skipped the parent. Otherwise
+    /// returns an error if the call or the disk fails. After an error, the call removes the
+    /// snapshot if containerd still answers.
     ///
     /// # Cancel safety
     /// May be dropped at any await. The snapshot then has its name, or is removed with the lease.
@@ -330,17 +455,19 @@ impl Applied {
             key,
             chain,
             blob,
+            parent,
         } = &self.draft;
         let attempt = || format!("keep unpacked layer {blob}");
-        let message = CommitSnapshotRequest {
+        let message = CommitRequest {
             snapshotter: snapshotter.clone(),
             name: chain.to_string(),
             key: key.clone(),
             labels: self.draft.labels(),
+            parent: parent.as_ref().map(Digest::to_string).unwrap_or_default(),
         };
         let request = client.leased_request(lease, message)?;
-        let failure = match client.patiently(client.snapshots_client().commit(request)).await {
-            Ok(_) => return Ok(()),
+        let failure = match client.patiently(client.commit_snapshot(request)).await {
+            Ok(_) => return self.draft.check_parent().await,
             Err(failure) => failure,
         };
         if failure.is_answer() {
@@ -394,38 +521,70 @@ impl Draft {
         }
     }
 
+    /// Checks that the committed snapshot has its parent, and removes it otherwise.
+    ///
+    /// The client reconnects to a containerd that was downgraded to a version before 2.2. That
+    /// version skips the parent, and the snapshot would count as all layers.
+    async fn check_parent(&self) -> Result<(), Error> {
+        let Some(parent) = &self.parent else {
+            return Ok(());
+        };
+        let (client, name) = (&self.client, self.chain.to_string());
+        let request = client.request(StatSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: name.clone(),
+        });
+        let attempt = || format!("keep unpacked layer {}", self.blob);
+        match client.unary(client.snapshots_client().stat(request)).await {
+            Ok(answer)
+                if answer
+                    .info
+                    .as_ref()
+                    .is_some_and(|info| info.parent == parent.as_ref()) =>
+            {
+                Ok(())
+            }
+            Ok(_) => {
+                client
+                    .discard_snapshot(&self.lease, &self.snapshotter, &name)
+                    .await;
+                Err(Error::gone(format!("parent of snapshot {name}"), attempt()))
+            }
+            Err(failure) if failure.is_not_found() => Err(Error::gone(format!("snapshot {name}"), attempt())),
+            Err(failure) => Err(client.fail_leased(failure, &self.lease, attempt())),
+        }
+    }
+
     /// Removes the snapshot if containerd answers.
     async fn discard(&self) {
-        if let Err(failure) = self.remove().await {
-            let key = &self.key;
-            tracing::debug!(
-                key,
-                reason = failure.message(),
-                "an unfinished snapshot is left behind"
-            );
-        }
+        let (client, lease) = (&self.client, &self.lease);
+        client.discard_snapshot(lease, &self.snapshotter, &self.key).await;
     }
 
     /// Removes the snapshot. Returns true if it existed.
     async fn remove(&self) -> Result<bool, Failure> {
-        let message = RemoveSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
-            key: self.key.clone(),
-        };
-        let request = self
-            .client
-            .leased_request(&self.lease, message)
-            .expect("the lease's id has been a header before");
-        match self
-            .client
-            .unary(self.client.snapshots_client().remove(request))
-            .await
-        {
-            Ok(()) => Ok(true),
-            Err(failure) if failure.is_not_found() => Ok(false),
-            Err(failure) => Err(failure),
-        }
+        let (client, lease) = (&self.client, &self.lease);
+        client.remove_snapshot(lease, &self.snapshotter, &self.key).await
     }
+}
+
+/// Returns the mount by which containerd applies a layer without the layers below. `mounts` are
+/// those of a snapshot without a parent.
+///
+/// Such a snapshot of overlayfs is a plain folder. containerd would remove the files of the layer's
+/// whiteouts there, and keep no whiteouts (containerd issue 13030). In the upper folder of an
+/// overlay it keeps them. containerd only reads the options and mounts nothing.
+fn overlay_of(mounts: &[Mount]) -> Option<Mount> {
+    let [mount] = mounts else { return None };
+    (mount.r#type == "bind").then(|| Mount {
+        r#type: "overlay".to_owned(),
+        source: "overlay".to_owned(),
+        target: String::new(),
+        options: vec![
+            format!("upperdir={}", mount.source),
+            format!("lowerdir={NO_FOLDER}"),
+        ],
+    })
 }
 
 fn is_committed(info: &Info) -> bool {
@@ -452,6 +611,11 @@ fn unique_key(chain: &Digest) -> String {
     format!("{KEY_PREFIX}{nanos}-{chance:016x} {chain}")
 }
 
+/// Returns true if a snapshotter can give a snapshot its parent at the commit.
+fn rebases(plugin: &Plugin) -> bool {
+    plugin.id == OVERLAYFS && plugin.capabilities.iter().any(|capability| capability == REBASE)
+}
+
 fn usual_snapshotter(plugins: &[Plugin]) -> Option<Snapshotter> {
     USUAL_SNAPSHOTTERS.iter().find_map(|name| {
         let plugin = plugins
@@ -460,6 +624,7 @@ fn usual_snapshotter(plugins: &[Plugin]) -> Option<Snapshotter> {
         plugin.healthy.then(|| Snapshotter {
             name: plugin.id.clone(),
             root: plugin.root.clone(),
+            rebases: rebases(plugin),
         })
     })
 }
@@ -481,6 +646,7 @@ fn snapshotter_of_cri(plugins: &[Plugin], name: Option<&str>, folder: &Path) -> 
     Some(Snapshotter {
         name: plugin.map(|plugin| plugin.id.as_str()).or(name)?.to_owned(),
         root: root.or_else(|| Some(folder.to_owned())),
+        rebases: plugin.is_some_and(rebases),
     })
 }
 
@@ -495,6 +661,7 @@ mod tests {
             platforms: Vec::new(),
             healthy,
             root: root.map(PathBuf::from),
+            capabilities: vec![REBASE.to_owned()],
         }
     }
 

@@ -1,13 +1,16 @@
 //! `containerd.services.diff.v1`: decompresses layers according to their media type, reads them as
 //! tars, and discards the content.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use basics::digest::Hasher;
 use tonic::{Request, Response, Status};
 
 use crate::service::{Call, Service, delivered, missing};
+use crate::snapshots::{lower_folders, upper_folder};
 use crate::state::State;
 use crate::version::Version;
 use crate::wire;
@@ -22,9 +25,10 @@ impl Diff for Service {
         let call = self.enter("Diff.Apply", request.metadata()).await?;
         let request = request.into_inner();
         let (media_type, bytes, version) = begin(&mut self.state_for(&call), &call, &request)?;
+        let below = request.mounts.iter().find_map(lower_folders).map(str::to_owned);
         // The lock is not held here, so that other calls are answered meanwhile, as patient clients
         // expect.
-        let unpacked = tokio::task::spawn_blocking(move || unpack(&media_type, &bytes, &version))
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&media_type, &bytes, &version, below))
             .await
             .expect("unpacking does not panic")?;
         let mut state = self.state_for(&call);
@@ -64,6 +68,13 @@ fn begin(
             call.rpc
         ));
     }
+    let is_alone = request.mounts.iter().any(|mount| upper_folder(mount).is_some());
+    if is_alone && !request.mounts.iter().any(|mount| lower_folders(mount).is_some()) {
+        state.violation(format!(
+            "{} of {digest} was called without the layers below, whose folders it may need",
+            call.rpc
+        ));
+    }
     if state.snapshot_at(&call.namespace, &request.mounts).is_none() {
         state.violation(format!(
             "{} of {digest} was called with mounts of no prepared snapshot",
@@ -84,6 +95,7 @@ fn finish(
     let snapshot = state.snapshot_at(&call.namespace, mounts).ok_or_else(vanished)?;
     let Unpacked { digest, size } = unpacked;
     snapshot.applied = Some(digest.clone());
+    snapshot.keeps_whiteouts = mounts.iter().any(|mount| upper_folder(mount).is_some());
     state.changed(call.rpc, &call.namespace, &digest, call.lease.as_deref());
     Ok(wire::ApplyResponse {
         applied: Some(wire::Descriptor {
@@ -129,7 +141,14 @@ fn compression_of(media_type: &str, version: &Version) -> Option<Compression> {
     }
 }
 
-fn unpack(media_type: &str, bytes: &[u8], version: &Version) -> Result<Unpacked, Status> {
+/// Reads a layer. `below` is the folder of the layers below, if the caller gave one. It has no
+/// folders.
+fn unpack(
+    media_type: &str,
+    bytes: &[u8],
+    version: &Version,
+    below: Option<String>,
+) -> Result<Unpacked, Status> {
     const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
     const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
     let compression = compression_of(media_type, version).ok_or_else(|| {
@@ -151,24 +170,40 @@ fn unpack(media_type: &str, bytes: &[u8], version: &Version) -> Result<Unpacked,
         size: 0,
         broken: None,
     };
-    match look_through(&mut plain) {
-        Ok(()) => Ok(Unpacked {
+    match (look_through(&mut plain), below) {
+        (Ok(Some(unlisted)), Some(below)) => Err(Status::unknown(format!(
+            "lstat {below}/{}: not a directory",
+            unlisted.display()
+        ))),
+        (Ok(_), _) => Ok(Unpacked {
             digest: plain.hasher.finish().to_string(),
             size: plain.size,
         }),
-        Err(error) => Err(Status::unknown(
+        (Err(error), _) => Err(Status::unknown(
             plain.broken.unwrap_or_else(|| in_gos_words(&error)),
         )),
     }
 }
 
-/// Reads a tar to its end, and the bytes after it.
-fn look_through(plain: &mut impl Read) -> io::Result<()> {
+/// Reads a tar to its end, and the bytes after it. Returns the first folder that has an entry and
+/// is not listed before it.
+fn look_through(plain: &mut impl Read) -> io::Result<Option<PathBuf>> {
     let mut archive = tar::Archive::new(&mut *plain);
+    let (mut folders, mut unlisted) = (HashSet::from([PathBuf::new()]), None);
     for entry in archive.entries()? {
-        io::copy(&mut entry?, &mut io::sink())?;
+        let mut entry = entry?;
+        let path: PathBuf = entry.path()?.strip_prefix(".").unwrap_or(&entry.path()?).into();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if unlisted.is_none() && !folders.contains(parent) {
+            unlisted = Some(parent.to_owned());
+        }
+        if entry.header().entry_type().is_dir() {
+            folders.insert(path);
+        }
+        io::copy(&mut entry, &mut io::sink())?;
     }
-    io::copy(plain, &mut io::sink()).map(drop)
+    io::copy(plain, &mut io::sink())?;
+    Ok(unlisted)
 }
 
 /// The reader of the tar's bytes.

@@ -183,6 +183,12 @@ impl Fake {
         self.with(|state| state.faults.arm(fault));
     }
 
+    /// Runs `act` before each call, and before each message of a write stream, until
+    /// [`Fake::clear_faults`]. The caller waits meanwhile. `act` must not use the stand-in.
+    pub fn at_each_step(&self, act: impl FnMut() + Send + 'static) {
+        self.with(|state| state.faults.at_each_step(act));
+    }
+
     /// Disarms all faults. A full disk has room again.
     pub fn clear_faults(&self) {
         self.with(|state| state.faults.clear());

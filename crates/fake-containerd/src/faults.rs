@@ -1,7 +1,10 @@
 //! Faults that tests inject, and the counts that decide when each of them strikes.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
 use crate::wire::RPCS;
@@ -55,6 +58,14 @@ pub enum Fault {
         /// Messages that are answered before. Only for `Content.Write`.
         after: u64,
     },
+    /// Calls wait for each other until this many have come. If they do not come in 20 s, those that
+    /// wait fail. Later calls do not wait.
+    Gather {
+        /// Name of the RPC.
+        rpc: &'static str,
+        /// Number of calls that must be under way at the same time.
+        calls: u64,
+    },
     /// A `Content.Write` stream breaks with `UNAVAILABLE` after `after` bytes. The ingest keeps
     /// them.
     CutStream {
@@ -100,14 +111,28 @@ pub enum Fault {
         /// Duration of a commit.
         by: Duration,
     },
+    /// The commit of a snapshot skips the parent, as before 2.2.
+    SkipParents,
 }
 
 /// The faults that are armed.
 #[derive(Default)]
 pub(crate) struct Faults {
     armed: Vec<Fault>,
+    /// The calls that wait for each other, by RPC.
+    gathering: BTreeMap<&'static str, Gathering>,
     /// Bytes left on the disk, if they are limited.
     disk: Option<u64>,
+    /// Runs before each call, and before each message of a write stream.
+    step: Option<Box<dyn FnMut() + Send>>,
+}
+
+/// Calls that wait for each other.
+struct Gathering {
+    /// Calls that have not come yet.
+    left: u64,
+    /// Closed when all have come.
+    closed: Arc<Semaphore>,
 }
 
 /// The effect of faults on a call before it runs.
@@ -115,6 +140,7 @@ pub(crate) struct Faults {
 pub(crate) struct Obstacle {
     pub(crate) delay: Duration,
     pub(crate) stall: bool,
+    pub(crate) gathering: Option<Arc<Semaphore>>,
     pub(crate) failure: Option<Status>,
 }
 
@@ -133,17 +159,41 @@ impl Faults {
         }
         match fault {
             Fault::DiskFull { free } => self.disk = Some(free),
+            Fault::Gather { rpc, calls } => {
+                let closed = Arc::new(Semaphore::new(0));
+                self.gathering.insert(rpc, Gathering { left: calls, closed });
+            }
             fault => self.armed.push(fault),
         }
     }
 
+    pub(crate) fn at_each_step(&mut self, act: impl FnMut() + Send + 'static) {
+        self.step = Some(Box::new(act));
+    }
+
+    fn step(&mut self) {
+        if let Some(act) = &mut self.step {
+            act();
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
+        self.gathering.values().for_each(|calls| calls.closed.close());
         *self = Faults::default();
     }
 
     /// Counts one call and returns its obstacle.
     pub(crate) fn on_call(&mut self, called: &str) -> Obstacle {
+        self.step();
         let mut obstacle = Obstacle::default();
+        if let Some(calls) = self.gathering.get_mut(called) {
+            calls.left = calls.left.saturating_sub(1);
+            obstacle.gathering = Some(Arc::clone(&calls.closed));
+            if calls.left == 0 {
+                calls.closed.close();
+                self.gathering.remove(called);
+            }
+        }
         self.armed.retain_mut(|fault| match fault {
             Fault::Fail {
                 rpc,
@@ -190,6 +240,7 @@ impl Faults {
 
     /// Returns the obstacle for one message of a write stream, after `answered` messages of it.
     pub(crate) fn on_message(&mut self, answered: u64, commit: bool) -> Obstacle {
+        self.step();
         let mut obstacle = Obstacle::default();
         self.armed.retain(|fault| match fault {
             Fault::Delay {
@@ -271,6 +322,11 @@ impl Faults {
         })
     }
 
+    /// Returns true if the commit of a snapshot skips the parent.
+    pub(crate) fn skips_parents(&self) -> bool {
+        self.armed.iter().any(|fault| matches!(fault, Fault::SkipParents))
+    }
+
     /// Returns true if the lease of a stream disappears with this data message.
     pub(crate) fn lease_vanishes(&mut self) -> bool {
         self.is_last(|fault| match fault {
@@ -318,7 +374,8 @@ impl Fault {
             | Fault::FailAll { rpc, .. }
             | Fault::LoseAnswer { rpc, .. }
             | Fault::Delay { rpc, .. }
-            | Fault::Stall { rpc, .. } => Some(rpc),
+            | Fault::Stall { rpc, .. }
+            | Fault::Gather { rpc, .. } => Some(rpc),
             Fault::CutStream { .. }
             | Fault::CutConnections { .. }
             | Fault::DiskFull { .. }
@@ -326,7 +383,8 @@ impl Fault {
             | Fault::LeaseVanishes { .. }
             | Fault::LeaseVanishesAtCommit { .. }
             | Fault::RefuseCommit { .. }
-            | Fault::SlowCommit { .. } => None,
+            | Fault::SlowCommit { .. }
+            | Fault::SkipParents => None,
         }
     }
 }

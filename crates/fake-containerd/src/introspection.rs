@@ -84,6 +84,7 @@ fn plugins(state: &State) -> Vec<wire::Plugin> {
         root.map(|root| ("root".to_owned(), root.display().to_string()))
             .collect()
     };
+    let capabilities = state.version.rebases().then_some("rebase").into_iter();
     let mut plugins = vec![
         wire::Plugin {
             exports: exports(&state.config.content_root),
@@ -92,6 +93,7 @@ fn plugins(state: &State) -> Vec<wire::Plugin> {
         plugin("io.containerd.snapshotter.v1", "native", here),
         wire::Plugin {
             exports: exports(&state.config.snapshots_root),
+            capabilities: capabilities.map(str::to_owned).collect(),
             ..plugin("io.containerd.snapshotter.v1", "overlayfs", here)
         },
         plugin("io.containerd.metadata.v1", "bolt", &[]),

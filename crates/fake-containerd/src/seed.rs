@@ -88,6 +88,23 @@ impl Fake {
         digest
     }
 
+    /// Flips a bit of a file on containerd's disk, like a disk that ages. All namespaces read the
+    /// damaged bytes. The bits of a short file are counted again from its start.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such file, or if its bytes were discarded.
+    pub fn flip_bit(&self, digest: &str, bit: usize) {
+        self.with(|state| {
+            let file = state.files.get_mut(digest).expect("the file is there");
+            let bytes = file.bytes.as_mut().expect("the stand-in kept the bytes");
+            let mut damaged = bytes.to_vec();
+            let at = bit / 8 % damaged.len();
+            damaged[at] ^= 1 << (bit % 8);
+            *bytes = Arc::new(damaged);
+        });
+    }
+
     /// Adds an image record to a namespace, or replaces a record with the same name. CRI handles
     /// the record.
     pub fn put_image(&self, namespace: &str, image: SeedImage) {

@@ -3,7 +3,9 @@
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -13,6 +15,9 @@ use crate::state::State;
 
 /// Header of the calls of another importer, whose violations and bytes do not count.
 pub(crate) const FOREIGN_HEADER: &str = "fake-containerd-foreign";
+
+/// Time for which calls wait for each other ([`Fault::Gather`](crate::Fault::Gather)).
+const GATHERING: Duration = Duration::from_secs(20);
 
 /// One implementation of all services. Cheap to clone.
 #[derive(Clone)]
@@ -113,13 +118,18 @@ impl Service {
 }
 
 impl Obstacle {
-    /// Waits, stalls for ever, or fails, as the obstacle says.
+    /// Waits, stalls for ever, waits for other calls, or fails, as the obstacle says.
     pub(crate) async fn met(self) -> Result<(), Status> {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
         if self.stall {
             pending::<()>().await;
+        }
+        if let Some(others) = self.gathering
+            && timeout(GATHERING, others.acquire()).await.is_err()
+        {
+            return Err(Status::unknown("the other calls did not come"));
         }
         self.failure.map_or(Ok(()), Err)
     }

@@ -41,6 +41,8 @@ pub(crate) struct Snapshot {
     pub(crate) updated: Timestamp,
     /// Digest of the uncompressed layer that was applied to it.
     pub(crate) applied: Option<String>,
+    /// True if the layer was applied to a mount that keeps its whiteouts for the layers below.
+    pub(crate) keeps_whiteouts: bool,
     /// True if another importer prepared it. Its leftovers do not count.
     pub(crate) foreign: bool,
 }
@@ -54,10 +56,7 @@ impl Snapshots for Service {
         self.unary("Snapshots.Prepare", request, prepare).await
     }
 
-    async fn commit(
-        &self,
-        request: Request<messages::CommitSnapshotRequest>,
-    ) -> Result<Response<()>, Status> {
+    async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         self.unary("Snapshots.Commit", request, commit).await
     }
 
@@ -172,6 +171,7 @@ fn prepare(
         created: now,
         updated: now,
         applied: None,
+        keeps_whiteouts: false,
         foreign: call.foreign,
     };
     let mounts = vec![mount(snapshot.number)];
@@ -186,13 +186,13 @@ fn prepare(
     Ok(messages::PrepareSnapshotResponse { mounts })
 }
 
-fn commit(state: &mut State, call: &Call, request: messages::CommitSnapshotRequest) -> Result<(), Status> {
-    let messages::CommitSnapshotRequest {
+fn commit(state: &mut State, call: &Call, request: wire::CommitSnapshotRequest) -> Result<(), Status> {
+    let wire::CommitSnapshotRequest {
         snapshotter,
         name,
         key,
         labels,
-        ..
+        parent,
     } = request;
     loaded(&snapshotter)?;
     let labels: Labels = labels.into_iter().collect();
@@ -201,7 +201,7 @@ fn commit(state: &mut State, call: &Call, request: messages::CommitSnapshotReque
     if state.snapshot(&call.namespace, &snapshotter, &name).is_some() {
         return Err(exists(&name));
     }
-    let draft = state
+    let mut draft = state
         .snapshot(&call.namespace, &snapshotter, &key)
         .cloned()
         .ok_or_else(|| unknown(&key))?;
@@ -210,8 +210,14 @@ fn commit(state: &mut State, call: &Call, request: messages::CommitSnapshotReque
             "snapshot {key:?} is not active: failed precondition"
         )));
     }
+    let skips_parents = state.faults.skips_parents();
+    if !parent.is_empty() && state.version.rebases() && !skips_parents {
+        rebase(state, call, &snapshotter, &mut draft, parent)?;
+    }
     protect(state, call, &snapshotter, &name)?;
-    state.check_committed_snapshot(&name, &draft);
+    if !skips_parents {
+        state.check_committed_snapshot(&name, &draft);
+    }
     let committed = Snapshot {
         kind: SnapshotKind::Committed,
         labels: without_empty(labels),
@@ -227,6 +233,39 @@ fn commit(state: &mut State, call: &Call, request: messages::CommitSnapshotReque
     all_mut(state, call, &snapshotter).insert(name.clone(), committed);
     state.changed(call.rpc, &call.namespace, &name, call.lease.as_deref());
     state.publish(&call.namespace, "/snapshot/commit", &key, &event);
+    Ok(())
+}
+
+/// Gives a snapshot its parent. containerd skips the parent of a snapshot that has one.
+fn rebase(
+    state: &mut State,
+    call: &Call,
+    snapshotter: &str,
+    draft: &mut Snapshot,
+    parent: String,
+) -> Result<(), Status> {
+    if let Some(own) = &draft.parent {
+        if *own != parent {
+            state.violation(format!("a snapshot on {own} was committed on {parent}"));
+        }
+        return Ok(());
+    }
+    let Some(below) = state.snapshot(&call.namespace, snapshotter, &parent) else {
+        return Err(Status::not_found(format!(
+            "parent snapshot {parent} does not exist: not found"
+        )));
+    };
+    if below.kind != SnapshotKind::Committed {
+        return Err(Status::failed_precondition(format!(
+            "parent {parent:?} is not committed: failed precondition"
+        )));
+    }
+    if !draft.keeps_whiteouts {
+        state.violation(format!(
+            "a snapshot was committed on {parent}, and its layer was applied without keeping whiteouts"
+        ));
+    }
+    draft.parent = Some(parent);
     Ok(())
 }
 
@@ -269,8 +308,27 @@ impl State {
             .values_mut()
             .flat_map(BTreeMap::values_mut)
             .filter(|snapshot| snapshot.kind == SnapshotKind::Active);
-        drafts.find(|snapshot| mount(snapshot.number) == *given)
+        drafts.find(|snapshot| {
+            let own = mount(snapshot.number);
+            own == *given || upper_folder(given) == Some(&own.source)
+        })
     }
+}
+
+/// Returns the folder into which containerd applies a layer, of an overlay mount.
+pub(crate) fn upper_folder(mount: &wire::Mount) -> Option<&str> {
+    option(mount, "upperdir=")
+}
+
+/// Returns the folders of the layers below, of an overlay mount.
+pub(crate) fn lower_folders(mount: &wire::Mount) -> Option<&str> {
+    option(mount, "lowerdir=")
+}
+
+fn option<'a>(mount: &'a wire::Mount, name: &str) -> Option<&'a str> {
+    let mut options = mount.options.iter();
+    let value = options.find_map(|option| option.strip_prefix(name));
+    value.filter(|_| mount.r#type == "overlay")
 }
 
 /// Returns the name of a snapshot with this chain of layers.

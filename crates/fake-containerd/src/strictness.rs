@@ -90,10 +90,12 @@ impl State {
         }
     }
 
-    /// Checks that a lease expires, so that it ends if its owner dies.
+    /// Checks that a lease expires, so that it ends if its owner dies. A flat lease is meant to
+    /// last.
     pub(crate) fn check_lease(&mut self, id: &str, labels: &Labels) {
         let expiry = labels.get("containerd.io/gc.expire");
-        if expiry.is_none_or(|text| text.parse::<jiff::Timestamp>().is_err()) {
+        let is_flat = labels.contains_key("containerd.io/gc.flat");
+        if !is_flat && expiry.is_none_or(|text| text.parse::<jiff::Timestamp>().is_err()) {
             self.violation(format!(
                 "the lease {id} has no expiry in RFC 3339, so it stays for ever if its owner dies"
             ));

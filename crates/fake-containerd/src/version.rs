@@ -80,6 +80,11 @@ impl Version {
         self.at_least(1, 7, 0)
     }
 
+    /// Returns true if a snapshot without a parent can get one at its commit.
+    pub(crate) fn rebases(&self) -> bool {
+        self.at_least(2, 2, 0)
+    }
+
     /// Returns true if Docker's media type for zstd layers is known, which it is since 2.0.
     pub(crate) fn docker_zstd(&self) -> bool {
         self.at_least(2, 0, 0)

@@ -4,6 +4,7 @@
 //! tonic's own limit answers `OUT_OF_RANGE`. containerd answers `RESOURCE_EXHAUSTED` in grpc-go's
 //! words, which clients must recognise.
 
+use std::collections::HashMap;
 use std::marker::PhantomData;
 
 use prost::Message;
@@ -16,6 +17,21 @@ pub(crate) use k8s_cri::v1 as cri;
 
 /// `google.protobuf.Empty` in prost's form. The service generator needs a path.
 pub(crate) type Empty = ();
+
+/// The request of `Snapshots.Commit` since containerd 2.2, with the parent.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct CommitSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) snapshotter: String,
+    #[prost(string, tag = "2")]
+    pub(crate) name: String,
+    #[prost(string, tag = "3")]
+    pub(crate) key: String,
+    #[prost(map = "string, string", tag = "4")]
+    pub(crate) labels: HashMap<String, String>,
+    #[prost(string, tag = "5")]
+    pub(crate) parent: String,
+}
 
 /// containerd's default for `grpc.max_recv_message_size` and `max_send_message_size`: 16 MiB.
 pub(crate) const MESSAGE_LIMIT: usize = 16 << 20;

@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use basics::chain;
+use basics::digest::Hasher;
 use containerd::{Client, Error};
 use oci_spec::image::Digest;
 use tokio::runtime::Handle;
 
+use crate::pace::Pace;
 use crate::survey::is_lost;
 
 /// Name of containerd in messages.
@@ -101,4 +103,20 @@ impl bundle::Store for ContentStore {
                 reason
             })
     }
+}
+
+/// Returns the digest of a blob's bytes as containerd reads them, at a pace. The bytes are right if
+/// it is the blob's own digest. Safe to cancel.
+///
+/// # Errors
+///
+/// Returns the client's error, unchanged. A blob that is not there is [`Error::Gone`].
+pub async fn digest_in_containerd(client: &Client, digest: &Digest, pace: &Pace) -> Result<Digest, Error> {
+    let mut hasher = Hasher::of(digest);
+    let mut reader = client.open_blob(digest, 0).await?;
+    while let Some(piece) = reader.next().await? {
+        hasher.update(&piece);
+        pace.turn(piece.len() as u64).await;
+    }
+    Ok(hasher.finish())
 }

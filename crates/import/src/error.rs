@@ -1,10 +1,12 @@
 //! The errors that stop an import before its end.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use basics::counted;
 use bundle::BlobRef;
 use containerd::{Recovery, is_disk_failure};
+use oci_spec::image::Digest;
 
 use crate::result::Cause;
 use crate::space::Shortage;
@@ -40,6 +42,11 @@ pub enum Error {
     /// Another program deleted the lease several times during the import.
     #[error("another program keeps deleting the lease of this import")]
     LeaseKeepsVanishing,
+    /// Another program deleted the lease, and a pipe brings the lost blobs only once.
+    #[error(
+        "another program has deleted the lease of this import, so send the bundle through the pipe again"
+    )]
+    LeaseOfPipeGone,
     /// The missing blobs would not fit on containerd's disk, or would leave less space than
     /// `minFree`. Nothing was sent.
     #[error(transparent)]
@@ -80,12 +87,46 @@ pub enum Error {
         /// The missing blobs.
         missing: Vec<BlobRef>,
     },
+    /// The file is a receipt, and containerd has lost blobs that it relies on. The other images of
+    /// the receipt are in place.
+    #[error("degraded: {0}")]
+    Degraded(Box<Degradation>),
     /// An image could not be unpacked, for a reason that lies outside the image.
     #[error(transparent)]
     Unpack(UnpackError),
     /// A task of the import failed.
     #[error("a task of the import failed")]
     Task(#[source] tokio::task::JoinError),
+}
+
+/// The loss of a receipt: its images without a blob, and the bundle that brings them back.
+#[derive(Debug)]
+pub struct Degradation {
+    /// Name of the bundle that the receipt stands for, fit to print.
+    pub bundle: String,
+    /// Size of that bundle in bytes.
+    pub size: u64,
+    /// Content digest of that bundle.
+    pub catalog: Digest,
+    /// The images that lack a blob, fit to print.
+    pub images: Vec<String>,
+    /// The missing blobs.
+    pub missing: Vec<BlobRef>,
+}
+
+impl fmt::Display for Degradation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "containerd has lost blobs of {}, and the receipt has no layers. Place {} ({}, content {}) or another \
+             bundle with these blobs. {}",
+            self.images.join(", "),
+            self.bundle,
+            basics::bytes(self.size),
+            self.catalog,
+            missing_text(&self.missing)
+        )
+    }
 }
 
 impl From<UnpackError> for Error {
@@ -108,9 +149,11 @@ impl Error {
             ),
             Error::Changed { .. }
             | Error::LeaseKeepsVanishing
+            | Error::LeaseOfPipeGone
             | Error::NoSpace(_)
             | Error::TooManyRecords { .. }
             | Error::BaseMissing { .. }
+            | Error::Degraded(_)
             | Error::Unpack(_) => true,
             Error::TooManyNames { .. } => false,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => self.is_disk(),
@@ -136,7 +179,8 @@ impl Error {
             Error::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
                 Cause::Unreachable
             }
-            Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
+            Error::Changed { .. } | Error::Read { .. } => Cause::File,
+            Error::Bundle(error) => Cause::of(error),
             Error::Containerd(_)
             | Error::NoSpace(_)
             | Error::TooManyRecords { .. }
@@ -144,7 +188,9 @@ impl Error {
             | Error::Task(_)
             | Error::Unpack(_)
             | Error::LeaseKeepsVanishing
-            | Error::BaseMissing { .. } => Cause::Other,
+            | Error::LeaseOfPipeGone
+            | Error::BaseMissing { .. }
+            | Error::Degraded(_) => Cause::Other,
         }
     }
 

@@ -11,10 +11,11 @@ use oci_spec::image::Digest;
 use tokio::task::JoinError;
 
 use crate::Error;
+use crate::error::Degradation;
 use crate::ingest::{Ingested, Job, Observer, carry_out, foreseen, not_begun};
 use crate::plan::{Intent, Plan, plan};
 use crate::result::BundleResult;
-use crate::select::{Policy, Selection, Taken, Verdict, select, takes_sha512};
+use crate::select::{Choice, Policy, Problem, Selection, Taken, Verdict, select, takes_sha512};
 use crate::space::Forecast;
 use crate::survey::{Census, Survey, digests_of, forget_lost, names_of};
 
@@ -267,12 +268,32 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
     let reliance = bundle.catalog().relies_on.as_ref()?;
     let problems = selection.choices.iter().flat_map(|choice| match &choice.verdict {
         Verdict::Broken(problems) => problems.as_slice(),
-        Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => &[],
+        Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden(_) => &[],
     });
     // Blobs that only other platforms need are not missing here.
     let named: HashSet<&Digest> = problems.filter_map(|problem| problem.blob.as_ref()).collect();
     let is_missed = |blob: &&BlobRef| !elsewhere.contains(&blob.digest) && named.contains(&blob.digest);
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
+    if let Some(receipt) = reliance.receipt.as_ref().filter(|_| !missing.is_empty()) {
+        let lacks = |problem: &Problem| {
+            let blob = problem.blob.as_ref();
+            blob.is_some_and(|blob| missing.iter().any(|missing| missing.digest == *blob))
+        };
+        let is_hit = |choice: &&Choice| match &choice.verdict {
+            Verdict::Broken(problems) => problems.iter().any(lacks),
+            Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden(_) => false,
+        };
+        let images = selection.choices.iter().filter(is_hit);
+        return Some(Error::Degraded(Box::new(Degradation {
+            bundle: basics::foreign::shown(&receipt.bundle),
+            size: receipt.identity.size,
+            catalog: receipt.catalog.clone(),
+            images: images
+                .map(|choice| basics::foreign::shown(&choice.label))
+                .collect(),
+            missing,
+        })));
+    }
     (!missing.is_empty()).then(|| Error::BaseMissing {
         path: bundle.path().to_owned(),
         base: basics::foreign::shown(&reliance.base),

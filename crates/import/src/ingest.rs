@@ -20,8 +20,10 @@ use oci_spec::image::Digest;
 use tokio::task::JoinSet;
 
 use self::assurance::Assurance;
+pub(crate) use self::blobs::FromBundle;
 use self::blobs::{BlobTask, Moved, Turns};
 use self::closing::{Closed, Closing};
+pub(crate) use self::pass::{Pass, Passing};
 
 use crate::Error;
 use crate::lease::{self, Lease};
@@ -31,7 +33,7 @@ use crate::unpack::Unpacked;
 /// Number of layers and configs sent at the same time, each over its own connection. containerd
 /// gains nothing from more. The client has spare connections, so that images get their manifests
 /// while layers of the next images are under way.
-const PARALLEL_BLOBS: usize = 4;
+pub(crate) const PARALLEL_BLOBS: usize = 4;
 /// Number of images that get their manifests and records at the same time. Each of these steps is a
 /// short write to containerd's database, which takes one write after the other. The next write
 /// should always be ready.
@@ -167,7 +169,9 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
     let stopped = run.all().await.err();
     // The next run continues a stopped run, and the lease keeps the sent blobs for it. But a full
     // disk hurts every program on the node as long as the lease lives.
-    let is_over = stopped.as_ref().is_none_or(Error::is_space);
+    // A pipe is read once, so no next run continues it.
+    let is_piped = job.bundle.as_ref().is_some_and(|bundle| bundle.is_piped());
+    let is_over = is_piped || stopped.as_ref().is_none_or(Error::is_space);
     if is_over && let Err(error) = lease::give_back(job.client, job.lease_id).await {
         tracing::debug!(%error, "cannot delete the lease, which will expire");
     }
@@ -309,15 +313,27 @@ impl<'a> Run<'a> {
             if self.are_all_held().await? {
                 return Ok(());
             }
+            self.check_readable()?;
             self.forget_lease();
         }
         Err(Error::LeaseKeepsVanishing)
     }
 
+    /// Returns an error if a lost lease held blobs of a pipe, which brings them only once.
+    fn check_readable(&self) -> Result<(), Error> {
+        match &self.job.bundle {
+            Some(bundle) if bundle.is_piped() => Err(Error::LeaseOfPipeGone),
+            _ => Ok(()),
+        }
+    }
+
     async fn all_images(&mut self) -> Result<(), Error> {
         for _ in 0..LEASE_ROUNDS {
             match self.all_leaves().await {
-                Err(Fault::LeaseLost) => self.forget_lease(),
+                Err(Fault::LeaseLost) => {
+                    self.check_readable()?;
+                    self.forget_lease();
+                }
                 Err(Fault::Stop(error)) => return Err(error),
                 Ok(()) | Err(Fault::Image(_)) => break,
             }

@@ -17,8 +17,12 @@ pub const OUR_PIN: &str = "io.airgapd.pinned";
 /// bundle's file name.
 pub const BUNDLE_PREFIX: &str = "io.airgapd.bundle.";
 /// Marks an image that was imported by hand. The value is the file name. Only `airgapd release`
-/// removes the label.
+/// removes the label. A receipt sets it too, with the receipt's path as the value: 0.1.0 then keeps
+/// the pin of an image whose bundle is gone. See [`is_mark_of_receipt`].
 pub const IMPORTED: &str = "io.airgapd.import";
+/// The keys that have signed the bundle of the image, for people. It decides nothing, since every
+/// client of containerd can write labels.
+pub const SIGNER: &str = "io.airgapd.signer";
 /// Label in which k0s's importer keeps the bundles of a record: a JSON object of paths and their
 /// times of change.
 pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
@@ -46,6 +50,9 @@ const LONGEST: usize = 4096;
 pub const LEASE_MARK: &str = "io.airgapd.lease";
 /// Prefix of the mark of a lease that belongs to a bundle in the images folder.
 pub const LEASE_OF_BUNDLE: &str = "bundle ";
+/// Prefix of the mark of the lasting lease of a receipt. 0.1.0 leaves leases with other marks than
+/// [`LEASE_OF_BUNDLE`] alone.
+pub const LEASE_OF_RECEIPT: &str = "receipt ";
 
 /// The labels of an image record.
 pub type Labels = BTreeMap<String, String>;
@@ -59,6 +66,8 @@ pub enum Source {
     Bundle(String),
     /// A file imported by hand from elsewhere, by file name.
     Hand(String),
+    /// A receipt, by its path.
+    Receipt(String),
 }
 
 impl Source {
@@ -66,16 +75,18 @@ impl Source {
     #[must_use]
     pub fn label(&self) -> (String, String) {
         match self {
-            Source::Bundle(name) => (format!("{BUNDLE_PREFIX}{}", bundle_id(name)), name.clone()),
+            Source::Bundle(name) | Source::Receipt(name) => {
+                (format!("{BUNDLE_PREFIX}{}", bundle_id(name)), name.clone())
+            }
             Source::Hand(name) => (IMPORTED.to_owned(), name.clone()),
         }
     }
 
-    /// Returns the mark that names this source as the owner of a lease.
+    /// Returns the mark that names this source as the owner of the lease of an import.
     #[must_use]
     pub fn lease_mark(&self) -> String {
         match self {
-            Source::Bundle(name) => format!("{LEASE_OF_BUNDLE}{name}"),
+            Source::Bundle(name) | Source::Receipt(name) => format!("{LEASE_OF_BUNDLE}{name}"),
             Source::Hand(name) => format!("import {name}"),
         }
     }
@@ -155,6 +166,13 @@ pub fn is_source(key: &str) -> bool {
     key.starts_with(BUNDLE_PREFIX) || key == IMPORTED
 }
 
+/// Returns true if a label is the mark by hand that a receipt has set. The receipt takes it off
+/// with its own label. The mark of another file has a name without a folder.
+#[must_use]
+pub fn is_mark_of_receipt(key: &str, value: &str) -> bool {
+    key == IMPORTED && value.starts_with('/')
+}
+
 /// Returns true if another importer wants the record pinned. All importers share one label for the
 /// pin, so it is that importer's pin, too.
 #[must_use]
@@ -191,7 +209,10 @@ pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
 #[must_use]
 pub fn is_kept_by_others(labels: &Labels) -> bool {
     let is_foreign_pin = labels.contains_key(PINNED) && !labels.contains_key(OUR_PIN);
-    is_foreign_pin || labels.contains_key(IMPORTED) || is_pinned_by_others(labels)
+    let is_by_hand = labels
+        .get(IMPORTED)
+        .is_some_and(|value| !is_mark_of_receipt(IMPORTED, value));
+    is_foreign_pin || is_by_hand || is_pinned_by_others(labels)
 }
 
 /// Returns the changes to a record with `labels` after which `source` vouches for it and it is
@@ -204,6 +225,12 @@ pub fn is_kept_by_others(labels: &Labels) -> bool {
 pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
     let (key, value) = source.label();
     let mut wanted = vec![(key, value)];
+    if let Source::Receipt(path) = source
+        && !labels.contains_key(IMPORTED)
+    {
+        // A record has one mark. Any keeps the pin.
+        wanted.push((IMPORTED.to_owned(), path.clone()));
+    }
     if !labels.contains_key(PINNED) || labels.contains_key(OUR_PIN) {
         wanted.push((PINNED.to_owned(), PINNED_VALUE.to_owned()));
         wanted.push((OUR_PIN.to_owned(), "true".to_owned()));
@@ -214,6 +241,21 @@ pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
         .map(|(key, value)| (key, Some(value)));
     let expiry = labels.contains_key(EXPIRES).then(|| (EXPIRES.to_owned(), None));
     set.chain(expiry).collect()
+}
+
+/// Adds the label of the keys that have signed a record's bundle to changes. Without such keys, a
+/// record that keeps its target keeps the label, and a record that moves loses it.
+pub(crate) fn sign(changes: &mut LabelChanges, there: &Labels, signer: Option<&str>, moves: bool) {
+    let fits = |signer: &&str| SIGNER.len() + signer.len() <= LONGEST;
+    match signer.filter(fits) {
+        Some(signer) if there.get(SIGNER).map(String::as_str) != Some(signer) => {
+            changes.insert(SIGNER.to_owned(), Some(signer.to_owned()));
+        }
+        None if moves && there.contains_key(SIGNER) => {
+            changes.insert(SIGNER.to_owned(), None);
+        }
+        Some(_) | None => {}
+    }
 }
 
 /// Logs if changes to a record's labels have removed an expiry.
@@ -235,6 +277,9 @@ pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChange
     let sources = labels.iter().filter(|(key, _)| is_source(key));
     let (gone, left): (Vec<_>, Vec<_>) = sources.partition(|(key, value)| gone(key, value));
     let mut changes: LabelChanges = gone.into_iter().map(|(key, _)| (key.clone(), None)).collect();
+    if left.is_empty() && labels.contains_key(SIGNER) {
+        changes.insert(SIGNER.to_owned(), None);
+    }
     if left.is_empty() && labels.contains_key(OUR_PIN) {
         changes.insert(OUR_PIN.to_owned(), None);
         if !is_pinned_by_others(labels) {
@@ -266,6 +311,33 @@ mod tests {
         assert!(key.len() + value.len() < 4096);
         assert_eq!(bundle_id("a.tar"), bundle_id("a.tar"));
         assert_ne!(bundle_id("a.tar"), bundle_id("b.tar"));
+    }
+
+    #[test]
+    fn the_signer_of_a_record_is_that_of_its_present_image() {
+        let signed = labels(&[(SIGNER, "release (1)")]);
+        let long = "x".repeat(LONGEST);
+        type Row<'a> = (&'a Labels, Option<&'a str>, bool, &'a [(&'a str, bool)]);
+        let table: [Row<'_>; 7] = [
+            (&Labels::new(), None, true, &[]),
+            (&Labels::new(), Some("release (1)"), false, &[(SIGNER, true)]),
+            (&Labels::new(), Some(&long), false, &[]),
+            (&signed, Some("release (1)"), true, &[]),
+            (&signed, Some("other (2)"), false, &[(SIGNER, true)]),
+            (&signed, None, false, &[]),
+            (&signed, None, true, &[(SIGNER, false)]),
+        ];
+        for (there, signer, moves, expected) in table {
+            let mut changes = LabelChanges::new();
+            sign(&mut changes, there, signer, moves);
+            assert_eq!(keys(&changes), expected, "{there:?} {signer:?} {moves}");
+        }
+        let there = labels(&[(SIGNER, "release (1)"), (IMPORTED, "a.tar")]);
+        assert_eq!(
+            keys(&disown(&there, |_, _| true)),
+            [(IMPORTED, false), (SIGNER, false)]
+        );
+        assert_eq!(keys(&disown(&there, |_, _| false)), []);
     }
 
     #[test]
@@ -317,6 +389,37 @@ mod tests {
             ("other", "x"),
         ]);
         assert!(vouch(&there, &Source::Hand("a.tar".into())).is_empty());
+    }
+
+    #[test]
+    fn a_receipt_vouches_with_a_mark_that_the_version_before_keeps_and_takes_both_off() {
+        let source = Source::Receipt("/state/receipts/a.tar".into());
+        let label = source.label().0;
+        let mut there = Labels::new();
+        for (key, value) in vouch(&there, &source) {
+            there.insert(key, value.unwrap());
+        }
+        assert_eq!(there[IMPORTED], "/state/receipts/a.tar");
+        assert_eq!(there[&label], "/state/receipts/a.tar");
+        assert!(vouch(&there, &source).is_empty());
+        assert!(!is_kept_by_others(&there));
+        assert_eq!(source.lease_mark(), "bundle /state/receipts/a.tar");
+        // 0.1.0 takes off the labels of bundles only, and then the mark by hand keeps the pin.
+        let by_0_1_0 = disown(&there, |key, _| key.starts_with(BUNDLE_PREFIX));
+        assert_eq!(keys(&by_0_1_0), [(label.as_str(), false)]);
+        let gone = |key: &str, value: &str| key == label || is_mark_of_receipt(key, value);
+        let mut wanted = [
+            (label.as_str(), false),
+            (IMPORTED, false),
+            (OUR_PIN, false),
+            (PINNED, false),
+        ];
+        wanted.sort_unstable();
+        assert_eq!(keys(&disown(&there, gone)), wanted);
+
+        let by_hand = labels(&[(IMPORTED, "b.tar"), (PINNED, "pinned"), (OUR_PIN, "true")]);
+        assert_eq!(keys(&vouch(&by_hand, &source)), [(label.as_str(), true)]);
+        assert!(is_kept_by_others(&by_hand));
     }
 
     #[test]

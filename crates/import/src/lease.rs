@@ -5,18 +5,65 @@
 //! first takes over the old lease's resources, and only then is the old lease deleted. The
 //! resources are never unprotected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use containerd::{Client, Created, Error, Lease as LeaseInfo};
+use basics::digest;
+use containerd::{Client, Created, Error, Lease as LeaseInfo, Resource};
 use jiff::{SignedDuration, Timestamp};
+use oci_spec::image::Digest;
 
-use crate::labels::LEASE_MARK;
+use crate::labels::{LEASE_MARK, LEASE_OF_RECEIPT, bundle_id};
 
 /// Life of a lease. It is longer than the slowest import, and short enough that no lease leaks for
 /// ever.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 /// Prefix of airgapd's leases.
 pub const PREFIX: &str = "airgapd-";
+/// Prefix of the leases of receipts.
+pub const RECEIPT_PREFIX: &str = "airgapd-receipt-";
+
+/// Returns the id of the lasting lease of a receipt, from the receipt's path and content digest. A
+/// receipt with other content has another lease, so no blob of the former one stays. Leases of
+/// bundles have other ids, which go on with hexadecimal digits.
+#[must_use]
+pub fn of_receipt(path: &str, content: &Digest) -> String {
+    let content = digest::short(content.as_ref().as_bytes());
+    format!("{}{content}", of_receipts_at(path))
+}
+
+/// Returns the start of the ids of the leases of all receipts that have had this path.
+#[must_use]
+pub fn of_receipts_at(path: &str) -> String {
+    format!("{RECEIPT_PREFIX}{}-", bundle_id(path))
+}
+
+/// Puts blobs under the lasting lease of a receipt, and makes the lease if it does not exist. The
+/// blobs outlive the records that need them, so that a removed record comes back without a byte.
+///
+/// Safe to cancel and to repeat: the id is fixed, and a blob is added once.
+///
+/// # Errors
+///
+/// Returns the client's error, unchanged.
+pub async fn hold_for_receipt(
+    client: &Client,
+    (path, content): (&str, &Digest),
+    blobs: impl IntoIterator<Item = Digest>,
+) -> Result<(), Error> {
+    let id = of_receipt(path, content);
+    let mark = BTreeMap::from([(LEASE_MARK.to_owned(), format!("{LEASE_OF_RECEIPT}{path}"))]);
+    let held: HashSet<Resource> = match client.create_lasting_lease(&id, &mark).await? {
+        Created::New => HashSet::new(),
+        Created::Existed => client.lease_resources(&id).await?.into_iter().collect(),
+    };
+    for digest in blobs {
+        let blob = Resource::Blob(digest);
+        if !held.contains(&blob) {
+            client.add_to_lease(&id, &blob).await?;
+        }
+    }
+    Ok(())
+}
 
 /// A lease in containerd.
 #[derive(Clone, Debug)]
@@ -106,7 +153,7 @@ impl Lease {
 /// # Errors
 ///
 /// Returns the client's error, unchanged, after a second attempt.
-pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Error> {
+pub async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Error> {
     let give_back = async || {
         for lease in of_bundle(client, &base_of(bundle_id)).await? {
             client.delete_lease(&lease.id, false).await?;
@@ -120,7 +167,9 @@ pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Er
     }
 }
 
-fn base_of(bundle_id: &str) -> String {
+/// Returns the id of a bundle's first lease. Ids of later leases begin with it.
+#[must_use]
+pub fn base_of(bundle_id: &str) -> String {
     format!("{PREFIX}{bundle_id}")
 }
 

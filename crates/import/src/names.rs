@@ -65,6 +65,18 @@ pub struct Naming {
     /// Patterns of the names that a bundle may use, as normalised references. An empty list allows
     /// every name.
     pub allowed: Vec<Pattern>,
+    /// The scopes of the keys that have signed the bundle. A record's name outside of all of them
+    /// refuses its image. `None` if nothing asks for signatures.
+    pub scopes: Option<Vec<Scope>>,
+}
+
+/// The names that bundles with a valid signature of a key may use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scope {
+    /// The key, fit to print.
+    pub key: String,
+    /// Patterns of normalised references. An empty list allows no name.
+    pub names: Vec<Pattern>,
 }
 
 /// The names of one image, and the problems with its other names.
@@ -109,6 +121,24 @@ impl Naming {
         self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(&text))
     }
 
+    /// Returns why the keys that have signed the bundle may not give this name to a record. Returns
+    /// `None` if a key may, or if nothing asks for signatures.
+    pub(crate) fn out_of_scope(&self, name: &str) -> Option<String> {
+        let scopes = self.scopes.as_ref()?;
+        let mut patterns = scopes.iter().flat_map(|scope| &scope.names);
+        if patterns.any(|pattern| pattern.matches(name)) {
+            return None;
+        }
+        let keys: Vec<&str> = scopes.iter().map(|scope| scope.key.as_str()).collect();
+        let who = match keys[..] {
+            [key] => format!("key {key} may not"),
+            _ => format!("none of the keys [{}] may", keys.join(", ")),
+        };
+        Some(format!(
+            "{who} give the name {name}: if it should, add a pattern for the name to the `.allow` file of the key"
+        ))
+    }
+
     /// Returns the `name@digest` references of a manifest below the index with these `names`.
     #[must_use]
     pub fn manifest_references(&self, names: &[Reference], manifest: &Digest) -> Vec<Reference> {
@@ -142,11 +172,12 @@ impl Naming {
                 quoted(&text)
             ));
         }
-        Ok(reference
-            .by_tag()
-            .into_iter()
-            .chain(reference.only_digest())
-            .collect())
+        let parts = [reference.by_tag(), reference.only_digest()];
+        let mut references: Vec<Reference> = parts.into_iter().flatten().collect();
+        if references.len() > 1 {
+            references.push(reference);
+        }
+        Ok(references)
     }
 
     /// Takes the names that a bundle may use. Names that follow from an allowed name (its digest,
@@ -240,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn tag_and_digest_give_both_names() {
+    fn tag_and_digest_give_three_names() {
         let raw = RawName::RefName(format!("x:1@{TARGET}"));
         let naming = Naming {
             digest_references: DigestReferences::None,
@@ -250,7 +281,8 @@ mod tests {
             names(&naming, raw),
             [
                 "docker.io/library/x:1".to_owned(),
-                format!("docker.io/library/x@{TARGET}")
+                format!("docker.io/library/x@{TARGET}"),
+                format!("docker.io/library/x:1@{TARGET}"),
             ]
         );
     }
@@ -459,5 +491,57 @@ mod tests {
             ..Naming::default()
         };
         assert_eq!(all.manifest_references(&base, &target()).len(), 1);
+    }
+
+    #[test]
+    fn a_name_needs_a_pattern_of_one_key_among_those_that_signed() {
+        let scope = |key: &str, names: &[&str]| Scope {
+            key: key.to_owned(),
+            names: names.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        let release = || scope("release (0a1b)", &["r.test/shop/*", "r.test/pause:3.?"]);
+        let table = [
+            (None, "elsewhere.test/a:1", None),
+            (
+                Some(vec![]),
+                "r.test/shop/a:1",
+                Some("none of the keys [] may give"),
+            ),
+            (Some(vec![release()]), "r.test/shop/a:1", None),
+            (Some(vec![release()]), "r.test/shop/a/b@sha256:ab", None),
+            (Some(vec![release()]), "r.test/pause:3.9", None),
+            (
+                Some(vec![release()]),
+                "r.test/pause@sha256:ab",
+                Some("key release (0a1b) may not give the name r.test/pause@sha256:ab: "),
+            ),
+            (
+                Some(vec![release(), scope("lab (ff)", &[])]),
+                "evil.test/r.test/shop/a:1",
+                Some(
+                    "none of the keys [release (0a1b), lab (ff)] may give the name evil.test/r.test/shop/a:1: ",
+                ),
+            ),
+            (
+                Some(vec![scope("lab (ff)", &[]), release()]),
+                "r.test/shop/a:1",
+                None,
+            ),
+            (Some(vec![scope("all (1)", &["*"])]), "any.test/thing:1", None),
+        ];
+        for (scopes, name, expected) in table {
+            let naming = Naming {
+                scopes: scopes.clone(),
+                ..Naming::default()
+            };
+            let reason = naming.out_of_scope(name);
+            match expected {
+                None => assert_eq!(reason, None, "{scopes:?} {name}"),
+                Some(part) => assert!(
+                    reason.as_ref().is_some_and(|reason| reason.contains(part)),
+                    "{scopes:?} {name}: {reason:?}"
+                ),
+            }
+        }
     }
 }

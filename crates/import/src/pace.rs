@@ -56,6 +56,14 @@ impl Pace {
         Some(format!("at most {} a second (rateLimit)", in_words(rate)))
     }
 
+    /// Waits until it is the bytes' turn. Safe to cancel: the bytes count as let through.
+    pub async fn turn(&self, bytes: u64) {
+        let wait = self.state().book(bytes, Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Waits until it is the bytes' turn. Returns `false` at once if the bytes are no longer
     /// wanted.
     fn let_through(&self, bytes: u64, unwanted: &Receiver<Infallible>) -> bool {

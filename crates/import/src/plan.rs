@@ -19,6 +19,7 @@ use containerd::BlobInfo;
 use oci_spec::image::{Descriptor, Digest};
 
 pub use self::gc::missing_gc_labels;
+pub(crate) use self::gc::references;
 pub use self::intent::{Intent, MOST_RECORDS, OnConflict, UnpackWhen};
 pub use self::record::plan_record;
 use self::sources::Sources;

@@ -44,7 +44,8 @@ pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     let gone = |key: &str, value: &str| match what {
         Release::All => true,
         Release::Bundles(names) => {
-            key.starts_with(labels::BUNDLE_PREFIX) && names.iter().any(|name| name == value)
+            let is_of_file = key.starts_with(labels::BUNDLE_PREFIX) || labels::is_mark_of_receipt(key, value);
+            is_of_file && names.iter().any(|name| name == value)
         }
         Release::Names(names) => all_of_it || names.iter().any(|name| name == value),
     };

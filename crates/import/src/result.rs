@@ -54,6 +54,8 @@ impl Cause {
     pub fn of(error: &bundle::Error) -> Cause {
         match error.fault {
             bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed => Cause::File,
+            // The bundle is sound, and its file can be imported.
+            bundle::Fault::Piped(_) => Cause::Other,
             _ => Cause::Bundle,
         }
     }
@@ -222,6 +224,19 @@ impl Outcome {
 }
 
 impl BundleResult {
+    /// Gives images that lack one of these blobs the reason of that blob.
+    #[must_use]
+    pub fn with_reasons(mut self, left_out: &HashMap<Digest, String>) -> BundleResult {
+        for reason in self.images.iter_mut().filter_map(|image| image.reason.as_mut()) {
+            let mut reasons = left_out.iter();
+            if let Some((_, why)) = reasons.find(|(digest, _)| reason.contains(digest.as_ref())) {
+                self.error = self.error.map(|error| error.replace(&*reason, why));
+                reason.clone_from(why);
+            }
+        }
+        self
+    }
+
     /// Returns the result of a file that is no readable bundle.
     #[must_use]
     pub fn unreadable(path: &Path, error: &bundle::Error, took: Duration) -> BundleResult {
@@ -273,6 +288,23 @@ impl BundleResult {
         }
     }
 
+    /// Returns the same result, where blobs that were sent before the plan count as sent. `sent`
+    /// has the number of bytes for each.
+    #[must_use]
+    pub fn with_sent(mut self, selection: &Selection, sent: &HashMap<Digest, u64>) -> BundleResult {
+        let blobs = selection.taken().flat_map(|taken| &taken.closure.blobs);
+        let needed: HashMap<&Digest, u64> = blobs.map(|blob| (&blob.digest, blob.size)).collect();
+        for (digest, bytes) in sent {
+            if let Some(size) = needed.get(digest) {
+                self.blobs.present = self.blobs.present.saturating_sub(1);
+                self.blobs.present_bytes = self.blobs.present_bytes.saturating_sub(*size);
+                self.blobs.sent += 1;
+                self.blobs.sent_bytes += bytes;
+            }
+        }
+        self
+    }
+
     /// Returns the same result with the forecast for containerd's disk.
     #[must_use]
     pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleResult {
@@ -304,6 +336,12 @@ impl BundleResult {
     #[must_use]
     pub fn landed(&self) -> bool {
         self.images.iter().any(|image| image.outcome.is_in_place())
+    }
+
+    /// Returns the names and targets of the records that are in place.
+    pub fn landed_records(&self) -> impl Iterator<Item = (String, Digest)> {
+        let landed = self.images.iter().filter(|image| image.outcome.is_in_place());
+        landed.map(|image| (image.name.clone(), image.target.clone()))
     }
 
     /// Returns the result of a plan that was carried out.
@@ -417,8 +455,7 @@ pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &s
             Verdict::Skip(skip) => {
                 results.push(without_record(choice, ImageOutcome::Skipped, &skip.to_string()));
             }
-            Verdict::Forbidden => {
-                let reason = "allowedNames allows none of its names";
+            Verdict::Forbidden(reason) => {
                 results.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {

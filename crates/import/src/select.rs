@@ -65,7 +65,7 @@ impl Selection {
     pub fn taken(&self) -> impl Iterator<Item = &Taken> {
         self.choices.iter().filter_map(|choice| match &choice.verdict {
             Verdict::Take(taken) => Some(taken),
-            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => None,
+            Verdict::Skip(_) | Verdict::Forbidden(_) | Verdict::Broken(_) => None,
         })
     }
 
@@ -117,8 +117,9 @@ pub enum Verdict {
     Take(Taken),
     /// The image is sound, but gets no record.
     Skip(Skip),
-    /// The image is sound, but bundles may not use any of its names. The notes have the reasons.
-    Forbidden,
+    /// The image is sound, but the bundle may not use its names. The text is the reason, and the
+    /// notes name each name that `allowedNames` lacks.
+    Forbidden(String),
     /// The image cannot run as it is in the bundle. Each problem names the platform and the blob.
     Broken(Vec<Problem>),
 }

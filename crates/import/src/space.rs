@@ -404,7 +404,7 @@ pub(crate) fn stored_bytes(store: &Path, digest: &Digest) -> io::Result<u64> {
 }
 
 /// Returns the path of a blob in a content store.
-fn blob_file(store: &Path, digest: &Digest) -> PathBuf {
+pub(crate) fn blob_file(store: &Path, digest: &Digest) -> PathBuf {
     let algorithm = digest.algorithm().to_string();
     store.join("blobs").join(algorithm).join(digest.digest())
 }

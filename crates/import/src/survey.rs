@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use oci_spec::image::Digest;
 
 use crate::labels;
+use crate::lease;
 use crate::select::Taken;
 use crate::space::stored_bytes;
 
@@ -36,6 +37,8 @@ pub struct Survey {
     pub lost: Vec<BlobInfo>,
     /// The names of committed snapshots, if the caller asked for them.
     pub snapshots: HashSet<String>,
+    /// The ids of the leases of receipts. `None` if the caller did not ask for them.
+    pub receipts: Option<HashSet<String>>,
 }
 
 /// Number of image records in a namespace.
@@ -188,6 +191,17 @@ impl Survey {
         Ok(self)
     }
 
+    /// Adds the leases of receipts. Takes one `Leases.List` with a filter.
+    ///
+    /// # Errors
+    ///
+    /// Returns the client's error, unchanged.
+    pub async fn with_receipts(mut self, client: &Client) -> Result<Survey, Error> {
+        let leases = client.leases_beginning(lease::RECEIPT_PREFIX).await?;
+        self.receipts = Some(leases.into_iter().map(|lease| lease.id).collect());
+        Ok(self)
+    }
+
     /// Adds the snapshots of a snapshotter. Takes one `Snapshots.List`.
     ///
     /// # Errors
@@ -260,7 +274,7 @@ impl Survey {
         }
         if !lost.is_empty() {
             // A damaged file may still exist, and this process cannot see that.
-            forget(client, &lost, true).await?;
+            forget(client, lost.iter().map(|blob| &blob.digest), true).await?;
             self.blobs
                 .retain(|digest, _| lost.iter().all(|blob| blob.digest != *digest));
             self.lost.extend(lost);
@@ -309,12 +323,17 @@ async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
 /// Returns the client's error. Safe to cancel: a forgotten blob is missing like any deleted blob.
 pub(crate) async fn forget_lost(client: &Client, lost: &[BlobInfo], store: &Path) -> Result<(), Error> {
     let is_damaged = lost.iter().any(|blob| stored_bytes(store, &blob.digest).is_ok());
-    forget(client, lost, is_damaged).await
+    forget(client, lost.iter().map(|blob| &blob.digest), is_damaged).await
 }
 
-async fn forget(client: &Client, lost: &[BlobInfo], is_damaged: bool) -> Result<(), Error> {
-    for blob in lost {
-        client.delete_blob(&blob.digest).await?;
+/// Makes containerd forget blobs, and their files too if these are damaged.
+pub(crate) async fn forget(
+    client: &Client,
+    lost: impl Iterator<Item = &Digest>,
+    is_damaged: bool,
+) -> Result<(), Error> {
+    for digest in lost {
+        client.delete_blob(digest).await?;
     }
     if is_damaged {
         // The only way to ask for a collection is to delete a lease and wait.

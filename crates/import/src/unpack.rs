@@ -14,7 +14,9 @@
 //! good for ever.
 //!
 //! Layers of different images are unpacked at the same time (`underway`). The layers of an image
-//! follow each other, since a snapshot needs the snapshot below.
+//! follow each other, since a snapshot needs the snapshot below. If the snapshotter can add that
+//! later, the layers of an image are unpacked at the same time, too. Only their commits follow each
+//! other. A layer with a folder that only the layers below list is then unpacked after them.
 
 mod underway;
 
@@ -22,19 +24,23 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use basics::chain;
 use bundle::{Content, Limits, Manifest, Node, Part, PartState, resolve};
-use containerd::{BlobInfo, Client, LayerSpec, Snapshotter};
+use containerd::{Applied, Base, BlobInfo, Client, LayerSpec, Snapshotter};
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Matcher;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use self::underway::{Folder, Reserved, Underway};
 use crate::Survey;
 use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
+use crate::names::Reference;
 use crate::select::{Closure, chosen_for, in_words, is_layer, problems_in};
 
 /// Prefix of a config's label that keeps the snapshots of its image, followed by the snapshotter.
@@ -43,6 +49,11 @@ const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Number of attempts at an image whose snapshots are collected meanwhile.
 const ROUNDS: usize = 3;
+/// The snapshotter whose mounts have at most [`MOST_LAYERS`] layers.
+const OVERLAYFS: &str = "overlayfs";
+/// Most layers of an image that overlayfs mounts for a container (`OVL_MAX_STACK` in Linux,
+/// fs/overlayfs/params.h). containerd unpacks more, since it mounts nothing for that.
+const MOST_LAYERS: usize = 500;
 /// Id of the lease of [`unpack_ahead`]. No bundle has such an id.
 const LEASE: &str = "unpack";
 
@@ -139,6 +150,8 @@ pub struct Ahead {
     pub target: Digest,
     /// Every blob that the image needs on this node.
     pub closure: Vec<Digest>,
+    /// True if the configuration puts the image before others.
+    pub is_wanted: bool,
 }
 
 impl Unpacker {
@@ -213,6 +226,12 @@ impl Unpacker {
         else {
             return Ok(Unpacked::default());
         };
+        if self.snapshotter.name == OVERLAYFS && rootfs.layers.len() > MOST_LAYERS {
+            return Err(UnpackError::Unfit(format!(
+                "no container of it can start: it has {} layers, and overlayfs mounts at most {MOST_LAYERS}",
+                rootfs.layers.len()
+            )));
+        }
         let job = Job {
             client,
             lease,
@@ -406,13 +425,73 @@ impl Job<'_> {
             present: present as u64,
             layers: 0,
         };
-        for layer in &layers[present..] {
-            match self.layer(layer).await? {
-                true => unpacked.layers += 1,
-                false => unpacked.present += 1,
+        let mut count = |is_new| match is_new {
+            true => unpacked.layers += 1,
+            false => unpacked.present += 1,
+        };
+        match self.snapshotter.rebases {
+            true => self
+                .at_once(&layers[present..])
+                .await?
+                .into_iter()
+                .for_each(count),
+            false => {
+                for layer in &layers[present..] {
+                    count(self.layer(layer).await?);
+                }
             }
         }
         Ok(unpacked)
+    }
+
+    /// Unpacks layers at the same time, and names their snapshots in order. A failure ends the
+    /// layers above it. Returns true for each layer that was not already unpacked.
+    async fn at_once(&self, layers: &[LayerSpec]) -> Result<Vec<bool>, UnpackError> {
+        let lowest_failed = &AtomicUsize::new(usize::MAX);
+        let mut below = None;
+        let jobs = layers.iter().enumerate().map(|(at, layer)| {
+            let (named, is_named) = oneshot::channel();
+            let is_named_below = below.replace(is_named);
+            async move {
+                let ended = self.layer_at_once(at, layer, is_named_below, lowest_failed).await;
+                match &ended {
+                    // The layer above may have failed.
+                    Ok(_) => drop(named.send(())),
+                    Err(_) => drop(lowest_failed.fetch_min(at, Ordering::AcqRel)),
+                }
+                ended
+            }
+        });
+        // The first error is that of the lowest layer, which ended the others.
+        join_all(jobs).await.into_iter().collect()
+    }
+
+    /// Unpacks a layer while the layers below are unpacked. Without a receiver, those are unpacked
+    /// already.
+    async fn layer_at_once(
+        &self,
+        at: usize,
+        layer: &LayerSpec,
+        is_named_below: Option<oneshot::Receiver<()>>,
+        lowest_failed: &AtomicUsize,
+    ) -> Result<bool, UnpackError> {
+        let _turn = self.underway.turn(&layer.chain).await;
+        let Some(is_named_below) = is_named_below else {
+            return self.in_order(layer).await;
+        };
+        let is_futile = || lowest_failed.load(Ordering::Acquire) < at;
+        let applied = self.apply(layer, Base::Later, is_futile).await?;
+        if is_named_below.await.is_err() {
+            if let Attempt::Applied(applied) = applied {
+                applied.discard().await;
+            }
+            return Err(UnpackError::Stopped);
+        }
+        match applied {
+            Attempt::Present => Ok(false),
+            Attempt::Applied(applied) => self.name(layer, *applied).await,
+            Attempt::NeedsBelow => self.in_order(layer).await,
+        }
     }
 
     /// Reserves the bytes that a layer may unpack to, if room is limited.
@@ -426,17 +505,35 @@ impl Job<'_> {
         }
     }
 
-    /// Unpacks a layer. Returns false if it was already unpacked.
+    /// Unpacks a layer whose layers below are unpacked. Returns false if it was already unpacked.
     async fn layer(&self, layer: &LayerSpec) -> Result<bool, UnpackError> {
+        let _turn = self.underway.turn(&layer.chain).await;
+        self.in_order(layer).await
+    }
+
+    /// Unpacks a layer during its turn. Returns false if it was already unpacked.
+    async fn in_order(&self, layer: &LayerSpec) -> Result<bool, UnpackError> {
+        match self.apply(layer, Base::Now, || false).await? {
+            Attempt::Applied(applied) => self.name(layer, *applied).await,
+            Attempt::Present | Attempt::NeedsBelow => Ok(false),
+        }
+    }
+
+    /// Applies a layer and syncs its files, unless that became futile.
+    async fn apply(
+        &self,
+        layer: &LayerSpec,
+        base: Base,
+        is_futile: impl Fn() -> bool,
+    ) -> Result<Attempt, UnpackError> {
         let (client, underway) = (self.client, self.underway);
-        let _turn = underway.turn(&layer.chain).await;
         let place = underway.place().await;
-        if self.stop.is_cancelled() {
+        if self.stop.is_cancelled() || is_futile() {
             return Err(UnpackError::Stopped);
         }
         let name = &self.snapshotter.name;
-        let Some(prepared) = client.prepare_layer(self.lease, name, layer).await? else {
-            return Ok(false);
+        let Some(prepared) = client.prepare_layer(self.lease, name, layer, base).await? else {
+            return Ok(Attempt::Present);
         };
         let _reserved = match self.reserve(layer) {
             Ok(reserved) => reserved,
@@ -446,7 +543,9 @@ impl Job<'_> {
             }
         };
         let folder = Folder::open(prepared.folder()).await;
-        let applied = prepared.apply(folder.is_none()).await?;
+        let Some(applied) = prepared.apply(folder.is_none()).await? else {
+            return Ok(Attempt::NeedsBelow);
+        };
         drop(place);
         if let Some(folder) = folder
             && let Err(error) = underway.sync(&folder).await
@@ -454,13 +553,28 @@ impl Job<'_> {
             applied.discard().await;
             return Err(error);
         }
+        Ok(Attempt::Applied(Box::new(applied)))
+    }
+
+    /// Names the snapshot of an applied layer.
+    async fn name(&self, layer: &LayerSpec, applied: Applied) -> Result<bool, UnpackError> {
         applied.commit().await?;
-        underway.committed(&layer.chain).await;
+        self.underway.committed(&layer.chain).await;
         let told = BTreeMap::from([(UNCOMPRESSED.to_owned(), layer.diff_id.to_string())]);
-        client.set_blob_labels(layer.blob.digest(), &told).await?;
+        self.client.set_blob_labels(layer.blob.digest(), &told).await?;
         tracing::debug!(layer = %layer.blob.digest(), "unpacked");
         Ok(true)
     }
+}
+
+/// The result of applying a layer.
+enum Attempt {
+    /// The layer was already unpacked.
+    Present,
+    /// The layer's snapshot needs its name.
+    Applied(Box<Applied>),
+    /// The layer can be applied only after the layers below.
+    NeedsBelow,
 }
 
 /// Returns the number of bytes that a layer may unpack to. Text and programs come to three times
@@ -481,8 +595,12 @@ pub trait AheadObserver: Send + Sync {
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>);
 }
 
-/// Unpacks the images that are in containerd and not yet unpacked. They start in the given order,
-/// one more at a time than there are cores.
+/// An image to unpack, its target, and the sizes of its blobs in bytes.
+type Due<'a> = (&'a Ahead, Descriptor, HashMap<Digest, u64>);
+
+/// Unpacks the images that are in containerd and not yet unpacked. Wanted images start first, then
+/// those of repositories that have containers on this node. Otherwise they start in the given
+/// order, one more at a time than there are cores.
 ///
 /// One list each of records, blobs and snapshots shows the work to do. If there is none, the call
 /// takes no lease and writes nothing. A bad image does not stop the others.
@@ -495,7 +613,7 @@ pub trait AheadObserver: Send + Sync {
 /// # Cancel safety
 ///
 /// May be dropped at any await. Each image keeps its unpacked layers. Unfinished layers are under a
-/// lease, which the next call finds again, or which expires.
+/// lease, which the next call finds again, or which expires. The next call removes them first.
 pub async fn unpack_ahead(
     client: &Client,
     unpacker: &Unpacker,
@@ -510,7 +628,7 @@ pub async fn unpack_ahead(
     let names = images.iter().map(|image| image.name.as_str()).collect();
     let survey = Survey::of(client, &names, &digests).await?;
     let snapshots = client.snapshots(unpacker.snapshotter()).await?;
-    let due: Vec<(&Ahead, Descriptor, HashMap<Digest, u64>)> = images
+    let mut due: Vec<Due<'_>> = images
         .iter()
         .filter_map(|image| {
             is_due(image, unpacker, &survey, &snapshots).map(|(target, blobs)| (image, target, blobs))
@@ -520,13 +638,50 @@ pub async fn unpack_ahead(
     if due.is_empty() {
         return Ok(());
     }
+    let repositories = client.containers().await?;
+    let repositories: HashSet<_> = repositories
+        .iter()
+        .filter_map(|container| repository(&container.image))
+        .collect();
+    let ran_here = |image: &Ahead| repository(&image.name).is_some_and(|it| repositories.contains(&it));
+    due.sort_by_cached_key(|(image, ..)| (!image.is_wanted, !image.is_wanted && !ran_here(image)));
     let lease = Lease::acquire(client, LEASE, "unpacking").await?;
-    let id = lease.id();
+    // Those of a process that died take room, and have no use.
+    client.remove_unfinished_snapshots(lease.id()).await?;
+    let ended = carry_out(client, unpacker, lease.id(), due, stop, observer).await;
+    // A full disk hurts every program on the node. Otherwise the lease keeps the unpacked layers
+    // for the next call.
+    match &ended {
+        Ok(()) => lease::give_back(client, LEASE).await?,
+        Err(UnpackError::Containerd(error)) if error.recovery() == containerd::Recovery::Space => {
+            if let Err(error) = lease::give_back(client, LEASE).await {
+                tracing::debug!(%error, "cannot delete the lease, which will expire");
+            }
+        }
+        Err(_) => {
+            if let Err(error) = client.remove_unfinished_snapshots(lease.id()).await {
+                tracing::debug!(%error, "unfinished snapshots are left behind");
+            }
+        }
+    }
+    ended
+}
+
+/// Unpacks the images of [`unpack_ahead`] under its lease. An error drops the other images, whose
+/// snapshots without names stay.
+async fn carry_out(
+    client: &Client,
+    unpacker: &Unpacker,
+    lease: &str,
+    due: Vec<Due<'_>>,
+    stop: &CancellationToken,
+    observer: &dyn AheadObserver,
+) -> Result<(), UnpackError> {
     let mut jobs = Vec::new();
     for (image, target, blobs) in due {
         jobs.push(async move {
             let room = Room::Ahead { besides: 0 };
-            let unpacked = unpacker.unpack(client, id, &target, blobs, room, stop).await;
+            let unpacked = unpacker.unpack(client, lease, &target, blobs, room, stop).await;
             (image, unpacked)
         });
     }
@@ -540,8 +695,13 @@ pub async fn unpack_ahead(
             Err(error) => return Err(error),
         }
     }
-    lease::give_back(client, LEASE).await?;
     Ok(())
+}
+
+/// Returns the repository of a record's name, if the name is a reference.
+fn repository(name: &str) -> Option<String> {
+    let reference: Reference = name.parse().ok()?;
+    Some(reference.repository().to_owned())
 }
 
 /// Returns the target of an image that is whole in containerd and not unpacked, with the sizes of

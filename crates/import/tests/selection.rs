@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use airgapd_import::names::DigestReferences;
+use airgapd_import::names::{Alias, DigestReferences, Scope};
 use airgapd_import::select::{ChildKind, Choice, NamedTarget, Skip, Taken, hidden_image, in_words};
 use airgapd_import::{Naming, Policy, Verdict, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
@@ -900,4 +900,132 @@ fn a_record_keeps_annotations_where_they_are_few() {
         let is_shared = |record: &NamedTarget| std::sync::Arc::ptr_eq(&record.target, first);
         assert!(records.iter().all(is_shared), "one descriptor for all names");
     }
+}
+
+#[test]
+fn a_final_name_out_of_scope_refuses_its_image_and_the_others_land() {
+    let archive = Layout::new()
+        .image(Image::new("r.test/shop/a:1").platform("linux/amd64").layer(b"a"))
+        .image(Image::new("r.test/shop/b:1").platform("linux/amd64").layer(b"b"))
+        .build();
+    let alias = |from: &str, to: &str| Alias {
+        from: from.to_owned(),
+        to: to.to_owned(),
+    };
+    let catalog = open(&archive).catalog().clone();
+    let digest_of_b = catalog.images[1].root.descriptor.digest().to_string();
+    let by_digest = |digest_references| Naming {
+        digest_references,
+        ..Naming::default()
+    };
+    let plain = || by_digest(DigestReferences::None);
+    // Each row: the naming rules, the patterns of the key, and the name that refuses `b` if any.
+    let table = [
+        (plain(), vec!["r.test/shop/*"], None),
+        (plain(), vec!["r.test/shop/a:1", "r.test/shop/b:1"], None),
+        (
+            plain(),
+            vec!["r.test/shop/a:*"],
+            Some("r.test/shop/b:1".to_owned()),
+        ),
+        (
+            by_digest(DigestReferences::Target),
+            vec!["r.test/shop/a*", "r.test/shop/b:*"],
+            Some(format!("r.test/shop/b@{digest_of_b}")),
+        ),
+        (
+            Naming {
+                aliases: vec![alias("r.test/shop/b", "mirror.test/b")],
+                ..plain()
+            },
+            vec!["r.test/*"],
+            Some("mirror.test/b:1".to_owned()),
+        ),
+        (
+            Naming {
+                names: [(digest_of_b.clone(), "given.test/b:2".parse().unwrap())].into(),
+                ..plain()
+            },
+            vec!["r.test/*"],
+            Some("given.test/b:2".to_owned()),
+        ),
+        (
+            Naming {
+                names: [(digest_of_b.clone(), "given.test/b:2".parse().unwrap())].into(),
+                ..plain()
+            },
+            vec!["r.test/*", "given.test/b:?"],
+            None,
+        ),
+    ];
+    for (naming, patterns, refused) in table {
+        let scope = Scope {
+            key: "release (0123456789abcdef)".to_owned(),
+            names: patterns.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        let policy = Policy {
+            naming: Naming {
+                scopes: Some(vec![scope]),
+                ..naming
+            },
+            ..node("linux/amd64")
+        };
+        let choices = select(&catalog, &policy).choices;
+        taken(&choices[0]);
+        match (&choices[1].verdict, &refused) {
+            (Verdict::Take(_), None) => {}
+            (Verdict::Forbidden(reason), Some(name)) => assert!(
+                reason.starts_with(&format!(
+                    "key release (0123456789abcdef) may not give the name {name}: "
+                )),
+                "{patterns:?}: {reason}"
+            ),
+            (other, _) => panic!("{patterns:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_plain_tag_is_held_against_the_scope_with_its_repository_and_so_are_manifests() {
+    let names_in = |raw: RawName, naming: Naming, pattern: &str| {
+        let mut catalog = product(1, 2);
+        catalog.images[0].names = vec![raw];
+        let scope = Scope {
+            key: "k".to_owned(),
+            names: vec![pattern.parse().unwrap()],
+        };
+        let policy = Policy {
+            naming: Naming {
+                scopes: Some(vec![scope]),
+                ..naming
+            },
+            ..node("linux/amd64")
+        };
+        match select(&catalog, &policy).choices.remove(0).verdict {
+            Verdict::Take(taken) => Ok(taken.records.len()),
+            Verdict::Forbidden(reason) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    let based = || Naming {
+        base_name: Some("r.test/app".to_owned()),
+        digest_references: DigestReferences::None,
+        ..Naming::default()
+    };
+    let tag = || RawName::RefName("v1".to_owned());
+    assert_eq!(names_in(tag(), based(), "r.test/app:v?"), Ok(1));
+    assert!(names_in(tag(), based(), "v1").is_err());
+    let short = || RawName::RepoTag("busybox".to_owned());
+    assert_eq!(names_in(short(), based(), "docker.io/library/busybox:*"), Ok(1));
+    assert!(names_in(short(), based(), "busybox*").is_err());
+
+    let all = || Naming {
+        digest_references: DigestReferences::All,
+        ..Naming::default()
+    };
+    let repo_tag = || RawName::RepoTag("r.test/a:1".to_owned());
+    assert_eq!(names_in(repo_tag(), all(), "r.test/a*"), Ok(4));
+    // The digest of the index, and those of both manifests below it.
+    let reason = names_in(repo_tag(), all(), "r.test/a:*").unwrap_err();
+    assert!(reason.contains("name r.test/a@sha256:"), "{reason}");
 }

@@ -298,6 +298,35 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Returns cosign, which signs files, from the package of a Debian suite: cosign 2 in trixie,
+/// cosign 3 in forky. They take other flags, so a cosign on the `PATH` does not count.
+///
+/// # Errors
+///
+/// Returns an error if the fetch fails, or if the program does not run on this machine.
+pub fn cosign(suite: &str) -> Result<PathBuf> {
+    let folder = provide(&format!("cosign-{suite}"), |folder| {
+        note(&format!("fetching cosign from Debian {suite}"));
+        Archive::open(suite)?.unpack("cosign", folder)
+    })
+    .context("cannot provide cosign")?;
+    let cosign = folder.join("usr/bin/cosign");
+    output_of(Command::new(&cosign).arg("version")).context("the unpacked cosign does not run")?;
+    Ok(cosign)
+}
+
+/// Returns igzip, which decompresses gzip faster than gzip does, from the `PATH` or from Debian.
+///
+/// # Errors
+///
+/// Returns an error if the machine has no igzip and the fetch fails.
+pub fn igzip() -> Result<PathBuf> {
+    match on_path("igzip") {
+        Some(program) => Ok(program),
+        None => private_program("igzip", &["isal"]),
+    }
+}
+
 /// Returns promtool, which checks metrics, rules and their tests, from the `PATH` or from Debian.
 ///
 /// # Errors
@@ -352,6 +381,18 @@ pub fn mkfs_ext4() -> Result<PathBuf> {
     match on_path("mkfs.ext4") {
         Some(program) => Ok(program),
         None => private_program("mkfs.ext4", &["e2fsprogs"]),
+    }
+}
+
+/// Returns the program that connects network namespaces, from the machine or from Debian.
+///
+/// # Errors
+///
+/// Returns an error if the machine has no such program and the fetch fails.
+pub fn ip() -> Result<PathBuf> {
+    match on_path("ip") {
+        Some(program) => Ok(program),
+        None => private_program("ip", &["iproute2"]),
     }
 }
 
@@ -431,8 +472,11 @@ pub fn debian_root(suite: &str, purpose: &str, packages: &str) -> Result<PathBuf
     .with_context(|| format!("cannot provide a Debian {suite}"))
 }
 
-/// Tools that make real bundles for tests, and the registry that tests fetch from.
-const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
+/// Tools that make and sign real bundles for tests, and the registry that tests fetch from.
+const TEST_TOOLS: [&str; 5] = ["skopeo", "umoci", "docker-registry", "zstd", "minisign"];
+
+/// Suites whose cosign tests sign with.
+pub const COSIGN_SUITES: [&str; 2] = ["trixie", "forky"];
 
 /// Provides all programs that builds, tests and the demonstration use, so that none of them waits
 /// later.
@@ -453,7 +497,11 @@ pub fn provide_all() -> Result<()> {
         busybox()?;
         promtool()?;
         mkfs_ext4()?;
+        ip()?;
         TEST_TOOLS.iter().try_for_each(|name| tool(name).map(drop))?;
+        COSIGN_SUITES
+            .iter()
+            .try_for_each(|suite| cosign(suite).map(drop))?;
     }
     Ok(())
 }
@@ -478,7 +526,7 @@ fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
 }
 
 fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
-    let Some(place) = ["usr/bin", "usr/sbin", "sbin"]
+    let Some(place) = ["usr/bin", "bin", "usr/sbin", "sbin"]
         .into_iter()
         .find(|place| folder.join(place).join(program).is_file())
     else {

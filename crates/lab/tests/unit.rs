@@ -16,6 +16,11 @@ use tempfile::TempDir;
 /// Promised limit of the exposure in tenths, as `--threshold=` takes it: 1.0.
 const PROMISED: u32 = 10;
 
+/// The service of the daemon, the service of a scrub, and its timer.
+const UNIT: &str = "airgapd.service";
+const SCRUB: &str = "airgapd-scrub.service";
+const TIMER: &str = "airgapd-scrub.timer";
+
 /// Limit with a port for metrics. The service then uses the node's network.
 const WITH_NETWORK: u32 = 18;
 
@@ -34,11 +39,9 @@ impl System {
         let units = root.path().join("etc/systemd/system");
         let own = units.join("airgapd.service.d");
         fs::create_dir_all(&own).unwrap();
-        fs::copy(
-            workspace().join("systemd/airgapd.service"),
-            units.join("airgapd.service"),
-        )
-        .unwrap();
+        for unit in [UNIT, SCRUB, TIMER] {
+            fs::copy(workspace().join("systemd").join(unit), units.join(unit)).unwrap();
+        }
         for drop_in in drop_ins {
             fs::copy(drop_in, own.join(drop_in.file_name().unwrap())).unwrap();
         }
@@ -48,6 +51,9 @@ impl System {
             "shutdown.target",
             "local-fs.target",
             "multi-user.target",
+            "timers.target",
+            "time-sync.target",
+            "time-set.target",
             "system.slice",
             "-.slice",
         ] {
@@ -62,31 +68,39 @@ impl System {
         Some(System { root, analyze })
     }
 
-    fn analyze(&self, arguments: &[&str]) -> Output {
+    fn analyze(&self, unit: &str, arguments: &[&str]) -> Output {
         Command::new(&self.analyze)
             .args(arguments)
             .arg("--root")
             .arg(self.root.path())
-            .args(["--no-pager", "airgapd.service"])
+            .args(["--no-pager", unit])
             .output()
             .unwrap()
     }
 
-    /// Returns systemd's complaints. An unknown key is a complaint but no failure.
     fn complaints(&self) -> String {
-        let output = self.analyze(&["verify", "--man=no"]);
+        self.complaints_about(UNIT)
+    }
+
+    /// Returns systemd's complaints. An unknown key is a complaint but no failure.
+    fn complaints_about(&self, unit: &str) -> String {
+        let output = self.analyze(unit, &["verify", "--man=no"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         text
     }
 
-    /// Returns true if the exposure is at most `tenths`.
     fn is_at_most(&self, tenths: u32) -> bool {
+        self.is_unit_at_most(UNIT, tenths)
+    }
+
+    /// Returns true if the exposure is at most `tenths`.
+    fn is_unit_at_most(&self, unit: &str, tenths: u32) -> bool {
         let threshold = format!("--threshold={tenths}");
-        let output = self.analyze(&["security", "--offline=yes", &threshold]);
+        let output = self.analyze(unit, &["security", "--offline=yes", &threshold]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(
-            text.contains("Overall exposure level for airgapd.service"),
+            text.contains(&format!("Overall exposure level for {unit}")),
             "{text}"
         );
         output.status.success()
@@ -120,6 +134,16 @@ fn systemd_has_no_complaint_about_the_unit_alone_or_with_any_drop_in() {
     let all = drop_ins();
     let all: Vec<&Path> = all.iter().map(PathBuf::as_path).collect();
     assert_eq!(System::with(&all).unwrap().complaints(), "");
+}
+
+#[test]
+fn systemd_has_no_complaint_about_the_units_of_a_scrub_and_their_exposure_is_that_of_the_daemon() {
+    let Some(system) = System::with(&[]) else {
+        return;
+    };
+    assert_eq!(system.complaints_about(SCRUB), "");
+    assert_eq!(system.complaints_about(TIMER), "");
+    assert!(system.is_unit_at_most(SCRUB, PROMISED));
 }
 
 /// Shows that the test above can fail.

@@ -20,8 +20,11 @@ mod require;
 mod unpack;
 mod work;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -39,10 +42,11 @@ use crate::images::watch::Watch;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::place::Place;
+use crate::receipts;
 use crate::settings::{Reloaded, Settings};
 use crate::state::State;
 use crate::state::crash::{self, Marker};
-use crate::state::ledger::{self, LockError, Saved, Store};
+use crate::state::ledger::{self, Ledger, LockError, Saved, Store};
 use crate::status::{self, Status};
 use crate::systemd::Systemd;
 use crate::verdict::{Health, Verdict};
@@ -135,6 +139,29 @@ fn turn() -> Turn {
     Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
 }
 
+/// Undoes removals of files that a crash has interrupted.
+fn undo_removals(node: &Place, ledger: &Ledger) {
+    let entries = ledger.entries().into_iter();
+    let stood_for = entries.filter_map(|entry| entry.stands_for.as_ref());
+    let mut folders: BTreeSet<PathBuf> = node.dirs().into_iter().collect();
+    folders.extend(stood_for.filter_map(|of| {
+        let (folder, below) = node.locate(OsStr::new(&of.bundle))?;
+        folder.join(below).parent().map(Path::to_owned)
+    }));
+    for folder in folders {
+        let complain = |name: &OsStr, error| {
+            let path = folder.join(name);
+            warn!("{}: a removal cannot be undone: {error}", path.display());
+        };
+        match receipts::undo_removals(&folder, complain) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                warn!("{}: a removal cannot be undone: {error}", folder.display());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
 impl Daemon {
     fn start(settings: Settings, node: Place) -> Result<Daemon, StartError> {
         let (mut store, mut ledger, notices) = Store::open(&settings.state_dir)?;
@@ -149,14 +176,16 @@ impl Daemon {
             }
         }
         marker.clear();
-        let watch = Watch::start(&node.images_dir).map_err(StartError::Watch)?;
+        undo_removals(&node, &ledger);
+        let watch = Watch::start(&node.dirs()).map_err(StartError::Watch)?;
         let now = Instant::now();
         let asked = Asked::start(&settings);
         let home = node.is_home.then_some(node.distribution);
-        let (images_dir, boot) = (node.images_dir.clone(), ledger::boot_id());
+        let (images_dir, more_dirs) = (node.images_dir.clone(), node.later_dirs());
+        let boot = ledger::boot_id();
         Ok(Daemon {
             hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
-            state: State::new(settings, images_dir, home, ledger, boot, now),
+            state: State::new(settings, (images_dir, &more_dirs), home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
             told: None,
@@ -246,11 +275,11 @@ impl Daemon {
         }
     }
 
-    /// Lists the folder at once.
+    /// Lists the folders at once.
     fn list(&mut self) {
         self.state.relist = false;
         let listed = self.hands.list(&self.state);
-        self.take(Event::Listed(listed.map(Box::new)));
+        self.take(Event::Listed(listed));
     }
 
     /// Gives an event to the state, and carries out the actions that follow.
@@ -287,12 +316,13 @@ impl Daemon {
             Action::Save => self.hands.save(&state.ledger),
             Action::List => {
                 let listed = self.hands.list(state);
-                return vec![Event::Listed(listed.map(Box::new))];
+                return vec![Event::Listed(listed)];
             }
             Action::Watch(folders) => self.hands.watch.also(folders),
             Action::Look(files) => return self.hands.look(state, files),
             Action::Open(name, version) => return vec![self.hands.open(name, version)],
             Action::Start(start) => self.hands.start(state, start),
+            Action::Remove(name, version) => return vec![self.hands.remove(name, &version)],
             Action::Import(name, leave) => self.hands.import(state, &name, leave),
             Action::Pull(name) => self.hands.work.pull(&name),
             Action::Abort(name) => self.hands.work.abort(&name),

@@ -15,6 +15,7 @@
 //! | `withdraw` | labels and pins that leave records |
 //! | `follow` | bundles that another importer may import first (`coexistence`) |
 //! | `room` | bundles that now fit on containerd's disk |
+//! | `receipts` | files that receipts take the place of, receipts that no image needs |
 //! | `require` | checks of the required images, and reports of the result |
 //! | `unpack` | images to unpack ahead, and when |
 
@@ -32,6 +33,7 @@ pub(crate) mod link;
 pub(crate) mod listing;
 #[cfg(test)]
 mod model;
+pub(crate) mod receipts;
 pub(crate) mod record;
 pub(crate) mod reload;
 pub(crate) mod require;
@@ -44,6 +46,7 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use bundle::Identity;
 use containerd::ImageEvent;
 use import::Survey;
 use import::unpack::Ahead;
@@ -68,10 +71,11 @@ use crate::state::roster::Version;
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The folder may have changed.
+    /// The folders may have changed.
     Hinted,
-    /// The folder was listed. An error says why it cannot be listed, with the remedy.
-    Listed(Result<Box<Seen>, String>),
+    /// The images folders were listed, in their order. An error says why a folder cannot be listed,
+    /// with the remedy.
+    Listed(Vec<Result<Box<Seen>, String>>),
     /// A file that may be finished was examined.
     Looked(OsString, Version, Look),
     /// A file that is to be imported was opened.
@@ -94,6 +98,8 @@ pub(crate) enum Event {
     /// Labels and pins were removed, except from the records named here: another program changed
     /// them at that moment.
     Withdrawn(Box<Withdrawing>, Vec<String>),
+    /// A file that the daemon needs no more was removed, or has to stay for this reason.
+    Removed(OsString, Identity, Result<(), String>),
     /// Leases without a use were deleted.
     Swept,
     /// The daemon looked for signs of other importers. The duration is the time that this took.
@@ -165,9 +171,9 @@ pub(crate) enum Action {
     Say(Line),
     /// Save the ledger.
     Save,
-    /// List the folder: [`Event::Listed`].
+    /// List the folders: [`Event::Listed`].
     List,
-    /// Also watch these folders below the images folder.
+    /// Also watch these folders below the images folders.
     Watch(Vec<std::path::PathBuf>),
     /// Examine these files one by one, until an event arrives: [`Event::Looked`].
     Look(Vec<(OsString, Version)>),
@@ -175,6 +181,8 @@ pub(crate) enum Action {
     Open(OsString, Version),
     /// Start a job for the file that was opened last. The job checks and reads the file.
     Start(Start),
+    /// Remove a file that the daemon needs no more: [`Event::Removed`].
+    Remove(OsString, Version),
     /// Import the bundle that the job of this file read, except for these names. Each name has its
     /// reason.
     Import(OsString, BTreeMap<String, String>),
@@ -214,8 +222,8 @@ pub(crate) enum Errand {
     Survey { labels: Vec<String>, is_new_boot: bool },
     /// Remove labels and pins: [`Event::Withdrawn`].
     Withdraw(Box<Withdrawing>),
-    /// Delete the leases of bundles, except those whose ids begin with one of these prefixes:
-    /// [`Event::Swept`].
+    /// Delete the leases of bundles and receipts, except those whose ids begin with one of these
+    /// prefixes: [`Event::Swept`].
     Sweep(Vec<String>),
     /// Look for signs of other importers: [`Event::Sighted`].
     Sight,
@@ -315,6 +323,7 @@ impl State {
             Event::Changed(change) => self.on_change(&change, turn),
             Event::Surveyed(survey, labels) => self.on_survey(*survey, labels, turn),
             Event::Withdrawn(withdrawing, untouched) => self.on_withdrawn(*withdrawing, &untouched, turn),
+            Event::Removed(name, identity, removed) => self.on_removed(&name, &identity, removed, turn),
             Event::Swept => self.end_comparison(turn),
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
@@ -360,6 +369,7 @@ impl State {
     }
 
     fn work(&mut self, marks: Vec<(OsString, Mark)>, turn: &mut Turn) -> Option<Instant> {
+        self.tend_receipts(turn);
         self.require_if_due(turn);
         self.unpack_if_due(turn);
         for line in self.rows.sum_up(turn.now) {

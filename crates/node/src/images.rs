@@ -4,11 +4,14 @@
 pub mod folder;
 mod identity;
 mod ignored;
+pub mod keys;
 mod listing;
 pub(crate) mod mounts;
 mod open;
 mod permissions;
+pub mod proofs;
 pub mod pull_list;
+pub(crate) mod roots;
 mod settle;
 pub mod sidecar;
 pub mod trusted_digests;

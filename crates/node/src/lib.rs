@@ -6,6 +6,7 @@
 //! command line, reads no configuration file and prints nothing.
 
 pub mod act;
+pub mod admit;
 pub mod control;
 pub mod decide;
 pub mod images;
@@ -14,10 +15,13 @@ pub mod metrics;
 pub mod outcome;
 pub mod place;
 pub mod progress;
+pub mod receipts;
 pub mod report;
 pub mod required;
 pub mod runtime;
+pub mod scrub;
 pub mod settings;
+pub mod spool;
 pub mod state;
 pub mod status;
 pub mod sys;

@@ -18,7 +18,7 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::state::ledger::{ErrorClass, LastTry, Outcome};
+use crate::state::ledger::{ErrorClass, LastTry, Outcome, RefusedBy};
 use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
 use crate::verdict::Health;
 
@@ -171,15 +171,15 @@ fn standing(status: &Status) -> Registry {
     set(
         &registry,
         "airgapd_folder_up",
-        "1 if bundles can be imported from the images folder, otherwise 0",
-        u64::from(status.folder.problem.is_none()),
+        "1 if bundles can be imported from every images folder, otherwise 0",
+        u64::from(status.folders().all(|folder| folder.problem.is_none())),
     );
-    let vanished = status.folder.vanished.as_ref();
+    let vanished = status.folders().filter_map(|folder| folder.vanished.as_ref());
     set(
         &registry,
         "airgapd_vanished_bundles",
         "Bundles that vanished with their folder and keep their images pinned",
-        vanished.map_or(0, |vanished| count(vanished.bundles)),
+        vanished.map(|vanished| count(vanished.bundles)).sum(),
     );
     set(
         &registry,
@@ -198,6 +198,7 @@ fn standing(status: &Status) -> Registry {
     }
     add_images(&registry, status.image_count);
     add_bundles(&registry, &status.bundles);
+    add_receipts(&registry, &status.bundles);
     add_names(&registry, &status.bundles);
     set(
         &registry,
@@ -336,11 +337,55 @@ fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
             .with_label_values(&[class.as_str()])
             .set(i64::try_from(of_class(class)).unwrap_or(i64::MAX));
     }
+    let by_cause = gauges(
+        registry,
+        "airgapd_bundles_refused",
+        "Bundles that the rule for signatures refuses, by cause",
+        &["cause"],
+    );
+    for cause in RefusedBy::ALL {
+        let is_of = |bundle: &&BundleStatus| {
+            let error = bundle.error.as_ref().filter(|_| bundle.state == State::Failed);
+            error.is_some_and(|error| error.refused_by == Some(cause))
+        };
+        by_cause
+            .with_label_values(&[cause.as_str()])
+            .set(i64::try_from(bundles.iter().filter(is_of).count()).unwrap_or(i64::MAX));
+    }
     set(
         registry,
         "airgapd_set_aside_bundles",
         "Bundles that are left alone because the daemon crashed over each of them several times",
         count(of_class(ErrorClass::Crash)),
+    );
+}
+
+/// Adds the receipts, and the files that they stand for.
+fn add_receipts(registry: &Registry, bundles: &[BundleStatus]) {
+    let is_degraded =
+        |bundle: &&BundleStatus| matches!(bundle.state, State::Failed | State::Retrying | State::Gone);
+    let receipts: Vec<&BundleStatus> = bundles
+        .iter()
+        .filter(|bundle| bundle.receipt_of.is_some())
+        .collect();
+    let degraded = receipts.iter().copied().filter(is_degraded).count();
+    let by_state = gauges(
+        registry,
+        "airgapd_receipts",
+        "Receipts, which stand for bundles whose files may be gone",
+        &["state"],
+    );
+    for (state, number) in [("held", receipts.len() - degraded), ("degraded", degraded)] {
+        by_state
+            .with_label_values(&[state])
+            .set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+    let stood_for = receipts.iter().filter_map(|bundle| bundle.receipt_of.as_ref());
+    set(
+        registry,
+        "airgapd_receipts_bundle_bytes",
+        "Size of the files that receipts stand for",
+        stood_for.map(|of| of.size).sum(),
     );
 }
 
@@ -393,7 +438,7 @@ fn rank(state: State) -> u8 {
     match state {
         State::Failed => 0,
         State::Retrying => 1,
-        State::Stalled | State::AwaitingChecksum => 2,
+        State::Stalled | State::AwaitingChecksum | State::AwaitingSignature => 2,
         State::Settling | State::Queued | State::Importing | State::Following | State::Checking => 3,
         State::Skipped | State::Gone => 4,
         State::Done => 5,

@@ -29,7 +29,8 @@ pub enum Outcome {
     Missing,
     /// containerd does not answer.
     Unreachable,
-    /// containerd answers with more than the daemon accepts.
+    /// The rule for signatures refuses a bundle, or containerd answers with more than the daemon
+    /// accepts.
     Refused,
     /// The images folder cannot be used.
     Unusable,

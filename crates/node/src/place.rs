@@ -7,9 +7,13 @@
 
 mod evidence;
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::images::folder::{Folder, Refused};
+use crate::receipts;
 use crate::settings::Settings;
 
 pub use evidence::{Evidence, probe};
@@ -112,8 +116,13 @@ impl fmt::Display for Distribution {
 pub struct Place {
     /// The distribution whose conventions apply to everything that is not configured.
     pub distribution: Distribution,
-    /// The folder with the bundles.
+    /// The folder with the bundles, and the first one if there are several. Operators place their
+    /// bundles here.
     pub images_dir: PathBuf,
+    /// Further folders with bundles, which the daemon only reads.
+    pub more_dirs: Vec<PathBuf>,
+    /// The folder of receipts, which the daemon reads like an images folder after all others.
+    pub receipts: PathBuf,
     /// The socket of the containerd that images go to.
     pub socket: PathBuf,
     /// True if the distribution itself uses this folder and this socket. If it has an importer,
@@ -124,12 +133,118 @@ pub struct Place {
 }
 
 impl Place {
+    /// Returns all images folders in their order.
+    pub fn images_dirs(&self) -> Vec<PathBuf> {
+        let first = std::iter::once(&self.images_dir);
+        first.chain(&self.more_dirs).cloned().collect()
+    }
+
+    /// Returns the folders after the first one: the further images folders, and that of receipts.
+    pub fn later_dirs(&self) -> Vec<PathBuf> {
+        let receipts = std::iter::once(&self.receipts);
+        self.more_dirs.iter().chain(receipts).cloned().collect()
+    }
+
+    /// Returns all folders that the daemon lists, in their order. The last one has receipts.
+    pub(crate) fn dirs(&self) -> Vec<PathBuf> {
+        let first = std::iter::once(self.images_dir.clone());
+        first.chain(self.later_dirs()).collect()
+    }
+
+    /// Returns true if a file is a receipt, by its name.
+    pub fn is_receipt(&self, name: &OsStr) -> bool {
+        Path::new(name).starts_with(&self.receipts)
+    }
+
+    /// Opens a file of an images folder by its name, see [`Folder::open`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Refused`] with the reason, in words for the operator.
+    pub fn open(&self, name: &OsStr) -> Result<File, Refused> {
+        let (folder, name) = self.locate(name).ok_or(Refused::Gone)?;
+        let folder = Folder::open_dir(folder).map_err(Refused::Unreadable)?;
+        folder.open(name)
+    }
+
+    /// Returns the images folder of a bundle, and the bundle's name in that folder. Returns `None`
+    /// for a bundle of a folder that this node does not have. See [`folder_of`].
+    pub(crate) fn locate<'n>(&'n self, name: &'n OsStr) -> Option<(&'n Path, &'n OsStr)> {
+        match folder_of(name, &self.later_dirs())? {
+            0 => Some((&self.images_dir, name)),
+            at => {
+                let folder = self.more_dirs.get(at - 1).unwrap_or(&self.receipts);
+                Some((folder, Path::new(name).strip_prefix(folder).ok()?.as_os_str()))
+            }
+        }
+    }
+
+    /// Returns true if sub-folders are searched for bundles, too. Without a choice of the operator,
+    /// they are if the distribution imports this folder and searches sub-folders itself.
+    pub fn searches_sub_folders(&self, settings: &Settings) -> bool {
+        let does_the_distribution =
+            self.is_home && matches!(self.distribution, Distribution::K3s | Distribution::Rke2);
+        settings.recursive.unwrap_or(does_the_distribution)
+    }
+
     /// Returns true if the folder and the containerd are the same. A daemon that waits for
     /// containerd should check this again and again: the node's distribution may be installed
     /// later.
     pub(crate) fn is_same_place(&self, other: &Place) -> bool {
-        let place = |node: &Place| (node.distribution, node.images_dir.clone(), node.socket.clone());
+        let place = |node: &Place| (node.distribution, node.images_dirs(), node.socket.clone());
         place(self) == place(other)
+    }
+}
+
+/// Returns the number of the images folder that a bundle belongs to: 0 for the first folder, 1 for
+/// the first of `more`, and so on. Returns `None` for a bundle of another folder.
+///
+/// The name of a bundle in the first folder is its path in the folder. In every other folder it is
+/// the whole path. So two files never have the same name. A node with one folder has the names that
+/// it always had.
+pub fn folder_of(name: &OsStr, more: &[PathBuf]) -> Option<usize> {
+    let path = Path::new(name);
+    match path.is_absolute() {
+        false => Some(0),
+        true => more
+            .iter()
+            .position(|folder| path.starts_with(folder))
+            .map(|at| at + 1),
+    }
+}
+
+/// Returns the name of the bundle that an operator means. `typed` is a path, or a name in any of
+/// the images folders (`folders`, the first one first). `is_known` tells which bundles exist. A
+/// name that no bundle has stays as it is.
+///
+/// # Errors
+///
+/// Returns the names of all bundles that it may mean, if there are several.
+pub fn bundle_named(
+    typed: &str,
+    folders: &[PathBuf],
+    is_known: impl Fn(&str) -> bool,
+) -> Result<String, Vec<String>> {
+    let text = |path: PathBuf| path.into_os_string().into_string().ok();
+    if let (true, Some(first)) = (Path::new(typed).is_absolute(), folders.first()) {
+        // Slashes at the end and `.` do not count.
+        let path: PathBuf = Path::new(typed).components().collect();
+        let name = path.strip_prefix(first).map(Path::to_owned).unwrap_or(path);
+        return Ok(text(name).unwrap_or_else(|| typed.to_owned()));
+    }
+    let further = folders
+        .iter()
+        .skip(1)
+        .filter_map(|folder| text(folder.join(typed)));
+    let meant = std::iter::once(typed.to_owned()).chain(further);
+    let mut meant: Vec<String> = meant.filter(|name| is_known(name)).collect();
+    match (meant.pop(), meant.is_empty()) {
+        (None, _) => Ok(typed.to_owned()),
+        (Some(name), true) => Ok(name),
+        (Some(name), false) => {
+            meant.push(name);
+            Err(meant)
+        }
     }
 }
 
@@ -175,7 +290,11 @@ pub fn decide(evidence: &Evidence, settings: &Settings) -> Result<Place, Ambiguo
         ),
         (None, None) => (distribution.default_data_dir().to_path_buf(), None),
     };
-    let images_dir = match &settings.images_dir {
+    let (first, more_dirs) = match settings.images_dirs.split_first() {
+        Some((first, more)) => (Some(first), more.to_vec()),
+        None => (settings.images_dir.as_ref(), Vec::new()),
+    };
+    let images_dir = match first {
         Some(configured) => configured.clone(),
         None => {
             let (data_dir, reason) = data_dir();
@@ -197,6 +316,8 @@ pub fn decide(evidence: &Evidence, settings: &Settings) -> Result<Place, Ambiguo
     Ok(Place {
         distribution,
         images_dir,
+        more_dirs,
+        receipts: receipts::folder(settings),
         socket,
         is_home,
         because,
@@ -222,11 +343,15 @@ fn distribution(evidence: &Evidence, settings: &Settings) -> Result<(Distributio
         [] => Ok((Distribution::Containerd, evidence.containerd.describe())),
         [(distribution, because)] => Ok((*distribution, because.clone())),
         // The operator gives both folder and socket, so the distribution decides nothing.
-        [(distribution, because), ..] if settings.address.is_some() && settings.images_dir.is_some() => {
+        [(distribution, because), ..] if settings.address.is_some() && has_folder(settings) => {
             Ok((*distribution, because.clone()))
         }
         _ => Err(Ambiguous { found }),
     }
+}
+
+fn has_folder(settings: &Settings) -> bool {
+    settings.images_dir.is_some() || !settings.images_dirs.is_empty()
 }
 
 /// Returns the socket of an endpoint such as `/run/x.sock`, `unix:///run/x.sock` or k0s's
@@ -501,6 +626,85 @@ mod tests {
                 "{case}"
             );
         }
+    }
+
+    #[test]
+    fn several_folders_stand_in_the_place_of_the_first() {
+        let settings = Settings {
+            images_dirs: ["/in", "/usr/share/images"].map(PathBuf::from).to_vec(),
+            ..Settings::default()
+        };
+        let place = decide(&Evidence::default(), &settings).unwrap();
+        assert_eq!(place.images_dirs(), settings.images_dirs);
+        let one = Settings {
+            images_dir: Some("/in".into()),
+            ..Settings::default()
+        };
+        assert!(!place.is_same_place(&decide(&Evidence::default(), &one).unwrap()));
+        let table = [
+            ("a.tar", Some(("/in", "a.tar"))),
+            ("sub/a.tar", Some(("/in", "sub/a.tar"))),
+            ("/usr/share/images/a.tar", Some(("/usr/share/images", "a.tar"))),
+            (
+                "/usr/share/images/sub/a.tar",
+                Some(("/usr/share/images", "sub/a.tar")),
+            ),
+            ("/usr/share/images2/a.tar", None),
+            ("/in/a.tar", None),
+        ];
+        for (name, wanted) in table {
+            let wanted = wanted.map(|(folder, name)| (Path::new(folder), OsStr::new(name)));
+            assert_eq!(place.locate(OsStr::new(name)), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn sub_folders_are_searched_as_the_distribution_searches_them() {
+        use Distribution::{Containerd, K0s, K3s, Rke2};
+        let searches = |distribution, images_dir: Option<&str>, recursive| {
+            let settings = Settings {
+                distribution: Some(distribution),
+                images_dir: images_dir.map(PathBuf::from),
+                recursive,
+                ..Settings::default()
+            };
+            let place = decide(&Evidence::default(), &settings).unwrap();
+            place.searches_sub_folders(&settings)
+        };
+        for (distribution, expected) in [(K0s, false), (K3s, true), (Rke2, true), (Containerd, false)] {
+            assert_eq!(searches(distribution, None, None), expected, "{distribution}");
+            assert!(
+                !searches(distribution, Some("/srv/bundles"), None),
+                "{distribution}"
+            );
+            assert!(searches(distribution, None, Some(true)), "{distribution}");
+            assert!(!searches(distribution, None, Some(false)), "{distribution}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_meant_by_its_path_or_by_its_name_if_no_other_has_it() {
+        let folders = ["/in", "/os", "/more"].map(PathBuf::from);
+        let known = ["a.tar", "b.tar", "/os/b.tar", "/more/c.tar", "/more/sub/d.tar"];
+        let named = |typed: &str| bundle_named(typed, &folders, |name| known.contains(&name));
+        let table = [
+            ("a.tar", "a.tar"),
+            ("/in/a.tar", "a.tar"),
+            ("/in//b.tar", "b.tar"),
+            ("/os/b.tar", "/os/b.tar"),
+            ("c.tar", "/more/c.tar"),
+            ("sub/d.tar", "/more/sub/d.tar"),
+            ("/more/./c.tar", "/more/c.tar"),
+            ("/gone/e.tar", "/gone/e.tar"),
+            ("registry.test/app:1", "registry.test/app:1"),
+        ];
+        for (typed, wanted) in table {
+            assert_eq!(named(typed).as_deref(), Ok(wanted), "{typed}");
+        }
+        assert_eq!(
+            named("b.tar"),
+            Err(vec!["b.tar".to_owned(), "/os/b.tar".to_owned()])
+        );
     }
 
     #[test]

@@ -55,6 +55,8 @@ impl Doing {
 pub struct Counters {
     /// Bytes that the receiver has acknowledged.
     bytes: Arc<AtomicU64>,
+    /// Bytes that were read back from the receiver.
+    read: AtomicU64,
     /// All bytes to move, or 0 until their number is known.
     planned: AtomicU64,
     /// Images that are finished, and all images.
@@ -66,17 +68,22 @@ pub struct Counters {
     moving: OnceLock<Instant>,
 }
 
-/// The progress as bytes that were acknowledged and images. Two marks are only compared for
-/// equality.
+/// The progress as bytes that were acknowledged or read back, and images. Two marks are only
+/// compared for equality.
 pub type Mark = (u64, usize);
 
 impl Counters {
     /// Returns the current mark.
     pub fn mark(&self) -> Mark {
         (
-            self.bytes.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed) + self.read.load(Ordering::Relaxed),
             self.done.load(Ordering::Relaxed),
         )
+    }
+
+    /// Counts bytes that were read back from the receiver. They are no bytes to move.
+    pub fn note_read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Returns the progress of work that began at `started`.

@@ -15,7 +15,7 @@ use oci_spec::image::Digest;
 use serde::Serialize;
 
 use crate::decide::desired;
-use crate::state::ledger::{self, Entry, LastTry, Ledger};
+use crate::state::ledger::{self, Entry, LastTry, Ledger, SignerEntry};
 use crate::status::{BundleStatus, ImageStatus, RecordStatus, State};
 
 /// A bundle and its file.
@@ -29,6 +29,12 @@ pub struct BundleReport {
     pub outcome: Option<LastTry>,
     /// Digest of its `index.json` or `manifest.json` at the last import.
     pub catalog: Option<String>,
+    /// The keys whose signatures admitted it. Absent without any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<SignerEntry>,
+    /// The reason why no signature admits its images today. Absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unadmitted: Option<String>,
     /// Time of the earliest import of this catalog from this file name that the ledger knows.
     pub first_imported_at: Option<Timestamp>,
     /// Time of the last import, including imports that found everything in place.
@@ -110,6 +116,8 @@ pub fn bundles(
             state: bundle.state,
             outcome: bundle.outcome,
             catalog: bundle.catalog.clone(),
+            signers: bundle.signers.clone(),
+            unadmitted: bundle.unadmitted.clone(),
             first_imported_at: entry.and_then(|entry| entry.first_imported()),
             imported_at: bundle.imported_at,
             images: bundle.images,

@@ -242,6 +242,8 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Containerd) -> String {
         allowed_names,
         checksums,
         trusted_digests,
+        signatures,
+        trusted_keys,
         on_conflict,
         namespace,
         limits,
@@ -260,5 +262,10 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Containerd) -> String {
         namespace,
         (allowed_names, checksums, trusted_digests, limits),
     );
-    basics::digest::short(format!("{decisive:?}").as_bytes())
+    let mut text = format!("{decisive:?}");
+    if let Some(policy) = signatures {
+        // Without signatures the digest is that of versions that know none.
+        text += &format!("{:?}", (policy, trusted_keys));
+    }
+    basics::digest::short(text.as_bytes())
 }

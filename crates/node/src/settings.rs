@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use admission::Policy as Signatures;
 use import::names::{Alias, DigestReferences};
 use import::plan::OnConflict;
 use import::space::MinFree;
@@ -25,8 +26,14 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// The images folder. `None` is the distribution's folder below the data folder.
     pub images_dir: Option<PathBuf>,
-    /// True if sub-folders of the images folder are searched for bundles, too.
-    pub recursive: bool,
+    /// All images folders, if there is more than one: absolute, different and not nested, at most
+    /// [`MOST_IMAGES_DIRS`]. The first stands in the place of `images_dir`. Without any folder,
+    /// `images_dir` counts.
+    pub images_dirs: Vec<PathBuf>,
+    /// True if sub-folders of the images folders are searched for bundles, too. `None`: as the
+    /// distribution's own importer does
+    /// ([`Place::searches_sub_folders`](crate::place::Place::searches_sub_folders)).
+    pub recursive: Option<bool>,
     /// The folder of `state.json` and the files beside it.
     pub state_dir: PathBuf,
     /// The folder of the control socket, and of the metrics file by default.
@@ -56,6 +63,8 @@ pub struct Settings {
     pub unpin_grace: Duration,
     /// The treatment of an image when the last bundle that vouches for it is gone.
     pub on_removal: OnRemoval,
+    /// The treatment of a bundle's file when all its images are in place.
+    pub after_import: AfterImport,
     /// The treatment of a name that another image has already.
     pub on_conflict: OnConflict,
     /// The behaviour beside another importer of the same folder.
@@ -80,6 +89,10 @@ pub struct Settings {
     pub checksums: Checksums,
     /// Folder of files with the catalog digests of bundles that may be imported. `None` allows all.
     pub trusted_digests: Option<PathBuf>,
+    /// The rule for checking signatures. `None`: signatures and keys are not even opened.
+    pub signatures: Option<Signatures>,
+    /// Folder of the keys that sign bundles. The revoked digests are in `revoked.d` beside it.
+    pub trusted_keys: PathBuf,
     /// True if CRI pulls the images that `.txt` files in the folder list.
     pub pull_lists: bool,
     /// True if bundles are imported from a folder that every user can write.
@@ -102,7 +115,8 @@ impl Default for Settings {
             distribution: None,
             data_dir: None,
             images_dir: None,
-            recursive: false,
+            images_dirs: Vec::new(),
+            recursive: None,
             state_dir: PathBuf::from("/var/lib/airgapd"),
             runtime_dir: PathBuf::from("/run/airgapd"),
             metrics_file: None,
@@ -117,6 +131,7 @@ impl Default for Settings {
             rate_limit: None,
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
+            after_import: AfterImport::Keep,
             on_conflict: OnConflict::Replace,
             coexistence: Coexistence::Auto,
             aliases: Vec::new(),
@@ -132,6 +147,8 @@ impl Default for Settings {
             unpack: Unpack::None,
             checksums: Checksums::IfPresent,
             trusted_digests: None,
+            signatures: None,
+            trusted_keys: PathBuf::from("/etc/airgapd/keys.d"),
             pull_lists: false,
             allow_insecure_dir: false,
             require: Sources {
@@ -150,6 +167,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// Most images folders. Each of them is opened and listed in every round of the daemon.
+pub const MOST_IMAGES_DIRS: usize = 16;
 
 /// The images without which a node can run nothing else: the sandbox, the network, name resolution.
 const PRIORITY: [&str; 8] = [
@@ -172,6 +192,7 @@ impl Settings {
             base_name: self.base_name.clone(),
             digest_references: self.digest_references,
             allowed: self.allowed_names.clone(),
+            scopes: None,
         }
     }
 }
@@ -198,6 +219,15 @@ pub enum OnRemoval {
     /// The record goes, too, unless another program has a label on it or a container was made from
     /// it.
     Delete,
+}
+
+/// The treatment of a bundle's file when all its images are in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterImport {
+    /// The file stays.
+    Keep,
+    /// A receipt takes the place of the file ([`crate::receipts`]).
+    Receipt,
 }
 
 /// The rule for checking a bundle against the `<bundle>.sha256` beside it.

@@ -1,5 +1,6 @@
 //! Everything that the daemon knows. Only the decisions in `decide` change it.
 
+pub mod admitted;
 pub(crate) mod crash;
 mod entry;
 pub mod ledger;
@@ -9,7 +10,10 @@ mod suspects;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +23,8 @@ use crate::decide::healing::Healing;
 use crate::decide::lanes::Lanes;
 use crate::decide::line::Rows;
 use crate::decide::link::Link;
-use crate::decide::listing::FolderState;
+use crate::decide::listing::{FolderState, KeysSeen, TrustStamp};
+use crate::decide::receipts::ReceiptsState;
 use crate::decide::require::RequiredState;
 use crate::decide::room::RoomState;
 use crate::decide::unpack::UnpackState;
@@ -28,20 +33,36 @@ use crate::settings::Settings;
 use crate::state::ledger::Ledger;
 use crate::state::roster::Roster;
 
+/// Makes the state folder, which only its owner may enter. A folder that exists stays as it is.
+///
+/// # Errors
+///
+/// Returns the error of the operating system.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// Everything that the daemon knows and decides by.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) settings: Arc<Settings>,
+    /// The first images folder, where operators place their bundles.
     pub(crate) images_dir: PathBuf,
     /// The imported images, for this run and the next ones.
     pub(crate) ledger: Ledger,
     /// True if the ledger has news that can wait until no job runs.
     pub(crate) unsaved: bool,
-    /// The files of the folder and the phase of each.
+    /// The files of all folders and the phase of each.
     pub(crate) roster: Roster,
-    /// True if the folder has to be listed again.
+    /// True if the folders have to be listed again.
     pub(crate) relist: bool,
-    pub(crate) folder: FolderState,
+    /// The images folders in their order. Then come folders of bundles in the ledger that are no
+    /// images folders any more.
+    pub(crate) folders: Vec<FolderState>,
+    /// The trusted digests at the last comparison with the bundles.
+    pub(crate) trusted: Option<TrustStamp>,
+    /// The keys and revocations, if signatures are asked for.
+    pub(crate) keys: Option<KeysSeen>,
     /// The jobs.
     pub(crate) lanes: Lanes,
     pub(crate) connection: Connection,
@@ -55,6 +76,8 @@ pub(crate) struct State {
     pub(crate) room: RoomState,
     /// The images that the configuration requires.
     pub(crate) required: RequiredState,
+    /// The files that receipts stand for, or are to stand for.
+    pub(crate) receipts: ReceiptsState,
     /// Images that are unpacked ahead.
     pub(crate) unpack: UnpackState,
     /// Records that other programs moved, and their new targets, as far as the log has them.
@@ -80,23 +103,27 @@ pub(crate) struct State {
 
 impl State {
     /// Returns the state at the start: no listing yet and no connection. `home` is the distribution
-    /// that the daemon's containerd and folder belong to.
+    /// that the daemon's containerd and folder belong to. `more_dirs` are the images folders after
+    /// the first one.
     pub(crate) fn new(
         settings: Settings,
-        images_dir: PathBuf,
+        (images_dir, more_dirs): (PathBuf, &[PathBuf]),
         home: Option<Distribution>,
-        ledger: Ledger,
+        mut ledger: Ledger,
         boot: Option<String>,
         now: Instant,
     ) -> State {
+        ledger.set_folders(more_dirs);
         State {
             settings: Arc::new(settings),
+            folders: FolderState::all(&images_dir, more_dirs, &ledger),
+            trusted: None,
+            keys: None,
             images_dir,
             ledger,
             unsaved: false,
             roster: Roster::default(),
             relist: true,
-            folder: FolderState::default(),
             lanes: Lanes::default(),
             connection: Connection::Down { next: now },
             link: Link::default(),
@@ -104,6 +131,7 @@ impl State {
             following: Following::new(home),
             room: RoomState::new(now),
             required: RequiredState::default(),
+            receipts: ReceiptsState::default(),
             unpack: UnpackState::default(),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),

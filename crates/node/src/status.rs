@@ -16,8 +16,10 @@ use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::state::ledger::{self, Entry, ErrorClass, Imported, LastTry, Ledger, Outcome};
-use crate::state::roster::{Phase, Roster};
+use crate::state::ledger::{
+    self, Entry, ErrorClass, Imported, LastTry, Ledger, Outcome, RefusedBy, SignerEntry,
+};
+use crate::state::roster::{Lack, Phase, Roster};
 use crate::verdict::Verdict;
 
 /// The state of the node.
@@ -30,8 +32,12 @@ pub struct Status {
     pub daemon: Option<DaemonStatus>,
     /// The containerd that images go to.
     pub containerd: ContainerdStatus,
-    /// The folder that bundles come from.
+    /// The folder that bundles come from, and the first one if there are several.
     pub folder: FolderStatus,
+    /// The further images folders in their order. Then come folders that the configuration lacks
+    /// and whose bundles keep images pinned.
+    #[serde(default)]
+    pub more_folders: Vec<FolderStatus>,
     /// The images that the configuration requires. Absent if it requires none.
     #[serde(default)]
     pub required: Option<RequiredStatus>,
@@ -41,6 +47,14 @@ pub struct Status {
     /// The mistakes that keep the daemon from the configuration on disk. Absent if there are none.
     #[serde(default)]
     pub configuration_problem: Option<String>,
+    /// The reason why the keys or revocations of this node admit no new bundle. Absent if there is
+    /// none, or if no signatures are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_problem: Option<String>,
+    /// The files in the folder of trusted keys that are no usable key, each with the reason. Absent
+    /// if there are none, or if no signatures are asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unusable_keys: Vec<String>,
     /// The error that keeps the metrics from their file. Absent if there is none.
     #[serde(default)]
     pub metrics_file_problem: Option<String>,
@@ -62,10 +76,22 @@ pub struct Status {
     pub ignored: Vec<IgnoredStatus>,
 }
 
-/// An entry of the images folder that is no bundle.
+impl Status {
+    /// Returns all images folders, the first one first.
+    pub fn folders(&self) -> impl Iterator<Item = &FolderStatus> + Clone {
+        std::iter::once(&self.folder).chain(&self.more_folders)
+    }
+
+    /// Returns the paths of all images folders, the first one first.
+    pub fn folder_paths(&self) -> Vec<&str> {
+        self.folders().map(|folder| folder.path.as_str()).collect()
+    }
+}
+
+/// An entry of an images folder that is no bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IgnoredStatus {
-    /// Its name, relative to the images folder.
+    /// Its name: the path in the first images folder, or the whole path.
     pub name: Foreign,
     /// The reason why it is left alone.
     pub reason: String,
@@ -99,7 +125,7 @@ pub struct ContainerdStatus {
     pub problem: Option<String>,
 }
 
-/// The images folder.
+/// An images folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FolderStatus {
     /// Its path.
@@ -355,6 +381,16 @@ pub struct BundleStatus {
     /// Its records that another program moved to another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved: Vec<Foreign>,
+    /// The keys whose signatures admitted it. Absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<SignerEntry>,
+    /// The reason why no signature admits its images today, although they stay in place. Absent if
+    /// a signature does, or if none is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unadmitted: Option<String>,
+    /// The bundle that the file stands for. Absent unless the file is a receipt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt_of: Option<ReceiptStatus>,
     /// Time of the last import. Absent before the first one.
     pub imported_at: Option<Timestamp>,
     /// Duration of the last import in milliseconds.
@@ -373,6 +409,15 @@ pub struct BundleStatus {
     /// only the daemon was asked.
     #[serde(default)]
     pub disk_use: Option<DiskUse>,
+}
+
+/// The bundle that a receipt stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptStatus {
+    /// Its file name, in the form that labels have.
+    pub bundle: Foreign,
+    /// Size of its file in bytes.
+    pub size: u64,
 }
 
 /// The space that the images of a bundle take in containerd's content store, in bytes. Each blob
@@ -400,6 +445,8 @@ pub enum State {
     Stalled,
     /// It waits for its checksum.
     AwaitingChecksum,
+    /// It waits for a signature of a trusted key.
+    AwaitingSignature,
     /// Finished, and not started yet.
     Queued,
     /// Its import runs.
@@ -422,10 +469,11 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a bundle's life.
-    pub const ALL: [State; 12] = [
+    pub const ALL: [State; 13] = [
         State::Settling,
         State::Stalled,
         State::AwaitingChecksum,
+        State::AwaitingSignature,
         State::Queued,
         State::Importing,
         State::Following,
@@ -443,6 +491,7 @@ impl State {
             State::Settling => "settling",
             State::Stalled => "stalled",
             State::AwaitingChecksum => "awaiting-checksum",
+            State::AwaitingSignature => "awaiting-signature",
             State::Queued => "queued",
             State::Importing => "importing",
             State::Following => "following",
@@ -513,6 +562,9 @@ pub struct ErrorStatus {
     pub at: Timestamp,
     /// Number of failed tries of this very file.
     pub attempts: u32,
+    /// The part of the rule for signatures that refuses the bundle. Absent if that rule does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_by: Option<RefusedBy>,
 }
 
 /// Facts about bundles that only a running daemon knows, by file name.
@@ -522,6 +574,8 @@ pub struct Live {
     pub(crate) progress: BTreeMap<OsString, ProgressStatus>,
     /// Reasons for late restorations.
     pub(crate) put_off: BTreeMap<OsString, String>,
+    /// Reasons why no signature admits images that are in place.
+    pub(crate) unadmitted: BTreeMap<OsString, String>,
     /// Records that other programs moved.
     pub(crate) moved: HashMap<OsString, BTreeSet<String>>,
 }
@@ -556,6 +610,7 @@ pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> V
             progress: live.progress.get(&name).copied(),
             waits_for: why.map(|why| why.to_string()).or_else(|| put_off(&name)),
             moved: live.moved.get(&name).map(foreign).unwrap_or_default(),
+            unadmitted: live.unadmitted.get(&name).cloned(),
             retry_in_ms: retry.map(|retry| basics::milliseconds(retry.saturating_duration_since(now))),
             error: current.and_then(error),
             ..of_entry(&name, entry, current.map(|entry| entry.outcome))
@@ -565,6 +620,14 @@ pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> V
     bundles.extend(gone.map(|entry| of_entry(&entry.file, Some(entry), Some(entry.outcome))));
     bundles.sort_by(|a, b| a.name.cmp(&b.name));
     bundles
+}
+
+/// Returns the bytes of files that receipts could stand for: bundles of the first images folder
+/// that are in place.
+pub fn savings(bundles: &[BundleStatus]) -> u64 {
+    let is_file = |bundle: &&BundleStatus| !bundle.name.raw().starts_with('/');
+    let in_place = bundles.iter().filter(|bundle| bundle.state == State::Done);
+    in_place.filter(is_file).map(|bundle| bundle.size).sum()
 }
 
 /// Returns everything in the folder that is left alone.
@@ -585,7 +648,8 @@ fn state(phase: Phase, is_stalled: bool, entry: Option<&Entry>) -> State {
         Phase::Running => State::Importing,
         Phase::Following => State::Following,
         Phase::Known => State::Checking,
-        Phase::Waiting => State::AwaitingChecksum,
+        Phase::Waiting(Lack::Checksum) => State::AwaitingChecksum,
+        Phase::Waiting(Lack::Signature) => State::AwaitingSignature,
         Phase::Done if is_skipped => State::Skipped,
         // The daemon keeps the images of a partial import in place like any others.
         Phase::Done if entry.is_some_and(Entry::is_incomplete) => State::Failed,
@@ -621,6 +685,16 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
             .map_or(0, |error| error.images),
         records: imported.map_or(0, |imported| imported.images.len()),
         moved: Vec::new(),
+        signers: imported
+            .map(|imported| imported.signers.clone())
+            .unwrap_or_default(),
+        unadmitted: None,
+        receipt_of: entry
+            .and_then(|entry| entry.stands_for.as_ref())
+            .map(|of| ReceiptStatus {
+                bundle: Foreign::new(of.bundle.clone()),
+                size: of.identity.size,
+            }),
         imported_at: imported.map(|imported| imported.at),
         duration_ms: imported.map(|imported| imported.duration_ms),
         sent_bytes: imported.map(|imported| imported.sent_bytes),
@@ -675,6 +749,7 @@ fn error(entry: &Entry) -> Option<ErrorStatus> {
         },
         at: error.at,
         attempts: entry.attempts,
+        refused_by: error.refused_by,
     })
 }
 

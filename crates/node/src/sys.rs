@@ -3,12 +3,14 @@
 //! * `fcntl(F_SETLEASE)` with its signal,
 //! * waiting for urgent data on a descriptor,
 //! * a note about the signal that the process dies of,
+//! * the I/O priority of this process,
 //! * a setting of glibc's allocator.
 //!
-//! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
+//! This is the only module of the workspace that may contain `unsafe`, besides one test. It decides
+//! nothing.
 #![allow(
     unsafe_code,
-    reason = "F_SETLEASE, registering a descriptor, handlers of fatal signals and mallopt have no safe wrapper"
+    reason = "F_SETLEASE, registering a descriptor, handlers of fatal signals, ioprio_set and mallopt have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -33,6 +35,26 @@ pub fn give_back_memory() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
+/// Gives all threads of this process the idle I/O priority (ioprio_set(2)): the disk serves them
+/// when no other program needs it. New threads inherit it. If the kernel refuses, the priority
+/// stays.
+pub fn read_when_idle() {
+    /// `IOPRIO_WHO_PROCESS`: the id is that of a thread.
+    const OF_THREAD: libc::c_long = 1;
+    /// `IOPRIO_CLASS_IDLE`, shifted by `IOPRIO_CLASS_SHIFT`.
+    const IDLE: libc::c_long = 3 << 13;
+    let threads = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let ids = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for id in ids {
+        let id: libc::c_long = id;
+        // SAFETY: ioprio_set takes three numbers and touches no memory of this program.
+        unsafe { libc::syscall(libc::SYS_ioprio_set, OF_THREAD, id, IDLE) };
     }
 }
 

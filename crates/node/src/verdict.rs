@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::ledger::ErrorClass;
 use crate::status::{
-    BundleStatus, ErrorStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status, UnpackStatus,
+    BundleStatus, ErrorStatus, FolderStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status,
+    UnpackStatus,
 };
 
 /// The health of the node, with the worst state last.
@@ -212,7 +213,7 @@ impl Verdict {
     pub fn of_bundles<'s>(status: &Status, bundles: impl IntoIterator<Item = &'s BundleStatus>) -> Verdict {
         let mut reasons: Vec<Reason> = bundles.into_iter().flat_map(of_bundle).collect();
         let is_under_way = reasons.iter().any(|reason| reason.health.may_pass());
-        if is_under_way || status.folder.problem.is_some() {
+        if is_under_way || status.folders().any(|folder| folder.problem.is_some()) {
             let node = of_node(status).into_iter();
             reasons.extend(node.filter(|reason| reason.health != Health::Degraded));
         }
@@ -289,21 +290,8 @@ fn of_node(status: &Status) -> Vec<Reason> {
             }
         });
     }
-    let folder = &status.folder;
-    if let Some(problem) = &folder.problem {
-        let text = format!("{}: {problem}", folder.path);
-        let reason = Reason::waiting(Subject::Folder, "the images folder", text);
-        reasons.push(reason.remedy(format!(
-            "create the folder with `install -d -m 0755 {}` if it is missing. The daemon notices the change",
-            folder.path
-        )));
-    }
-    if let Some(vanished) = &folder.vanished {
-        let text = format!("{}. Their images stay pinned", vanished.problem);
-        let reason = Reason::new(Health::Degraded, Subject::Folder, text);
-        reasons.push(reason.remedy(
-            "mount the disk or bring the bundles back. If they will not return, run `airgapd release --vanished`",
-        ));
+    for (at, folder) in status.folders().enumerate() {
+        reasons.extend(of_folder(folder, at == 0));
     }
     if let Some(problem) = &status.configuration_problem {
         let text = format!("the daemon does not use the configuration on disk: {problem}");
@@ -312,6 +300,13 @@ fn of_node(status: &Status) -> Vec<Reason> {
             .push(reason.remedy(
                 "correct the mistakes that `airgapd config --check` names, then `systemctl reload airgapd.service`",
             ));
+    }
+    if let Some(problem) = &status.keys_problem {
+        let text = format!("no new bundle is imported: {problem}");
+        let reason = Reason::new(Health::Failed, Subject::Configuration, text);
+        reasons.push(reason.remedy(
+            "make the keys and lists usable as docs/admission.md describes, or set `signatures: off`",
+        ));
     }
     if let Some(below) = status.disk.as_ref().and_then(|disk| disk.problem.as_ref()) {
         let reason = Reason::waiting(
@@ -324,6 +319,29 @@ fn of_node(status: &Status) -> Vec<Reason> {
         );
     }
     reasons.extend(of_metrics(status));
+    reasons
+}
+
+fn of_folder(folder: &FolderStatus, is_first: bool) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if let Some(problem) = &folder.problem {
+        let text = format!("{}: {problem}", folder.path);
+        let reason = Reason::waiting(Subject::Folder, "the images folder", text);
+        reasons.push(reason.remedy(match is_first {
+            true => format!(
+                "create the folder with `install -d -m 0755 {}` if it is missing. The daemon notices the change",
+                folder.path
+            ),
+            false => "mount the folder or take it out of `imagesDirs`. The daemon notices a mount".to_owned(),
+        }));
+    }
+    if let Some(vanished) = &folder.vanished {
+        let text = format!("{}. Their images stay pinned", vanished.problem);
+        let reason = Reason::new(Health::Degraded, Subject::Folder, text);
+        reasons.push(reason.remedy(
+            "mount the disk or bring the bundles back. If they will not return, run `airgapd release --vanished`",
+        ));
+    }
     reasons
 }
 
@@ -373,6 +391,10 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
         State::AwaitingChecksum => reasons.push(
             waits("a checksum", &format!("{}.sha256 is missing", bundle.name))
                 .remedy("put that file beside the bundle, or set `checksums: if-present`"),
+        ),
+        State::AwaitingSignature => reasons.push(
+            waits("a signature", "no signature of a trusted key speaks of it")
+                .remedy("put its signature beside the bundle (docs/admission.md)"),
         ),
         State::Retrying => reasons.push(of_retry(error, said())),
         State::Failed => {

@@ -40,14 +40,15 @@ pub struct ImageRef {
 }
 
 impl ImageRef {
-    /// Returns the names of the image in a bundle: by tag, by digest, or both.
+    /// Returns the names of the image in a bundle: by tag, by digest, and by both, as k0s names it.
     fn names(&self) -> Vec<String> {
         let tag = self.tag.as_ref().map(|tag| format!("{}:{tag}", self.repository));
         let digest = self
             .digest
             .as_ref()
             .map(|digest| format!("{}@{digest}", self.repository));
-        tag.into_iter().chain(digest).collect()
+        let both = (tag.is_some() && digest.is_some()).then(|| self.to_string());
+        [tag, digest, both].into_iter().flatten().collect()
     }
 }
 
@@ -468,8 +469,8 @@ impl Walk<'_> {
 }
 
 impl Walk<'_> {
-    /// Checks the platform of an image without an index, which is in its config. containerd would
-    /// run such an image on any platform.
+    /// Checks the platform of an image without an index, which is in its config: operating system,
+    /// architecture and variant. containerd would run such an image on any platform.
     fn check_platform(&self, entry: &Entry, config: &Entry, bytes: &[u8]) -> Result<(), Error> {
         let Wanted::Platforms(matchers) = self.wanted else {
             return Ok(());
@@ -479,10 +480,7 @@ impl Walk<'_> {
         let stands_alone = self.documents.len() == 1 && entry.platform.is_none();
         match serde_json::from_slice::<Platform>(bytes) {
             Ok(found) if is_image && stands_alone && !found.architecture.is_empty() => {
-                let suits = matchers
-                    .iter()
-                    .any(|matcher| matcher.accepts_loosely(&found.os, &found.architecture));
-                if suits {
+                if matchers.iter().any(|matcher| matcher.accepts(&found)) {
                     Ok(())
                 } else {
                     Err(self.no_platform(&[found.to_string()]))

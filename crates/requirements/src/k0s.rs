@@ -1,13 +1,15 @@
 //! The images of k0s itself, by a cluster configuration and the image set of a release.
 //!
-//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed with 1.36, as
+//! Order, defaults and conditions are those of `k0s airgap list-images`. They changed twice, as
 //! [`Listing`] describes.
 
 mod config;
 mod sets;
 
-pub use config::{ClusterConfig, PullPolicies, parse};
-pub use sets::{ImageSet, Listing, Origin, UnknownRelease, builtin, newest, parse_sets};
+pub use config::{ClusterConfig, PullPolicies, parse, startup_config};
+pub use sets::{
+    ImageSet, Listing, Origin, UnknownRelease, builtin, is_of_release, newest, parse_sets, preview,
+};
 
 use config::{Balancer, Provider};
 use platforms::{Platform, Rules};
@@ -143,7 +145,7 @@ pub fn images(
 ) -> Result<Vec<Needed>, Unlisted> {
     let platform = platform.normalized(Rules::Rc3);
     let components = match (platform.os.as_str(), set.listing) {
-        ("linux", Listing::Fixed) => fixed(config, &platform, all),
+        ("linux", Listing::Early | Listing::Fixed) => fixed(config, set, &platform, all),
         ("linux" | "windows", _) => by_platform(config, set, &platform, all),
         _ => {
             return Err(Unlisted::NoPlatform {
@@ -160,7 +162,7 @@ pub fn images(
 
 /// Returns the list of k0s up to 1.35: the images of both networks, even though only one is
 /// configured.
-fn fixed(config: &ClusterConfig, platform: &Platform, all: bool) -> Vec<Component> {
+fn fixed(config: &ClusterConfig, set: &ImageSet, platform: &Platform, all: bool) -> Vec<Component> {
     let mut components = vec![
         Component::CalicoCni,
         Component::CalicoKubeControllers,
@@ -173,7 +175,7 @@ fn fixed(config: &ClusterConfig, platform: &Platform, all: bool) -> Vec<Componen
         Component::MetricsServer,
         Component::Pause,
     ];
-    if all {
+    if all && set.listing == Listing::Fixed {
         components.push(Component::PushGateway);
     }
     match config.balancer {
@@ -230,7 +232,8 @@ fn by_platform(config: &ClusterConfig, set: &ImageSet, platform: &Platform, all:
 }
 
 fn needed(config: &ClusterConfig, set: &ImageSet, component: Component) -> Result<Needed, Unlisted> {
-    let given = config.overrides.get(&component);
+    let is_constant = set.listing == Listing::Early && component == Component::Pause;
+    let given = config.overrides.get(&component).filter(|_| !is_constant);
     let default = set.image(component);
     let name = given
         .and_then(|given| given.image.as_deref())
@@ -245,15 +248,25 @@ fn needed(config: &ClusterConfig, set: &ImageSet, component: Component) -> Resul
             release: set.release.clone(),
         });
     };
-    let name = config
-        .repository
-        .as_deref()
-        .map_or_else(|| name.to_owned(), |at| moved(name, at));
+    let repository = config.repository.as_deref();
+    let repository = repository.filter(|_| !is_constant && is_movable(config, set, component));
+    let name = repository.map_or_else(|| name.to_owned(), |at| moved(name, at));
     Ok(Needed {
         component,
         reference: format!("{name}:{version}"),
         pull_policy: config.policies.of(component).to_owned(),
     })
+}
+
+/// Returns false for the load balancer that the configuration neither uses nor mentions. k0s 1.36
+/// and later list its image with `--all`, and leave it in its own repository. Source: k0s,
+/// `overrideImageRepositories` in `pkg/apis/k0s/v1beta1/clusterconfig_types.go`.
+fn is_movable(config: &ClusterConfig, set: &ImageSet, component: Component) -> bool {
+    let is_balancer = matches!(component, Component::EnvoyProxy | Component::Traefik);
+    set.listing != Listing::ByPlatform
+        || !is_balancer
+        || config.balancer.component() == component
+        || config.balancers.contains(&component)
 }
 
 /// Returns an image name in another repository, by k0s's rule.

@@ -1,27 +1,25 @@
-//! Plain lists: one reference on each line, as `k0s airgap list-images` and scripts with `crictl`
-//! write them.
+//! Plain lists: references between white space, as `k0s airgap list-images`, `xargs` and scripts
+//! with `crictl` write them.
 
-/// A line of a list.
+/// A reference of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Number of the line, from 1.
-    pub number: usize,
+pub struct Entry {
+    /// Number of its line, from 1.
+    pub line: usize,
     /// The reference as written.
     pub reference: String,
 }
 
-/// Returns the references of a list. It ignores blank lines, lines that begin with `#`, and text
-/// after a blank and `#`.
+/// Returns the references of a list. A word that begins with `#` ends its line.
 #[must_use]
-pub fn parse(text: &str) -> Vec<Line> {
+pub fn parse(text: &str) -> Vec<Entry> {
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
     lines
-        .filter_map(|(at, line)| {
-            let line = line.split(" #").next().unwrap_or_default().trim();
-            let says_something = !line.is_empty() && !line.starts_with('#');
-            says_something.then(|| Line {
-                number: at + 1,
-                reference: line.to_owned(),
+        .flat_map(|(at, line)| {
+            let words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
+            words.map(move |word| Entry {
+                line: at + 1,
+                reference: word.to_owned(),
             })
         })
         .collect()
@@ -32,13 +30,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_is_a_reference_except_blank_ones_and_comments() {
-        let text = "\u{feff}# ours\r\n\r\n  quay.io/a/b:1 \r\nbusybox # small\n#x\nc@sha256:00";
+    fn every_word_is_a_reference_except_comments() {
+        let text =
+            "\u{feff}# ours\r\n\r\n  quay.io/a/b:1 \r\nbusybox # small: a b\n#x\nc@sha256:00 d\t e\u{b}f#1";
         let found: Vec<_> = parse(text)
             .into_iter()
-            .map(|line| (line.number, line.reference))
+            .map(|entry| (entry.line, entry.reference))
             .collect();
-        let expected = [(3, "quay.io/a/b:1"), (4, "busybox"), (6, "c@sha256:00")];
+        let expected = [
+            (3, "quay.io/a/b:1"),
+            (4, "busybox"),
+            (6, "c@sha256:00"),
+            (6, "d"),
+            (6, "e"),
+            (6, "f#1"),
+        ];
         assert_eq!(found, expected.map(|(number, text)| (number, text.to_owned())));
         assert!(parse("").is_empty());
     }

@@ -99,6 +99,11 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// Returns true if there is a value, even an empty one.
+    pub(crate) fn is_given(&self) -> bool {
+        self.tree.is_some_and(|tree| *tree != Tree::Null)
+    }
+
     pub(crate) fn bool(&self) -> Option<bool> {
         match self.tree? {
             Tree::Null => None,

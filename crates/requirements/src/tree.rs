@@ -42,6 +42,22 @@ impl Tree {
         }
     }
 
+    /// Returns the value in JSON. The last of several members of a name counts.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value;
+        match self {
+            Tree::Null => Value::Null,
+            Tree::Bool(value) => Value::Bool(*value),
+            Tree::Number(text) => serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()),
+            Tree::Text(text) => text.as_str().into(),
+            Tree::List(list) => list.iter().map(Tree::to_json).collect(),
+            Tree::Map(members) => {
+                let members = members.iter().map(|(key, tree)| (key.clone(), tree.to_json()));
+                Value::Object(members.collect())
+            }
+        }
+    }
+
     /// Returns the kind of the value, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

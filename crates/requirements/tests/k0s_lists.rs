@@ -1,7 +1,8 @@
 //! The lists of k0s for its defaults and for other configurations, as `k0s airgap list-images`
 //! prints them.
 //!
-//! Source: these files of github.com/k0sproject/k0s, at the tags v1.36.3+k0s.2 and v1.34.10+k0s.0:
+//! Source: these files of github.com/k0sproject/k0s, at the tags v1.36.3+k0s.2, v1.34.10+k0s.0 and
+//! v1.30.9+k0s.0:
 //!
 //! - `pkg/airgap/images.go`: which components, in which order.
 //! - `cmd/airgap/listimages_test.go`: load balancers, architectures, Windows.
@@ -58,6 +59,11 @@ const OLD_BASE: [&str; 10] = [
 ];
 const OLD_PUSH_GATEWAY: &str = "quay.io/k0sproject/pushgateway-ttl:1.4.0-k0s.0";
 const OLD_ENVOY: &str = "quay.io/k0sproject/envoy-distroless:v1.34.14";
+
+/// The first releases of 1.29 to 1.32 list a pause image that no configuration changes.
+const EARLY: &str = "v1.30.9+k0s.0";
+const EARLY_PAUSE: &str = "registry.k8s.io/pause:3.9";
+const EARLY_ENVOY: &str = "quay.io/k0sproject/envoy-distroless:v1.30.7";
 
 fn set(release: &str) -> ImageSet {
     k0s::builtin(release).unwrap()
@@ -256,7 +262,7 @@ fn a_repository_is_that_of_every_image() {
     assert!(all.contains(&"airgap-repo.local/k0sproject/calico-kube-controllers:v3.32.1-2".to_owned()));
     assert!(
         all.iter()
-            .all(|image| image.starts_with("airgap-repo.local/k0sproject/")),
+            .all(|image| image.starts_with("airgap-repo.local/k0sproject/") || image == TRAEFIK),
         "{all:#?}"
     );
     let defaults = list(NEW, "{}", "linux/amd64", true).unwrap();
@@ -266,6 +272,48 @@ fn a_repository_is_that_of_every_image() {
         windows.contains(&"airgap-repo.local/pause:3.10.1".to_owned()),
         "{windows:#?}"
     );
+}
+
+#[test]
+fn the_first_releases_list_their_own_pause_image_and_no_push_gateway() {
+    let spec = "{images: {repository: r.test, pause: {image: a.test/p, version: '1'}}}";
+    let all = list(EARLY, spec, "linux/amd64", true).unwrap();
+    assert_eq!(all.len(), OLD_BASE.len() + 1, "{all:#?}");
+    assert_eq!(all[9], EARLY_PAUSE);
+    assert!(
+        all[..9].iter().all(|image| image.starts_with("r.test/")),
+        "{all:#?}"
+    );
+    assert_eq!(all[10], EARLY_ENVOY.replace("quay.io", "r.test"));
+    let later = list("v1.30.10+k0s.0", spec, "linux/amd64", true).unwrap();
+    assert_eq!(later.len(), OLD_BASE.len() + 2, "{later:#?}");
+    assert_eq!(later[9], "r.test/p:1");
+}
+
+/// k0s moves an image of `--all` only if the configuration uses or mentions it.
+#[test]
+fn a_load_balancer_that_no_configuration_names_stays_where_it_is() {
+    let balancers = |balancing: &str| {
+        let spec =
+            format!("{{images: {{repository: r.test}}, network: {{nodeLocalLoadBalancing: {balancing}}}}}");
+        let all = list(NEW, &spec, "linux/amd64", true).unwrap();
+        all[all.len() - 2..].to_vec()
+    };
+    let moved = |image: &str| image.replace("quay.io", "r.test");
+    let (envoy, traefik) = (ENVOY.to_owned(), TRAEFIK.to_owned());
+    for (balancing, expected) in [
+        ("{}", [moved(ENVOY), traefik.clone()]),
+        ("{enabled: true}", [moved(ENVOY), traefik]),
+        ("{type: Traefik}", [envoy.clone(), moved(TRAEFIK)]),
+        ("{enabled: true, type: Traefik}", [envoy, moved(TRAEFIK)]),
+        ("{traefik: {}}", [moved(ENVOY), moved(TRAEFIK)]),
+        (
+            "{type: Traefik, envoyProxy: {imagePullPolicy: Never}}",
+            [moved(ENVOY), moved(TRAEFIK)],
+        ),
+    ] {
+        assert_eq!(balancers(balancing), expected, "{balancing}");
+    }
 }
 
 #[test]

@@ -60,6 +60,9 @@ pub struct Answer {
     pub reference: String,
     /// The answer itself.
     pub status: Status,
+    /// The name and the target of the record that was found.
+    #[serde(skip)]
+    pub record: Option<(String, Digest)>,
     /// The digest that the name points at.
     pub digest: Option<String>,
     /// `containerd`, or the bundle.
@@ -89,6 +92,7 @@ impl Answer {
         Answer {
             reference: need.reference.clone(),
             status,
+            record: None,
             digest: None,
             place: None,
             platforms: Vec::new(),
@@ -121,6 +125,7 @@ impl Answer {
         let unpacked = held.lacks_layers.then(|| UNPACKED.to_owned());
         Answer {
             warnings: unpacked.into_iter().chain(held.doubts.iter().cloned()).collect(),
+            record: Some((held.name.clone(), held.target.clone())),
             digest: Some(held.target.to_string()),
             place: Some(held.place.clone()),
             platforms,

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use files::Text;
 pub use files::read as read_text;
-pub use k0s::{K0sAnswer, K0sQuestion};
+pub use k0s::{K0sAnswer, K0sQuestion, is_foreign_program};
 
 /// All sources that the operator can name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -200,12 +200,12 @@ impl Needs {
             Err(mistake) => return self.mistakes.push(mistake),
         };
         self.found
-            .extend(lists::parse(&text.text).into_iter().map(|line| Source {
+            .extend(lists::parse(&text.text).into_iter().map(|entry| Source {
                 kind: Kind::List,
                 path: Some(text.name.clone()),
                 object: None,
-                field: Some(format!("line {}", line.number)),
-                given: line.reference,
+                field: Some(format!("line {}", entry.line)),
+                given: entry.reference,
                 pull_policy: None,
             }));
     }

@@ -351,7 +351,7 @@ fn state_of(verdict: Verdict) -> Option<Judgement> {
         Verdict::Broken(problems) => Some(Judgement::Broken(problems)),
         Verdict::Skip(Skip::Foreign { offered }) => Some(Judgement::Foreign(offered)),
         Verdict::Skip(Skip::Artifact(kind)) => Some(Judgement::Artifact(kind)),
-        Verdict::Skip(Skip::Unnamed | Skip::Outranked) | Verdict::Forbidden => None,
+        Verdict::Skip(Skip::Unnamed | Skip::Outranked) | Verdict::Forbidden(_) => None,
         Verdict::Take(taken) => Some(Judgement::Whole(taken.closure)),
     }
 }

@@ -3,13 +3,15 @@
 //!
 //! All contenders of a scenario run on the same private containerd, one after the other. Each round
 //! has a different order. The result is the ratio of their medians, since absolute times depend on
-//! the machine. `bench/figures.json` keeps the results, and `docs/performance.md` is made from it.
+//! the machine. `bench/figures.json` keeps the results. `docs/performance.md` and
+//! `docs/performance-details.md` are made from it.
 
 mod bundles;
 mod contender;
 mod daemon;
 mod document;
 mod events;
+mod large;
 mod machine;
 mod measure;
 mod quick;
@@ -48,13 +50,20 @@ pub(crate) struct Arguments {
     /// Measure this airgapd instead of a new build of this source.
     #[arg(long)]
     program: Option<PathBuf>,
-    /// Only write docs/performance.md from earlier measurements.
+    /// Only write docs/performance.md and docs/performance-details.md from earlier measurements.
     #[arg(long)]
     document: bool,
     /// Measure a few scenarios in some minutes and compare them with the saved figures. Fail if one
     /// is worse by more than a quarter. This writes nothing.
     #[arg(long, conflicts_with_all = ["scenario", "runs", "document"])]
     quick: bool,
+    /// Measure these cases of large, many and compressed bundles, and print their tables. This
+    /// writes nothing.
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with_all = ["scenario", "quick", "document"])]
+    large: Vec<large::Case>,
+    /// Size of the large bundle of `--large images`, in GB. The disk needs twice that.
+    #[arg(long, default_value_t = 10)]
+    gigabytes: usize,
 }
 
 /// Measures the selected scenarios, or writes the document.
@@ -69,6 +78,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(program) => std::path::absolute(program)?,
         None => build()?,
     };
+    if !arguments.large.is_empty() {
+        return large::run(arguments, &program);
+    }
     if arguments.quick {
         return compare(arguments, &program);
     }
@@ -95,8 +107,8 @@ fn compare(arguments: &Arguments, program: &Path) -> Result<()> {
                 worse.push(comparison.name().to_owned());
             }
         }
-        if let Some(remark) = quick::remark(&outcome, &saved) {
-            let _ = writeln!(told, "{remark}");
+        for remark in quick::remarks(&outcome, &saved) {
+            let _ = writeln!(told, "  {remark}");
         }
     }
     checks::step("compared with the saved figures");
@@ -150,6 +162,11 @@ impl Bench {
             ..Options::default()
         };
         let containerd = Containerd::start(arguments.containerd, &options)?;
+        Self::on(containerd, arguments, program, scenario)
+    }
+
+    /// Returns a bench on this containerd.
+    fn on(containerd: Containerd, arguments: &Arguments, program: &Path, scenario: Scenario) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("airgapd-bench-").tempdir()?;
         let cri = scenario.needs_cri();
         std::fs::write(folder.path().join("config.yaml"), format!("cri: {cri}\n"))?;
@@ -191,7 +208,7 @@ impl Bench {
     fn run_once(&self, contender: Contender) -> Result<Sample> {
         match self.scenario {
             Scenario::Restart => daemon::restart(self),
-            Scenario::Drop => daemon::drop_in(self),
+            Scenario::Drop | Scenario::DropRenamed => daemon::drop_in(self, contender),
             Scenario::Running | Scenario::First => daemon::run_first(self, contender),
             Scenario::Runnable | Scenario::RunnableZstd => runnable::run(self, contender),
             _ => contender::run(self, contender),
@@ -230,11 +247,12 @@ impl Bench {
     }
 }
 
-/// Returns the order of the contenders in a round. A different contender starts each round, and
-/// every second round runs backwards. So no contender always runs after the same other.
+/// Returns the order of the contenders in a round. A different contender starts each round. With
+/// more than two, every second round runs backwards. So no contender always runs after the same
+/// other.
 fn order(round: usize, contenders: usize) -> Vec<usize> {
     let mut order: Vec<_> = (0..contenders).map(|turn| (turn + round) % contenders).collect();
-    if round % 2 == 1 {
+    if round % 2 == 1 && contenders > 2 {
         order.reverse();
     }
     order
@@ -248,7 +266,7 @@ mod tests {
 
     #[test]
     fn nobody_always_runs_after_the_same_one() {
-        for contenders in 3..=5 {
+        for contenders in 3..=7 {
             let turns: Vec<_> = (0..5).flat_map(|round| order(round, contenders)).collect();
             let mut before: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
             for pair in turns.windows(2) {
@@ -262,5 +280,6 @@ mod tests {
             }
             assert!(before.values().all(|others| others.len() > 1), "{before:?}");
         }
+        assert_eq!([order(0, 2), order(1, 2)], [[0, 1], [1, 0]]);
     }
 }

@@ -6,16 +6,17 @@
 //! dependencies (zstd, xz) is compiled against musl's headers from Debian. So nothing has to be
 //! installed.
 //!
-//! rustup has no musl library for armv7. That program links Debian's glibc statically. A static
-//! glibc cannot use name services, but only the commands that fetch from registries need those.
+//! rustup has no musl library for armv7, and Debian's Rust has none for riscv64. Those programs
+//! link Debian's glibc statically. A static glibc cannot use name services, but only the commands
+//! that fetch from registries need those.
 
-use std::fmt::Write as _;
+mod sums;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use bundle::fixtures::digest_of;
 use clap::ValueEnum;
 use lab::{on_path, parts, workspace};
 use workshop::own_image::{self, PROGRAM, Variant};
@@ -35,6 +36,7 @@ pub(crate) enum Architecture {
     X86_64,
     Aarch64,
     Armv7,
+    Riscv64,
 }
 
 impl Architecture {
@@ -44,6 +46,7 @@ impl Architecture {
             Self::X86_64 => "x86_64-unknown-linux-musl",
             Self::Aarch64 => "aarch64-unknown-linux-musl",
             Self::Armv7 => "armv7-unknown-linux-gnueabihf",
+            Self::Riscv64 => "riscv64gc-unknown-linux-gnu",
         }
     }
 
@@ -53,6 +56,7 @@ impl Architecture {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",
             Self::Armv7 => "armhf",
+            Self::Riscv64 => "riscv64",
         }
     }
 
@@ -62,6 +66,7 @@ impl Architecture {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
             Self::Armv7 => "armv7",
+            Self::Riscv64 => "riscv64",
         }
     }
 
@@ -73,6 +78,7 @@ impl Architecture {
             Self::X86_64 => Some("qemu-x86_64-static"),
             Self::Aarch64 => Some("qemu-aarch64-static"),
             Self::Armv7 => Some("qemu-arm-static"),
+            Self::Riscv64 => Some("qemu-riscv64-static"),
         }
     }
 
@@ -82,6 +88,7 @@ impl Architecture {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
             Self::Armv7 => "arm",
+            Self::Riscv64 => "riscv64",
         }
     }
 
@@ -91,6 +98,7 @@ impl Architecture {
             Self::X86_64 => ("amd64", None),
             Self::Aarch64 => ("arm64", Some("v8")),
             Self::Armv7 => ("arm", Some("v7")),
+            Self::Riscv64 => ("riscv64", None),
         };
         Variant {
             architecture,
@@ -104,13 +112,14 @@ impl Architecture {
             Self::X86_64 => on_path("cc").context("this machine has no C compiler (cc)"),
             Self::Aarch64 => parts::cross_compiler("aarch64-linux-gnu", self.debian()),
             Self::Armv7 => parts::cross_compiler("arm-linux-gnueabihf", self.debian()),
+            Self::Riscv64 => parts::cross_compiler("riscv64-linux-gnu", self.debian()),
         }
     }
 }
 
 /// Builds everything into `target/dist`. With `twice`, builds it again in another folder and
-/// compares.
-pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()> {
+/// compares. With a key, signs the checksums.
+pub(crate) fn run_task(architectures: &[Architecture], twice: bool, key: Option<&Path>) -> Result<()> {
     let target = workspace().join("target");
     let out = target.join("dist");
     make(architectures, &out, &target.join("dist-build"))?;
@@ -123,13 +132,14 @@ pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()
         make(architectures, &second, &again.path().join("build"))?;
         compare(&out, &second)?;
     }
+    if let Some(key) = key {
+        step("the signature over the checksums");
+        sums::sign(&out, key)?;
+    }
     step(&format!("done: {}", out.display()));
-    print!("{}", fs::read_to_string(out.join(SUMS))?);
+    print!("{}", fs::read_to_string(out.join(sums::SUMS))?);
     Ok(())
 }
-
-/// File of the checksums, in the format that `sha256sum --check` reads.
-const SUMS: &str = "SHA256SUMS";
 
 fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> {
     let epoch = commit_time()?;
@@ -160,7 +170,7 @@ fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> 
     }
     image(out, &programs)?;
     bill_of_materials(out)?;
-    checksums(out)
+    sums::write(out)
 }
 
 /// Writes the bundle with airgapd's own image, for a node that gets airgapd as a DaemonSet.
@@ -225,10 +235,21 @@ fn compile(architecture: Architecture, build: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Installs the target's standard library with rustup. A toolchain without rustup must have it.
+/// Installs the target's standard library with rustup, if the compiler lacks the library. A
+/// toolchain without rustup, such as Debian's, must have it. `RUSTC` names another compiler.
 fn provide_target(target: &str) -> Result<()> {
-    if on_path("rustup").is_none() {
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(&compiler)
+        .current_dir(workspace())
+        .args(["--print=target-libdir", "--target", target])
+        .output()
+        .with_context(|| format!("cannot run {}", compiler.display()))?;
+    let library = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    if library.is_dir() {
         return Ok(());
+    }
+    if on_path("rustup").is_none() {
+        bail!("{} has no standard library for {target}", compiler.display());
     }
     run(Command::new("rustup")
         .current_dir(workspace())
@@ -244,7 +265,7 @@ fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     let outline = match architecture {
         Architecture::X86_64 => "",
         Architecture::Aarch64 => " -mno-outline-atomics",
-        Architecture::Armv7 => return Ok(reproducible),
+        Architecture::Armv7 | Architecture::Riscv64 => return Ok(reproducible),
     };
     let output = Command::new(compiler).arg("-print-file-name=include").output()?;
     let own = String::from_utf8(output.stdout)?.trim().to_owned();
@@ -374,6 +395,17 @@ impl Release<'_> {
             (self.program.to_owned(), "bin/airgapd"),
             (tree.join("systemd/airgapd.service"), "systemd/airgapd.service"),
             (tree.join("systemd/airgapd.catalog"), "systemd/airgapd.catalog"),
+            (
+                tree.join("systemd/airgapd-scrub.service"),
+                "systemd/airgapd-scrub.service",
+            ),
+            (
+                tree.join("systemd/airgapd-scrub.timer"),
+                "systemd/airgapd-scrub.timer",
+            ),
+            (tree.join("openrc/airgapd.initd"), "openrc/airgapd.initd"),
+            (tree.join("openrc/airgapd.confd"), "openrc/airgapd.confd"),
+            (tree.join("openrc/airgapd.logrotate"), "openrc/airgapd.logrotate"),
             (tree.join("config/config.yaml"), "config/config.yaml"),
             (
                 tree.join("config/prometheus-rules.yaml"),
@@ -553,33 +585,8 @@ fn bill_of_materials(out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn checksums(out: &Path) -> Result<()> {
-    let mut text = String::new();
-    for (name, sum) in sums(out)? {
-        let _ = writeln!(text, "{sum}  {name}");
-    }
-    fs::write(out.join(SUMS), text)?;
-    Ok(())
-}
-
-/// Returns each file with its SHA-256, sorted by name.
-fn sums(out: &Path) -> Result<Vec<(String, String)>> {
-    let mut names: Vec<_> = fs::read_dir(out)?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<_>>()?;
-    names.retain(|name| name != SUMS);
-    names.sort();
-    names
-        .into_iter()
-        .map(|name| {
-            let digest = digest_of(&fs::read(out.join(&name))?);
-            Ok((name, digest.digest().to_owned()))
-        })
-        .collect()
-}
-
 fn compare(first: &Path, second: &Path) -> Result<()> {
-    let (first, second) = (sums(first)?, sums(second)?);
+    let (first, second) = (sums::sums(first)?, sums::sums(second)?);
     let differing: Vec<_> = first
         .iter()
         .filter(|entry| !second.contains(entry))

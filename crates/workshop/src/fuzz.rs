@@ -15,13 +15,14 @@ use xtask::checks::{cargo_tool, step};
 use seeds::Seed;
 
 /// The targets in `fuzz/fuzz_targets`, with the longest input in bytes.
-const TARGETS: [(&str, u32); 6] = [
+const TARGETS: [(&str, u32); 7] = [
     ("reader", 64 << 10),
     ("archives", 32 << 10),
     ("documents", 8 << 10),
     ("texts", 4 << 10),
     ("references", 512),
     ("platforms", 256),
+    ("proofs", 4 << 10),
 ];
 
 /// Runs every target for its share of `minutes`, or only one target for all of them.

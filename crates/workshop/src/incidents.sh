@@ -1,4 +1,4 @@
-# Eight incidents on a node that runs under systemd. The script causes each incident, checks that
+# Nine incidents on a node that runs under systemd. The script causes each incident, checks that
 # every output reports it, and repairs it. This is part of packaged.sh: airgapd and containerd run,
 # and demo.tar is in place.
 
@@ -82,6 +82,29 @@ head -c 20000 /root/demo.tar > $images/cut.tar
 agree 'waiting for the end of an upload' 1
 agree failed 1 AirgapdFailed
 rm $images/cut.tar
+agree healthy 0
+
+# A bundle has a signature of a key that is not trusted.
+install -d -m 0755 /etc/airgapd/keys.d
+for key in release other; do
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out /root/$key.pem
+done
+openssl pkey -in /root/release.pem -pubout -out /etc/airgapd/keys.d/release.pub
+echo '*' > /etc/airgapd/keys.d/release.allow
+sed -i 's/^signatures: off/signatures: if-present/' /etc/airgapd/config.yaml
+systemctl restart airgapd
+agree healthy 0
+openssl dgst -sha256 -sign /root/other.pem -out $images/signed.tar.sig /root/demo.tar
+cp /root/demo.tar $images/signed.tar
+agree failed 1 AirgapdFailed AirgapdRefused
+eventually in_journal 'no trusted key makes it valid'
+openssl dgst -sha256 -sign /root/release.pem -out $images/signed.tar.sig /root/demo.tar
+agree healthy 0
+airgapd verify --require-signed --sandbox-image $hello $hello
+rm $images/signed.tar $images/signed.tar.sig
+cp /root/config.yaml /etc/airgapd/config.yaml
+rm -r /etc/airgapd/keys.d
+systemctl restart airgapd
 agree healthy 0
 
 # containerd dies, and a containerd with an empty root replaces it. The daemon restores the images.

@@ -6,12 +6,16 @@
 
 mod bench;
 mod contents;
+mod daemon;
 mod demo;
 mod dist;
 mod fuzz;
+mod openrc;
 mod packaged;
+mod restart;
 mod tried;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -36,6 +40,8 @@ enum Task {
     },
     /// Measure airgapd, containerd's own importer and the limits of this machine (root).
     Bench(bench::Arguments),
+    /// Measure the restart of a k0s worker with twenty bundles, until kubelet would start (root).
+    Restart(restart::Arguments),
     /// Fuzz the readers of foreign bytes (needs a nightly compiler).
     Fuzz {
         /// Minutes for all targets together.
@@ -47,18 +53,28 @@ enum Task {
     /// Build the release: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's
     /// own image, a bill of materials, checksums.
     Dist {
-        /// The processors: x86_64, aarch64, armv7.
+        /// The processors: x86_64, aarch64, armv7, riscv64.
         #[arg(long = "for", default_value = "x86_64")]
         architectures: Vec<dist::Architecture>,
         /// Build everything a second time from an empty folder and compare.
         #[arg(long)]
         twice: bool,
+        /// Sign the checksums with this private key (PEM, P-256 or Ed25519).
+        #[arg(long, value_name = "FILE")]
+        sign_key: Option<PathBuf>,
     },
     /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, and
     /// purge it.
     Packaged {
         /// The release of Debian.
         #[arg(long, default_value = packaged::SUITE)]
+        suite: String,
+    },
+    /// Install the tarball of `dist` on a fresh Debian with OpenRC in a container, and use the
+    /// service.
+    Openrc {
+        /// The release of Debian.
+        #[arg(long, default_value = openrc::SUITE)]
         suite: String,
     },
 }
@@ -77,9 +93,15 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Demo { generation } => demo::run(generation),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Restart(arguments) => restart::run(&arguments),
         Task::Fuzz { minutes, target } => fuzz::run(minutes, target.as_deref()),
-        Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
+        Task::Dist {
+            architectures,
+            twice,
+            sign_key,
+        } => dist::run_task(&architectures, twice, sign_key.as_deref()),
         Task::Packaged { suite } => packaged::run_task(&suite),
+        Task::Openrc { suite } => openrc::run_task(&suite),
     }
 }
 

@@ -29,7 +29,7 @@ const INCIDENTS: &str = include_str!("incidents.sh");
 const WIDE: usize = 160 << 20;
 
 /// Arguments of `timeout`, which stops a system that does not finish in this time.
-const PATIENCE: [&str; 3] = ["--kill-after=60s", "--signal=TERM", "20m"];
+pub(crate) const PATIENCE: [&str; 3] = ["--kill-after=60s", "--signal=TERM", "20m"];
 
 /// Unit that runs the script in the booted system and then powers it off.
 const UNIT: &str = "\
@@ -85,20 +85,22 @@ struct Dist {
 }
 
 fn dist() -> Result<Dist> {
-    let folder = workspace().join("target/dist");
-    let find = |end: &str| {
-        fs::read_dir(&folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.to_string_lossy().ends_with(end))
-            .with_context(|| format!("no *{end} in {}: run cargo xtask dist", folder.display()))
-    };
     Ok(Dist {
-        package: find("_amd64.deb")?,
-        image: find("-image.tar")?,
+        package: in_dist("_amd64.deb")?,
+        image: in_dist("-image.tar")?,
     })
+}
+
+/// Returns the file of `cargo xtask dist` whose name ends like this.
+pub(crate) fn in_dist(end: &str) -> Result<PathBuf> {
+    let folder = workspace().join("target/dist");
+    fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.to_string_lossy().ends_with(end))
+        .with_context(|| format!("no *{end} in {}: run cargo xtask dist", folder.display()))
 }
 
 fn furnish(root: &Path, dist: &Dist) -> Result<()> {

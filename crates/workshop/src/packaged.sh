@@ -56,6 +56,9 @@ done
 systemctl daemon-reload
 systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
 systemd-analyze security --threshold=10 airgapd.service > /dev/null
+systemd-analyze verify --man=no airgapd-scrub.service airgapd-scrub.timer > /root/complaints 2>&1
+never grep airgapd /root/complaints
+never systemctl is-enabled airgapd-scrub.timer
 
 # 3. The node runs its own containerd. The drop-in for it creates the images folder. A bundle is
 #    copied before containerd runs. The daemon waits, and imports the bundle when containerd is up.
@@ -159,7 +162,7 @@ systemctl enable airgapd
 has "$(airgapd doctor)" 'ok *unit'
 has "$(AIRGAPD_IMAGES_DIR=/root/bundles airgapd doctor || true)" 'PROBLEM *unit .*/root/bundles: ProtectHome='
 
-# Eight incidents. Every output reports the same verdict for each.
+# Nine incidents. Every output reports the same verdict for each.
 . /root/incidents.sh
 
 # 9. The watchdog restarts a daemon that hangs, but not a daemon that works or waits.

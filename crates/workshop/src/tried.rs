@@ -55,6 +55,13 @@ fn choices(architecture: Architecture) -> &'static [Choice] {
             ),
             (&["linux/amd64", "linux/arm64/v8"], &[]),
         ],
+        Architecture::Riscv64 => &[
+            (
+                &["linux/amd64", "linux/riscv64", "linux/arm64/v8"],
+                &["linux/riscv64"],
+            ),
+            (&["linux/amd64", "linux/arm64/v8"], &[]),
+        ],
     }
 }
 

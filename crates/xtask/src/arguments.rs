@@ -48,6 +48,9 @@ pub enum Task {
     /// Measure airgapd, containerd's own importer and the limits of this machine (root).
     #[command(disable_help_flag = true)]
     Bench(PassedOn),
+    /// Measure the restart of a k0s worker with twenty bundles, until kubelet would start (root).
+    #[command(disable_help_flag = true)]
+    Restart(PassedOn),
     /// Fuzz the readers of foreign bytes (needs a nightly compiler).
     #[command(disable_help_flag = true)]
     Fuzz(PassedOn),
@@ -76,6 +79,15 @@ pub enum Task {
         /// half minute.
         #[arg(long, default_value_t = 144)]
         cycles: usize,
+        /// The containerd and the seed.
+        #[command(flatten)]
+        extent: Extent,
+    },
+    /// Flip random bits in containerd's store, and check that scrubs find and replace all of them.
+    Flips {
+        /// Number of bits on each containerd.
+        #[arg(long, default_value_t = 1000)]
+        bits: usize,
         /// The containerd and the seed.
         #[command(flatten)]
         extent: Extent,
@@ -115,6 +127,11 @@ pub enum Task {
     Uploads,
     /// Write docs/configuration.md from config/config.yaml, and docs/messages.md from the source.
     Reference,
+    /// Write the image sets of k0s's releases from a clone of k0s, or add that of a k0s program.
+    K0sReleases {
+        /// The clone with its tags, or the program.
+        source: PathBuf,
+    },
     /// Run the examples of README.md and docs/ on a node, and write their output into the
     /// documents.
     Recording,
@@ -128,6 +145,10 @@ pub enum Task {
     /// purge it.
     #[command(disable_help_flag = true)]
     Packaged(PassedOn),
+    /// Install the tarball of `dist` on a fresh Debian with OpenRC in a container, and use the
+    /// service.
+    #[command(disable_help_flag = true)]
+    Openrc(PassedOn),
     /// Only fetch the programs that other tasks need: containerds, runc, busybox, tools.
     Setup,
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: longer runs of some tests.
+//! `cargo xtask chaos`, `powercut`, `churn`, `flips` and `recording`: longer runs of some tests.
 //!
 //! These tests belong to the program's own suite, which skips them by default. So one piece of code
 //! serves both.

@@ -11,6 +11,7 @@ pub mod arguments;
 pub mod bare;
 pub mod checks;
 pub mod endurance;
+pub mod k0s_releases;
 pub mod kubernetes;
 mod messages;
 pub mod mutants;

@@ -9,7 +9,8 @@ use anyhow::Result;
 use clap::Parser as _;
 use lab::parts;
 use xtask::{
-    Arguments, Task, bare, checks, endurance, kubernetes, mutants, prose, reference, suite, workshop,
+    Arguments, Task, bare, checks, endurance, k0s_releases, kubernetes, mutants, prose, reference, suite,
+    workshop,
 };
 
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Prose { paths } => prose::run(&paths),
         Task::Bare { suite, command } => bare::run(&suite, &command),
         Task::Bench(flags) => workshop::run("bench", &flags.arguments),
+        Task::Restart(flags) => workshop::run("restart", &flags.arguments),
         Task::Fuzz(flags) => workshop::run("fuzz", &flags.arguments),
         Task::Chaos { rounds, extent } => {
             endurance::run("endurance::chaos::as_many_crashes_as_asked_for", rounds, &extent)
@@ -41,6 +43,9 @@ fn perform(task: Task) -> Result<()> {
         ),
         Task::Churn { cycles, extent } => {
             endurance::run("endurance::churn::as_much_churn_as_asked_for", cycles, &extent)
+        }
+        Task::Flips { bits, extent } => {
+            endurance::run("endurance::flips::as_many_flips_as_asked_for", bits, &extent)
         }
         Task::Standstill { seconds, extent } => endurance::run(
             "endurance::standstill::a_disk_that_stands_still_while_a_blob_is_committed_is_waited_for",
@@ -61,10 +66,12 @@ fn perform(task: Task) -> Result<()> {
         ),
         Task::Uploads => endurance::run("uploads::prints_the_table", 1, &endurance::Extent::default()),
         Task::Reference => reference::write(),
+        Task::K0sReleases { source } => k0s_releases::run(&source),
         Task::Recording => endurance::record(),
         Task::Advisories => checks::advisories(),
         Task::Dist(flags) => workshop::run("dist", &flags.arguments),
         Task::Packaged(flags) => workshop::run("packaged", &flags.arguments),
+        Task::Openrc(flags) => workshop::run("openrc", &flags.arguments),
         Task::Setup => parts::provide_all(),
     }
 }

@@ -102,7 +102,11 @@ const ELSEWHERE: [Elsewhere; 14] = [
         "reason",
         Some("unusable"),
         &[
-            ("node/src/act/hands.rs", "fn list_now(&mut self"),
+            ("node/src/act/hands.rs", "fn list_now("),
+            (
+                "node/src/decide/listing.rs",
+                "Some(seen.place)) {\n            return Err",
+            ),
             ("node/src/images/permissions.rs", "FolderTrust::Refused(format!"),
         ],
     ),
@@ -158,6 +162,7 @@ const SPELLED: [Spelled; 8] = [
         &[
             "… is another folder than before: … of … missing. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
             "… is on …, which is not mounted: … of … missing. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
+            "… is no longer a folder after the first in `imagesDirs`: … of … missing. The pins of their images stay until the bundles return, or until you run `airgapd release --vanished`",
         ],
     ),
     (

@@ -13,10 +13,11 @@ const CARGO_MUTANTS: &str = "27.1.0";
 const IN_IMPORT: [&str; 2] = ["{labels,names,plan,select}.rs", "{names,plan,select}/*.rs"];
 
 /// The packages, their decisions, and the tests that need no containerd.
-const DECISIONS: [(&str, [&str; 2], &[&str]); 3] = [
+const DECISIONS: [(&str, [&str; 2], &[&str]); 4] = [
     ("node", ["decide.rs", "decide/*.rs"], &["--lib"]),
     ("import", IN_IMPORT, &["--lib", "--test=selection"]),
     ("platforms", ["lib.rs", "*.rs"], &["--lib", "--tests"]),
+    ("admission", ["judge.rs", "*.rs"], &["--lib", "--tests"]),
 ];
 
 /// Tries one part of all mutations, for example `0/12`, in copies of the workspace.

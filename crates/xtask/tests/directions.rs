@@ -7,7 +7,8 @@ use std::fs;
 use lab::workspace;
 
 /// For each crate, the project's crates that its shipped code may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
+    ("admission", &["basics"]),
     ("basics", &[]),
     ("platforms", &[]),
     ("bundle", &["basics", "platforms"]),
@@ -28,7 +29,15 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ),
     (
         "node",
-        &["basics", "bundle", "containerd", "import", "platforms", "verify"],
+        &[
+            "admission",
+            "basics",
+            "bundle",
+            "containerd",
+            "import",
+            "platforms",
+            "verify",
+        ],
     ),
     (
         "airgapd",
@@ -48,17 +57,20 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("harness", &["containerd", "fake-containerd", "lab"]),
     ("lab", &[]),
     ("xtask", &["lab"]),
-    ("workshop", &["bundle", "lab", "xtask"]),
+    ("workshop", &["admission", "bundle", "lab", "xtask"]),
 ];
 
 /// Libraries that belong to one concern, and the shipped crates that may use them.
-const KNOWN_TO: [(&str, &[&str]); 11] = [
+const KNOWN_TO: [(&str, &[&str]); 14] = [
     ("tonic", &["containerd"]),
     ("containerd-client", &["containerd"]),
     ("k8s-cri", &["containerd"]),
     ("tar", &["bundle"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry"]),
+    ("minisign-verify", &["admission"]),
+    ("p256", &["admission"]),
+    ("ring", &["admission"]),
     ("anyhow", &["airgapd"]),
     ("clap", &["airgapd"]),
     ("notify", &["node"]),

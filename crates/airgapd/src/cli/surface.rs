@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 
-use super::Cli;
+use super::{Cli, airgap};
 
 /// The commands that `airgapd --help` lists, by their purpose. Other commands are for programs and
 /// packages.
@@ -58,6 +58,7 @@ pub(crate) fn parse_from(
     words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Cli, clap::Error> {
     let mut definition = definition();
+    let words = airgap::as_clap_reads(words.into_iter().map(Into::into).collect());
     let matches = definition.try_get_matches_from_mut(words)?;
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut definition))
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use bundle::write::{Draft, DraftImage, Layout, Written};
+use bundle::write::{Draft, DraftImage, Layout, WriteError, Written};
 use bundle::{Bundle, Inventory, Limits};
 use futures_util::StreamExt as _;
 use import::{Naming, Policy};
@@ -32,6 +32,9 @@ use super::making::{self, Proof, Target, compression};
 use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArtifactsArgs, Insecure};
 
+/// Most transfers at a time. More of them make no registry faster.
+const MOST_TRANSFERS: usize = 64;
+
 /// Largest inventory, in bytes.
 const LARGEST_INVENTORY: u64 = 64 << 20;
 
@@ -41,10 +44,13 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
     let limits = &call.settings.limits;
     let target = Target::of(call)?;
     let references = references(args)?;
+    if references.is_empty() {
+        tracing::warn!("no image is named: the bundle is empty");
+    }
     let platforms = platforms_of(&args.platforms).map_err(Refusal::usage)?;
     let client = Arc::new(Client::new(options(args)?)?);
     let cache = args.cache.clone().map(Cache::open).transpose()?;
-    let concurrency = usize::from(args.concurrency);
+    let concurrency = transfers(args);
     let policy = policy_of(&platforms);
     let images = resolve_all(&client, cache.as_ref(), &references, &policy.wanted, concurrency).await?;
     let mut proof = BundleProof {
@@ -57,7 +63,7 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
         relies_on: None,
     };
     let artifacts = proof.artifacts.clone();
-    let total = Layout::of(&draft)?
+    let total = layout_of(&draft)?
         .blobs()
         .iter()
         .map(|blob| blob.size)
@@ -66,7 +72,7 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
         let (name, present) = read_bases(args, limits).await?;
         draft.leave_out(&name, &present);
     }
-    let layout = Layout::of(&draft)?;
+    let layout = layout_of(&draft)?;
     let counters = Counters::default();
     let job = Job {
         args,
@@ -83,16 +89,28 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
     Ok(Exit::Done)
 }
 
+/// Returns the layout of the bundle. Only an empty list gives no images.
+fn layout_of(draft: &Draft) -> Result<Layout, WriteError> {
+    match draft.images.is_empty() {
+        true => Ok(Layout::empty()),
+        false => Layout::of(draft),
+    }
+}
+
 /// Returns the requested images, each once, in the given order.
 fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, Refusal> {
     let hint = "name images, or give a list of them on standard input";
     let texts = making::asked_for(&args.references, &[], hint).map_err(Refusal::usage)?;
+    if texts.is_empty() && !args.may_be_empty {
+        return Err(making::no_image());
+    }
     let (mut found, mut mistakes) = (Vec::new(), Vec::new());
+    let mut seen = HashSet::new();
     for text in texts {
         match text.parse::<import::Reference>() {
             Ok(reference) => {
                 let reference = image_ref(&reference);
-                if !found.contains(&reference) {
+                if seen.insert(reference.clone()) {
                     found.push(reference);
                 }
             }
@@ -103,6 +121,11 @@ fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, Refusal> {
         true => Ok(found),
         false => Err(Refusal::of_many(Exit::Usage, mistakes)),
     }
+}
+
+/// Returns the number of transfers at a time. Each may buffer 8 MiB.
+fn transfers(args: &BundleArtifactsArgs) -> usize {
+    usize::try_from(args.concurrency).map_or(MOST_TRANSFERS, |number| number.min(MOST_TRANSFERS))
 }
 
 fn image_ref(reference: &import::Reference) -> ImageRef {
@@ -284,7 +307,7 @@ struct Job<'a> {
 impl Job<'_> {
     /// Writes the bundle on a separate thread, and shows the progress.
     async fn write(&self, proof: BundleProof) -> Result<Written, Refusal> {
-        let concurrency = usize::from(self.args.concurrency);
+        let concurrency = transfers(self.args);
         let blobs = self.layout.blobs();
         let feed = Feed::begin(
             self.client,
@@ -297,9 +320,10 @@ impl Job<'_> {
         let done =
             || self.counters.fetched.load(Ordering::Relaxed) + self.counters.cached.load(Ordering::Relaxed);
         let form = compression(self.args.compress);
-        let proof: Proof = Box::new(move |path| proof.of_file(path));
+        // An empty archive has nothing to prove.
+        let proof = (!self.images.is_empty()).then(|| -> Proof { Box::new(move |path| proof.of_file(path)) });
         let (written, feed) = tokio::select! {
-            written = making::write(self.target, self.layout, form, feed, done, Some(proof)) => written?,
+            written = making::write(self.target, self.layout, form, feed, done, proof) => written?,
             () = making::interrupted() => {
                 return Err(Refusal::new(Exit::Failed, "interrupted: no bundle was made"));
             }

@@ -8,7 +8,7 @@ mod daemon;
 mod folder;
 mod gzip;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use node::place::{self, Place};
 use serde::Serialize;
@@ -89,11 +89,13 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
             let (containerd, daemon) = (is_denied(&node.socket), is_denied(&call.control_socket()));
             findings.extend((!is_root).then(|| of_user(containerd || daemon)));
             findings.push(of_node(&node));
-            findings.extend(folder::of_folder(&node, settings));
+            findings.extend(folder::of_folders(&node, settings));
             // Another user's rights to watches and to the folder say nothing about the daemon's.
             if is_root {
-                findings.push(folder::of_watches(&node.images_dir));
+                findings.push(folder::of_watches(&node.images_dirs()));
                 findings.push(folder::of_state(&settings.state_dir));
+                findings.extend(folder::of_scrub(&settings.state_dir));
+                findings.extend(folder::of_keys(settings));
             }
             if !containerd {
                 findings.extend(containerd::of_containerd(&node, settings).await);
@@ -107,7 +109,8 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
                 findings.extend(daemon::of_daemon(settings, is_without).await);
             }
             findings.extend(unit.as_ref().map(Unit::judge));
-            findings.extend(unit.and_then(|unit| unit.hides(&node.images_dir)));
+            let hidden = |folder: &PathBuf| unit.as_ref().and_then(|unit| unit.hides(folder));
+            findings.extend(node.images_dirs().iter().filter_map(hidden));
         }
     }
     let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Problem);

@@ -50,7 +50,7 @@ pub(super) async fn run(args: &ExportArgs, call: &Call) -> Result<Exit, Refusal>
     let started = Instant::now();
     let node = call.node()?;
     let target = Target::of(call)?;
-    let asked = asked(args).map_err(Refusal::usage)?;
+    let asked = asked(args)?;
     let runtime = call.connect(&node).await?;
     let export = Export {
         runtime: &runtime,
@@ -71,13 +71,16 @@ pub(super) async fn run(args: &ExportArgs, call: &Call) -> Result<Exit, Refusal>
     Ok(Exit::Done)
 }
 
-fn asked(args: &ExportArgs) -> Result<Asked, String> {
+fn asked(args: &ExportArgs) -> Result<Asked, Refusal> {
     if args.all {
         return Ok(Asked::Everything);
     }
     let hint = "name images, give a list of them with --images or on standard input, or use --all";
-    let texts = making::asked_for(&args.references, &args.images, hint)?;
-    Ok(Asked::These(texts))
+    let texts = making::asked_for(&args.references, &args.images, hint).map_err(Refusal::usage)?;
+    match texts.is_empty() {
+        true => Err(making::no_image()),
+        false => Ok(Asked::These(texts)),
+    }
 }
 
 fn platforms(settings: &Settings, runtime: &Containerd) -> Platforms {

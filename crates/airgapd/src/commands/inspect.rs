@@ -19,9 +19,9 @@ use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::verify::{Damage, Verification};
-use super::{Call, Exit, Refusal};
-use crate::cli::InspectArgs;
-use crate::output::{Page, paragraph};
+use super::{Call, Exit, Refusal, digests};
+use crate::cli::{InspectArgs, OutputFormat};
+use crate::output::{self, Page, paragraph};
 use crate::progress::Progress;
 use node::progress::Doing;
 
@@ -270,11 +270,7 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
             taken.records.iter().map(|record| record.name.clone()).collect(),
         ),
         Verdict::Skip(skip) => ("skip", Some(skip.to_string()), Vec::new()),
-        Verdict::Forbidden => (
-            "forbidden",
-            Some("allowedNames allows none of its names".to_owned()),
-            Vec::new(),
-        ),
+        Verdict::Forbidden(reason) => ("forbidden", Some(reason.clone()), Vec::new()),
         Verdict::Broken(problems) => ("broken", Some(import::select::in_words(problems)), Vec::new()),
     };
     let mut platforms = Vec::new();
@@ -349,7 +345,7 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bo
         _ if taken => None,
         (Kind::Artifact { .. }, _) => Some("not a container image"),
         _ if !problems.is_empty() => Some("not whole"),
-        (Kind::Image, Verdict::Forbidden) => Some("its names are not allowed"),
+        (Kind::Image, Verdict::Forbidden(_)) => Some("its names are not allowed"),
         (Kind::Image, Verdict::Take(_) | Verdict::Skip(_) | Verdict::Broken(_)) => {
             Some("not taken on this node")
         }
@@ -391,7 +387,7 @@ fn inspect_part(part: &Part) -> InspectedBlob {
 fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
     match &choice.verdict {
         Verdict::Take(taken) => taken.closure.blobs.iter().map(|blob| &blob.digest).collect(),
-        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => HashSet::new(),
+        Verdict::Skip(_) | Verdict::Forbidden(_) | Verdict::Broken(_) => HashSet::new(),
     }
 }
 
@@ -505,17 +501,22 @@ impl InspectedPlatform {
 /// Inspects a bundle. The exit status is 0 for a whole bundle and 1 for an unreadable file. It is 5
 /// if the bundle is not whole or the file is not a bundle.
 pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal> {
-    let opened = super::import::open(&args.file, &call.settings.limits).await;
+    let file = match args.files.as_slice() {
+        files if args.digest => return print_digests(files, call).await,
+        [file] => file,
+        _ => return Err(Refusal::usage("more than one FILE needs --digest")),
+    };
+    let opened = super::import::open(file, &call.settings.limits).await;
     let bundle = Arc::new(opened.map_err(|error| {
         Refusal::of_bundle(&error).with_document(|error| Unreadable {
-            path: &args.file,
+            path: file,
             complete: false,
             error,
         })
     })?);
     let mut inspection = Inspection::of(&bundle, &node::runtime::policy(&call.settings, None));
     if args.verify {
-        let progress = Progress::start(args.file.display().to_string(), Doing::Reading);
+        let progress = Progress::start(file.display().to_string(), Doing::Reading);
         let verified =
             tokio::task::spawn_blocking(move || verify::verify(&bundle, progress.observer())).await?;
         inspection = inspection.with_verification(verified);
@@ -526,4 +527,38 @@ pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal
     } else {
         Exit::BadBundle
     })
+}
+
+/// Prints the line of a list of digests for each bundle. A bad file does not stop the others. The
+/// exit status is that of the inspection of all files.
+async fn print_digests(files: &[PathBuf], call: &Call) -> Result<Exit, Refusal> {
+    if call.format == OutputFormat::Json {
+        return Err(Refusal::usage(
+            "--digest prints lines: `inspect -o json` without it has the digest of one bundle",
+        ));
+    }
+    let policy = node::runtime::policy(&call.settings, None);
+    let mut refused: Option<Refusal> = None;
+    for file in files {
+        let problem = match super::import::open(file, &call.settings.limits).await {
+            Ok(bundle) => {
+                output::raw(&digests::line(&bundle.catalog().digest, file))?;
+                (!Inspection::of(&bundle, &policy).is_complete()).then(|| not_whole(file))
+            }
+            Err(error) => Some(Refusal::of_bundle(&error)),
+        };
+        refused = match (refused, problem) {
+            (Some(refused), Some(problem)) => Some(refused.and(problem)),
+            (refused, problem) => refused.or(problem),
+        };
+    }
+    refused.map_or(Ok(Exit::Done), Err)
+}
+
+fn not_whole(file: &Path) -> Refusal {
+    let file = basics::foreign::path(file);
+    Refusal::new(
+        Exit::BadBundle,
+        format!("{file} is not whole: `airgapd inspect` says why"),
+    )
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bundle::Compression;
-use bundle::write::{BlobFeed, DraftImage, Layout, Output, Written};
+use bundle::write::{BlobFeed, DraftImage, Layout, Output, WriteError, Written};
 use serde::Serialize;
 
-use super::{Call, Exit, Refusal};
+use super::{Call, Exit, Refusal, digests};
 use crate::cli::{Compress, OutputFormat};
 use crate::output;
 use crate::progress::{self, has_bar};
@@ -30,24 +30,21 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Reads the place from `--output`.
+    /// Reads the place from `--output`. Without a file it is standard output.
     ///
     /// # Errors
     ///
     /// Returns the mistake on the command line.
     pub(super) fn of(call: &Call) -> Result<Target, Refusal> {
         match &call.file {
-            None => Err(Refusal::usage(
-                "--output FILE is required, or --output - for standard output",
-            )),
             Some(file) if file.as_os_str() != "-" => Ok(Target::File(file.clone())),
-            Some(_) if io::stdout().is_terminal() => Err(Refusal::usage(
+            _ if io::stdout().is_terminal() => Err(Refusal::usage(
                 "refusing to write a bundle to a terminal: use --output FILE, or redirect standard output",
             )),
-            Some(_) if call.format == OutputFormat::Json => Err(Refusal::usage(
-                "the bundle and its report cannot both go to standard output",
+            _ if call.format == OutputFormat::Json => Err(Refusal::usage(
+                "the bundle and its report cannot both go to standard output: use --output FILE",
             )),
-            Some(_) => Ok(Target::Stdout),
+            _ => Ok(Target::Stdout),
         }
     }
 
@@ -93,7 +90,8 @@ pub(crate) type Proof = Box<dyn FnOnce(&Path) -> Result<(), Refusal> + Send>;
 /// feed.
 ///
 /// `done` returns the bytes of blobs so far. Standard output takes no `proof`, since it cannot be
-/// taken back. If the future is dropped before its end, no file is left.
+/// taken back. If the future is dropped before its end, no file is left. A list with the content
+/// digest follows a bundle file: `<bundle>.digest`.
 pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     target: &Target,
     layout: &Layout,
@@ -102,32 +100,59 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     done: impl Fn() -> u64,
     proof: Option<Proof>,
 ) -> Result<(Written, F), Refusal> {
-    let output = match target {
+    let files = match target {
         Target::Stdout => None,
-        Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
+        Target::File(path) => Some(Files::create(path, layout).with_context(|| path.display().to_string())?),
     };
-    let mut half_file = HalfFile(output.as_ref().map(|output| output.temporary().to_owned()));
+    let mut half_files = HalfFiles(files.as_ref().map(Files::temporary).unwrap_or_default());
     let total: u64 = layout.blobs().iter().map(|blob| blob.size).sum();
     let layout = layout.clone();
-    let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, output, feed, proof));
+    let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, files, feed, proof));
     let written = tokio::select! {
         written = writing => written?,
         () = show(total, done) => unreachable!("the progress never ends"),
     };
-    half_file.0 = None;
+    half_files.0.clear();
     if has_bar() {
         let _ = output::progress("");
     }
     written
 }
 
-/// Deletes the temporary file. The writing thread continues after its future is dropped, until the
-/// program ends.
-struct HalfFile(Option<PathBuf>);
+/// A new bundle and the list with its content digest.
+struct Files {
+    bundle: Output,
+    digest: Output,
+}
 
-impl Drop for HalfFile {
+impl Files {
+    fn create(path: &Path, layout: &Layout) -> Result<Files, WriteError> {
+        Ok(Files {
+            bundle: Output::create(path)?,
+            digest: digests::draft(layout.digest(), path)?,
+        })
+    }
+
+    fn temporary(&self) -> Vec<PathBuf> {
+        [&self.bundle, &self.digest]
+            .map(|output| output.temporary().to_owned())
+            .into()
+    }
+
+    /// Gives both their names: the list last, so that no list is there without its bundle.
+    fn commit(self) -> Result<(), WriteError> {
+        self.bundle.commit()?;
+        self.digest.commit()
+    }
+}
+
+/// Deletes the temporary files. The writing thread continues after its future is dropped, until the
+/// program ends.
+struct HalfFiles(Vec<PathBuf>);
+
+impl Drop for HalfFiles {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        for path in &self.0 {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -136,19 +161,19 @@ impl Drop for HalfFile {
 fn write_now<F: BlobFeed>(
     layout: &Layout,
     compression: Compression,
-    output: Option<Output>,
+    files: Option<Files>,
     mut feed: F,
     proof: Option<Proof>,
 ) -> Result<(Written, F), Refusal> {
-    let written = match output {
+    let written = match files {
         None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
-        Some(mut output) => {
-            let buffered = BufWriter::with_capacity(256 << 10, &mut output);
+        Some(mut files) => {
+            let buffered = BufWriter::with_capacity(256 << 10, &mut files.bundle);
             let written = bundle::write::write(layout, compression, buffered, &mut feed)?;
             if let Some(proof) = proof {
-                proof(output.temporary())?;
+                proof(files.bundle.temporary())?;
             }
-            output.commit()?;
+            files.commit()?;
             written
         }
     };
@@ -188,11 +213,12 @@ pub(crate) async fn interrupted() {
 /// Returns a sentence that names the file.
 fn read_list(path: &Path) -> Result<Vec<String>, String> {
     let text = verify::read_text(path)?;
-    let lines = requirements::lists::parse(&text.text).into_iter();
-    Ok(lines.map(|line| line.reference).collect())
+    let entries = requirements::lists::parse(&text.text).into_iter();
+    Ok(entries.map(|entry| entry.reference).collect())
 }
 
 /// Returns the requested images: by name, from lists, or from standard input if neither is given.
+/// A list may be empty.
 ///
 /// # Errors
 ///
@@ -209,10 +235,12 @@ pub(super) fn asked_for(names: &[String], lists: &[PathBuf], hint: &str) -> Resu
         }
         texts = read_list(Path::new("-"))?;
     }
-    match texts.is_empty() {
-        true => Err("no image is named".to_owned()),
-        false => Ok(texts),
-    }
+    Ok(texts)
+}
+
+/// Returns the refusal of a command whose lists are all empty.
+pub(super) fn no_image() -> Refusal {
+    Refusal::usage("no image is named")
 }
 
 /// Returns the refusal of a command that made no bundle, with the reasons.

@@ -4,6 +4,7 @@
 mod bundle_artifacts;
 mod bundles;
 mod config;
+mod digests;
 mod doctor;
 pub(crate) mod documentation;
 mod export;
@@ -16,6 +17,7 @@ mod making;
 mod release;
 mod report;
 mod run;
+mod scrub;
 mod status;
 mod verify;
 mod wait;
@@ -74,7 +76,8 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         Task::Wait(args) => wait::run(&args, &call).await,
         Task::Doctor => doctor::run(&call).await,
         Task::Release(args) => release::run(&args, &call).await,
-        Task::Config(args) => config::run(&args, &config, &call),
+        Task::Scrub(_) => scrub::run(&call).await,
+        Task::Config(args) => config::run(&args, &config, &call).await,
     }
 }
 

@@ -33,8 +33,10 @@ struct Document {
     /// The daemon, `null` if none answers.
     daemon: Option<DaemonStatus>,
     containerd: ContainerdStatus,
-    /// The images folder.
+    /// The first images folder.
     folder: String,
+    /// The further images folders.
+    more_folders: Vec<String>,
     bundles: Vec<BundleReport>,
     images: Vec<ImageReport>,
     /// Reasons why parts of the report are missing, one sentence each.
@@ -69,6 +71,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
         let metadata = fs::symlink_metadata(node.images_dir.join(file)).ok()?;
         Some(owners.report(&metadata, imported))
     };
+    let more = seen.status.more_folders.into_iter();
     let document = Document {
         at: Timestamp::now(),
         version: env!("CARGO_PKG_VERSION"),
@@ -77,6 +80,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
         daemon: seen.status.daemon,
         containerd: seen.status.containerd,
         folder: seen.status.folder.path,
+        more_folders: more.map(|folder| folder.path).collect(),
         problems,
     };
     call.answer(&document, || text(&document))?;
@@ -145,6 +149,9 @@ fn text(document: &Document) -> Page {
     );
     output::paragraph(&mut text, "containerd  ", &which);
     output::paragraph(&mut text, "folder      ", &document.folder);
+    for folder in &document.more_folders {
+        output::paragraph(&mut text, "            ", folder);
+    }
     for problem in &document.problems {
         output::paragraph(&mut text, "not known   ", problem);
     }
@@ -175,6 +182,12 @@ fn bundle_text(text: &mut Page, bundle: &BundleReport, is_live: bool) {
     }
     if let Some(catalog) = &bundle.catalog {
         output::paragraph(text, "  catalog   ", catalog);
+    }
+    for signer in &bundle.signers {
+        output::paragraph(text, "  signed by ", &format!("{signer}, {}", signer.kind));
+    }
+    if let Some(why) = &bundle.unadmitted {
+        output::paragraph(text, "  unadmitted ", why);
     }
     if let (Some(first), Some(last)) = (bundle.first_imported_at, bundle.imported_at) {
         let times = format!("first {}, last {}", minute(first), minute(last));

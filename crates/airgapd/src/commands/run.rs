@@ -35,7 +35,9 @@ pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) ->
     } else {
         node.because.join(", ")
     };
-    let (images, socket) = (node.images_dir.display(), node.socket.display());
+    let images = node.images_dirs();
+    let images: Vec<_> = images.iter().map(|folder| folder.display().to_string()).collect();
+    let (images, socket) = (images.join(" and "), node.socket.display());
     info!(
         "bundles from {images}, images to the containerd on {socket} ({}: {because})",
         node.distribution.name()

@@ -24,6 +24,7 @@ use crate::output::{self, Screen};
 use node::control::{self, Unanswered, Want};
 use node::decide::desired;
 use node::images::folder::{Depth, Ending, Folder};
+use node::images::keys::TrustedKeys;
 use node::place::Place;
 use node::required;
 use node::runtime::{self, Containerd};
@@ -264,22 +265,38 @@ fn without_daemon(
     runtime: &Result<Containerd, String>,
 ) -> Status {
     let mut roster = Roster::default();
-    let listed = Folder::open_dir(&node.images_dir).and_then(|folder| {
-        let depth = Depth {
-            recursive: settings.recursive,
-            allow_insecure: settings.allow_insecure_dir,
-        };
-        folder.list(depth).map(|listing| (folder, listing))
-    });
-    let problem = match listed {
-        Ok((folder, listing)) => {
-            let known = |name: &std::ffi::OsStr, version: &Version| version.is_known(ledger, name);
-            roster.list(listing.entries, Instant::now(), known);
-            leave_alone(&mut roster, &folder, settings, ledger);
-            None
-        }
-        Err(error) => Some(format!("cannot list the images folder: {error}")),
+    let depth = Depth {
+        recursive: node.searches_sub_folders(settings),
+        allow_insecure: settings.allow_insecure_dir,
+        ..Depth::default()
     };
+    let (mut entries, mut folders) = (Vec::new(), Vec::new());
+    for (at, path) in node.images_dirs().iter().enumerate() {
+        let listed = Folder::open_dir(path).and_then(|folder| folder.list(depth));
+        let problem = match listed {
+            Ok(listing) if at == 0 => {
+                entries.extend(listing.entries);
+                None
+            }
+            Ok(listing) => {
+                entries.extend(listing.with_paths(path).entries);
+                None
+            }
+            Err(error) => Some(format!("cannot list the images folder: {error}")),
+        };
+        folders.push(FolderStatus {
+            path: path.display().to_string(),
+            problem,
+            vanished: None,
+        });
+    }
+    let receipts = Folder::open_dir(&node.receipts).and_then(|folder| folder.list(Depth::default()));
+    let receipts = receipts.unwrap_or_default().with_paths(&node.receipts);
+    entries.extend(receipts.entries);
+    let known = |name: &std::ffi::OsStr, version: &Version| version.is_known(ledger, name);
+    roster.list(entries, Instant::now(), known);
+    leave_alone(&mut roster, node, settings, ledger);
+    let mut folders = folders.into_iter();
     let bundles = status::bundles(&roster, ledger, &Live::default(), Instant::now());
     Status {
         containerd: ContainerdStatus {
@@ -290,10 +307,14 @@ fn without_daemon(
             platform: runtime.as_ref().ok().map(|runtime| runtime.platform.to_string()),
             problem: runtime.as_ref().err().cloned(),
         },
-        folder: FolderStatus {
-            path: node.images_dir.display().to_string(),
-            problem,
-            vanished: None,
+        folder: folders.next().unwrap_or_default(),
+        more_folders: folders.collect(),
+        unusable_keys: match settings.signatures {
+            Some(_) => TrustedKeys::read(&settings.trusted_keys)
+                .keys()
+                .problems()
+                .to_vec(),
+            None => Vec::new(),
         },
         disk: runtime.as_ref().ok().and_then(|runtime| disk(settings, runtime)),
         image_count: status::count_images(ledger, &bundles),
@@ -315,7 +336,7 @@ fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
 }
 
 /// Leaves out the files that the daemon would leave out.
-fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
+fn leave_alone(roster: &mut Roster, node: &Place, settings: &Settings, ledger: &Ledger) {
     for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
         let identity = roster.identity(&name);
         let is_set_aside = |entry: &Entry| identity.as_ref().is_some_and(|now| entry.is_set_aside(now));
@@ -327,7 +348,7 @@ fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger
             continue;
         };
         let size = version.identity.size;
-        let ending = folder
+        let ending = node
             .open(&name)
             .map_or(Ok(Ending::Foreign), |file| Ending::of(&file, size));
         let ending = ending.unwrap_or(Ending::Foreign);

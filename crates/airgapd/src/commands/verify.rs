@@ -1,9 +1,11 @@
 //! `airgapd verify`: checks that every image that this node needs is complete without a registry.
 //!
 //! It checks the containerd of this node, or with `--bundle` bundles before their transport.
-//! [`kubelet`] has kubelet's objections to images that are present.
+//! [`kubelet`] has kubelet's objections to images that are present, and [`signed`] those of the
+//! evidence.
 
 mod kubelet;
+mod signed;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -15,12 +17,14 @@ use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::kubelet::{Opinion, Refused, View};
+use self::signed::{Unsigned, Word};
 
 use super::bundles::blobs_of;
 use super::{Call, Exit, Refusal};
 use crate::cli::{OutputFormat, VerifyArgs};
 use crate::output::{Page, paragraph};
 use node::images::folder::{Class, Depth, Folder};
+use node::place::Place;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
 use verify::{Answer, Inventory, Sought, Status, answer};
@@ -30,7 +34,7 @@ use verify::{K0sAnswer, Kind, Need, Needs, Source};
 #[derive(Debug, Serialize)]
 struct Document {
     /// True if no image is missing, kubelet refuses none and, with `--require-never`, none may be
-    /// pulled.
+    /// pulled. With `--require-signed`, signed bundles have brought all images.
     complete: bool,
     /// The checked containerd, `null` for bundles.
     containerd: Option<Asked>,
@@ -42,6 +46,8 @@ struct Document {
     pulls: Vec<Pull>,
     /// With `--kubelet-root`: images that are present and that kubelet lets no pod use.
     refused: Vec<Refused>,
+    /// With `--require-signed`: images that are present and that no signed bundle brought.
+    unsigned: Vec<Unsigned>,
     warnings: Vec<String>,
     notes: Vec<String>,
 }
@@ -73,12 +79,13 @@ enum Where {
 /// missing.
 pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
-    let mut images_dir = None;
+    let mut home = None;
     let place = if args.bundles.is_empty() {
         let node = call.node()?;
         call.allowed("verify", Exit::Unreachable, &[&node.socket])?;
-        images_dir = Some(node.images_dir.clone());
-        Where::Containerd(Box::new(call.connect(&node).await?))
+        let runtime = call.connect(&node).await?;
+        home = Some(node);
+        Where::Containerd(Box::new(runtime))
     } else {
         Where::Bundles
     };
@@ -94,13 +101,19 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
                 .to_owned(),
         );
     }
+    if !args.bundles.is_empty() {
+        // A shell expands `--bundle *.tar` to one flag and further arguments.
+        let files = args.references.iter().filter(|name| Path::new(name).is_file());
+        let mistake = |name| format!("{name} is a file and no image: give each file as --bundle FILE");
+        needs.mistakes.extend(files.map(mistake));
+    }
     if !needs.mistakes.is_empty() {
         return Err(super::mistakes(&needs));
     }
     let policy = runtime::policy(settings, runtime);
     let mut images = match &place {
         Where::Containerd(runtime) => {
-            in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref())
+            in_containerd(runtime, &policy, settings, &needs.merged(), home.as_ref())
                 .await
                 .map_err(unreachable)?
         }
@@ -116,8 +129,13 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
     } else {
         Vec::new()
     };
+    let word = match args.require_signed {
+        true => signed::word(settings, &images),
+        false => Word::default(),
+    };
+    let is_allowed = pulls.is_empty() && opinion.refused.is_empty() && word.unsigned.is_empty();
     let document = Document {
-        complete: pulls.is_empty() && opinion.refused.is_empty() && !images.iter().any(Answer::is_missing),
+        complete: is_allowed && !images.iter().any(Answer::is_missing),
         containerd: runtime.map(asked),
         bundles: args
             .bundles
@@ -125,7 +143,8 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
             .map(|path| path.display().to_string())
             .collect(),
         refused: opinion.refused,
-        warnings: opinion.warnings,
+        unsigned: word.unsigned,
+        warnings: opinion.warnings.into_iter().chain(word.warnings).collect(),
         k0s: needs.k0s,
         images,
         pulls,
@@ -192,7 +211,7 @@ async fn in_containerd(
     policy: &Policy,
     settings: &Settings,
     needs: &[Need],
-    images_dir: Option<&Path>,
+    home: Option<&Place>,
 ) -> Result<Vec<Answer>, containerd::Error> {
     let inventory = Inventory::of_containerd(
         &runtime.client,
@@ -210,13 +229,13 @@ async fn in_containerd(
             .collect::<Vec<_>>()
     };
     let mut answers = all(&Inventory::default());
-    if let Some(images_dir) = images_dir
+    if let Some(home) = home
         && answers.iter().any(Answer::is_missing)
     {
         // The bundles are searched for missing images only now, since they can be large. A delta
         // counts if its base is present.
         let there = runtime.client.blobs().await?.into_iter().map(|blob| blob.digest);
-        let (bundles, _) = open_all(&bundles_in(images_dir, settings), &settings.limits).await;
+        let (bundles, _) = open_all(&bundles_in(home, settings), &settings.limits).await;
         answers = all(&shelf_of(&bundles, policy, &there.collect()));
     }
     if runtime.is_of_kubelet {
@@ -285,17 +304,23 @@ fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inv
     inventory
 }
 
-/// Returns the files of the images folder that may be bundles, in all places that the daemon reads.
-fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
+/// Returns the files of the images folders that may be bundles, in all places that the daemon
+/// reads.
+fn bundles_in(home: &Place, settings: &Settings) -> Vec<PathBuf> {
     let depth = Depth {
-        recursive: settings.recursive,
+        recursive: home.searches_sub_folders(settings),
         allow_insecure: settings.allow_insecure_dir,
+        ..Depth::default()
     };
-    let listing = Folder::open_dir(folder).and_then(|folder| folder.list(depth));
-    let entries = listing.unwrap_or_default().entries.into_iter();
+    let list = |path: &PathBuf| {
+        let listing = Folder::open_dir(path).and_then(|folder| folder.list(depth));
+        listing.unwrap_or_default().with_paths(path).entries
+    };
+    let folders = home.images_dirs();
+    let entries = folders.iter().flat_map(list);
     entries
         .filter(|entry| matches!(entry.class, Class::Candidate | Class::Layout))
-        .map(|entry| folder.join(entry.name))
+        .map(|entry| entry.name.into())
         .collect()
 }
 
@@ -347,6 +372,9 @@ fn text(document: &Document) -> Page {
     for image in &document.refused {
         write_refused(&mut out, image);
     }
+    for image in &document.unsigned {
+        write_unsigned(&mut out, image);
+    }
     write_pulls(&mut out, &document.pulls);
     for warning in &document.warnings {
         paragraph(&mut out, "warning  ", warning);
@@ -365,6 +393,9 @@ fn text(document: &Document) -> Page {
     }
     if !document.refused.is_empty() {
         let _ = write!(summary, ", kubelet refuses {}", document.refused.len());
+    }
+    if !document.unsigned.is_empty() {
+        let _ = write!(summary, ", {} unsigned", document.unsigned.len());
     }
     if !document.pulls.is_empty() {
         let _ = write!(summary, ", {} may be pulled", document.pulls.len());
@@ -413,6 +444,16 @@ fn write_refused(out: &mut Page, image: &Refused) {
     paragraph(out, "REFUSED  ", &image.reference);
     paragraph(out, "  why    ", &image.problem);
     paragraph(out, "  record ", &image.record);
+    paragraph(out, "  remedy ", image.remedy);
+    for source in &image.sources {
+        paragraph(out, "  asked  ", &source.to_string());
+    }
+}
+
+fn write_unsigned(out: &mut Page, image: &Unsigned) {
+    paragraph(out, "UNSIGNED ", &image.reference);
+    paragraph(out, "  why    ", &image.problem);
+    paragraph(out, "  record ", &format!("{} at {}", image.record, image.digest));
     paragraph(out, "  remedy ", image.remedy);
     for source in &image.sources {
         paragraph(out, "  asked  ", &source.to_string());

@@ -14,6 +14,7 @@ use super::{Call, Exit, Refusal};
 use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
 use node::control::{self, StatusReply, Unanswered, Want};
+use node::place;
 use node::settings::Settings;
 use node::state::ledger::{self, Ledger};
 use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
@@ -229,14 +230,16 @@ impl Waiting {
     }
 
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
+        let typed = match meant(&args.bundles, &status) {
+            Ok(typed) => typed,
+            Err(ambiguous) => return (Some(Outcome::Failed), Some(ambiguous)),
+        };
         self.ignored.clone_from(&status.ignored);
         let content = match args.digests.as_slice() {
             [] => None,
-            digests => Some(Content::of(&status, &self.ledger(), &args.bundles, digests)),
+            digests => Some(Content::of(&status, &self.ledger(), &typed, digests)),
         };
-        let names: &[String] = content
-            .as_ref()
-            .map_or(&args.bundles, |content| &content.waited_for);
+        let names: &[String] = content.as_ref().map_or(&typed, |content| &content.waited_for);
         self.absent = content.as_ref().and_then(|content| content.absent.clone());
         (self.bundles, self.verdict) = match &content {
             // A bundle that failed in part may still have brought the digest.
@@ -285,6 +288,30 @@ impl Waiting {
     }
 }
 
+/// Returns the names of the bundles that the command line means: a path, or the name in any of the
+/// images folders.
+fn meant(typed: &[String], status: &Status) -> Result<Vec<String>, String> {
+    let folders: Vec<PathBuf> = status.folder_paths().into_iter().map(PathBuf::from).collect();
+    let there = status.bundles.iter().filter(|bundle| bundle.state != State::Gone);
+    let there = there.map(|bundle| bundle.name.raw());
+    let ignored = status.ignored.iter().map(|ignored| ignored.name.raw());
+    let known: BTreeSet<&str> = there.chain(ignored).collect();
+    let meant = |name: &String| {
+        place::bundle_named(name, &folders, |bundle| known.contains(bundle)).map_err(|several| {
+            let several: Vec<String> = several
+                .into_iter()
+                .map(|name| Foreign::new(name).to_string())
+                .collect();
+            format!(
+                "{} is the name of several bundles: {}. Give the path",
+                Foreign::new(name.clone()),
+                several.join(", ")
+            )
+        })
+    };
+    typed.iter().map(meant).collect()
+}
+
 fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     let is_wanted =
         |bundle: &&BundleStatus| names.is_empty() || names.iter().any(|name| name == bundle.name.raw());
@@ -317,7 +344,10 @@ impl Content {
             let with: Vec<_> = wanted(status, names).into_iter().filter(has).collect();
             if with.is_empty() {
                 absent.get_or_insert(match names {
-                    [] => format!("no bundle in {} has {digest} in place", status.folder.path),
+                    [] => {
+                        let folders = status.folder_paths().join(" and ");
+                        format!("no bundle in {folders} has {digest} in place")
+                    }
                     names => format!("{digest} is not in place in {}", names.join(", ")),
                 });
             }
@@ -366,8 +396,9 @@ fn judge(
 ) -> (Option<Outcome>, Option<String>) {
     let bundles = wanted(status, names);
     let find = |name: &str| bundles.iter().find(|bundle| bundle.name.raw() == name);
-    let folder = &status.folder.path;
-    for name in names.iter().filter(|_| status.folder.problem.is_none()) {
+    let folder = status.folder_paths().join(" and ");
+    let is_listed = status.folders().all(|folder| folder.problem.is_none());
+    for name in names.iter().filter(|_| is_listed) {
         let text = match find(name) {
             Some(bundle) if bundle.state == State::Skipped => {
                 format!(

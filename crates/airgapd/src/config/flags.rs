@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use import::unpack::Unpack;
-use node::settings::{LogLevel, Settings};
+use node::settings::{LogLevel, Settings, Signatures};
 
 use super::values::{AbsolutePath, Names, Namespace, Platforms, Rate, Socket};
 
@@ -24,6 +24,7 @@ pub(crate) enum Flag {
     /// Pairs of digest and reference.
     Names(Vec<(String, String)>),
     Unpack(Unpack),
+    Signatures(Option<Signatures>),
 }
 
 impl Flag {
@@ -50,6 +51,7 @@ impl Flag {
             Flag::RateLimit(_) => ("--rate-limit", "rateLimit"),
             Flag::Names(_) => ("--name", "names"),
             Flag::Unpack(_) => ("--unpack", "unpack"),
+            Flag::Signatures(_) => ("--signatures", "signatures"),
         }
     }
 
@@ -71,6 +73,7 @@ impl Flag {
             Flag::RateLimit(rate) => settings.rate_limit = Rate::of(rate)?,
             Flag::Names(pairs) => settings.names = Names::of(pairs.iter().cloned())?,
             Flag::Unpack(when) => settings.unpack = *when,
+            Flag::Signatures(rule) => settings.signatures = *rule,
         }
         Ok(())
     }
@@ -97,6 +100,7 @@ mod tests {
             Flag::RateLimit("50MiB".to_owned()),
             Flag::Names(vec![(digest, "busybox".to_owned())]),
             Flag::Unpack(Unpack::Background),
+            Flag::Signatures(Some(Signatures::Require)),
         ];
         for flag in flags {
             let (before, mut after) = (Settings::default(), Settings::default());

@@ -4,14 +4,16 @@ use import::names::DigestReferences;
 use import::plan::OnConflict;
 use import::unpack::Unpack;
 use node::place::Distribution;
-use node::settings::{Checksums, Coexistence, LogFormat, LogLevel, OnRemoval, Settings};
+use node::settings::{
+    AfterImport, Checksums, Coexistence, LogFormat, LogLevel, OnRemoval, Settings, Signatures,
+};
 use serde_yaml::Value;
 
 use super::environment::variable_of_key;
 use super::values::{
-    AbsolutePath, AbsolutePaths, Aliases, BaseName, Count, Interval, Kind, Loopback, MinFree, Names,
-    Namespace, OneOf, Optional, Patterns, Platforms, Rate, Release, SandboxImage, Size, Socket, Time, Truth,
-    Window, Words,
+    AbsolutePath, AbsolutePaths, Aliases, BaseName, Count, ImagesDirs, Interval, Kind, Loopback, MinFree,
+    Names, Namespace, OneOf, Optional, Patterns, Platforms, Rate, Release, SandboxImage, Size, Socket, Time,
+    Truth, Window, Words,
 };
 
 /// One key of the configuration.
@@ -50,7 +52,8 @@ pub(super) const KEYS: &[Key] = &[
     key!("unpack", OneOf<Unpack>, unpack),
     key!("distribution", OneOf<Option<Distribution>>, distribution),
     key!("dataDir", Optional<AbsolutePath>, data_dir),
-    key!("recursive", Truth, recursive),
+    key!("imagesDirs", ImagesDirs, images_dirs),
+    key!("recursive", Optional<Truth>, recursive),
     key!("stateDir", AbsolutePath, state_dir),
     key!("runtimeDir", AbsolutePath, runtime_dir),
     key!("metricsFile", Optional<AbsolutePath>, metrics_file),
@@ -62,6 +65,7 @@ pub(super) const KEYS: &[Key] = &[
     key!("grace", Time, grace),
     key!("rateLimit", Rate, rate_limit),
     key!("unpinGrace", Time, unpin_grace),
+    key!("afterImport", OneOf<AfterImport>, after_import),
     key!("onConflict", OneOf<OnConflict>, on_conflict),
     key!("coexistence", OneOf<Coexistence>, coexistence),
     key!("aliases", Aliases, aliases),
@@ -73,6 +77,8 @@ pub(super) const KEYS: &[Key] = &[
     key!("priority", Patterns, priority),
     key!("checksums", OneOf<Checksums>, checksums),
     key!("trustedDigests", Optional<AbsolutePath>, trusted_digests),
+    key!("signatures", OneOf<Option<Signatures>>, signatures),
+    key!("trustedKeys", AbsolutePath, trusted_keys),
     key!("pullLists", OneOf<bool>, pull_lists),
     key!("allowInsecureDir", Truth, allow_insecure_dir),
     key!("require.images", AbsolutePaths, require.images),
@@ -113,10 +119,11 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
 pub(super) const GROUPS: [&str; 3] = ["require", "limits", "log"];
 
 /// Keys that the daemon applies only at its start.
-pub(super) const UNTIL_RESTART: [&str; 10] = [
+pub(super) const UNTIL_RESTART: [&str; 11] = [
     "distribution",
     "dataDir",
     "imagesDir",
+    "imagesDirs",
     "stateDir",
     "runtimeDir",
     "metricsAddress",
@@ -160,6 +167,10 @@ impl Words for OnRemoval {
     ];
 }
 
+impl Words for AfterImport {
+    const WORDS: &[(&str, Self)] = &[("keep", AfterImport::Keep), ("receipt", AfterImport::Receipt)];
+}
+
 impl Words for OnConflict {
     const WORDS: &[(&str, Self)] = &[
         ("replace", OnConflict::Replace),
@@ -185,6 +196,14 @@ impl Words for Checksums {
         ("off", Checksums::Off),
         ("if-present", Checksums::IfPresent),
         ("require", Checksums::Require),
+    ];
+}
+
+impl Words for Option<Signatures> {
+    const WORDS: &[(&str, Self)] = &[
+        ("off", None),
+        ("if-present", Some(Signatures::IfPresent)),
+        ("require", Some(Signatures::Require)),
     ];
 }
 

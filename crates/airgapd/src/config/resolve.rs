@@ -1,12 +1,13 @@
 //! From the operator's values to settings, and the changes of a reload.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use node::settings::{Reloaded, Settings};
 
 use super::environment::variable_of_key;
 use super::keys::{GROUPS, KEYS, Key, Removed, UNTIL_RESTART, key};
-use super::{Config, Given, Mistake, Mistakes};
+use super::{Config, Given, Mistake, Mistakes, Place};
 
 /// Makes settings from the given values. Of several values for a key, the strongest origin wins,
 /// but all values are checked.
@@ -22,7 +23,11 @@ pub(super) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
         removed: Vec::new(),
     };
     let mut mistakes = Vec::new();
+    let mut images_dirs_at = None;
     for given in given {
+        if given.key == "imagesDirs" {
+            images_dirs_at = Some(given.place.clone());
+        }
         if let Some(removed) = Removed::of(&given.key) {
             config.removed.push(Mistake {
                 place: given.place,
@@ -59,11 +64,34 @@ pub(super) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
             });
         }
     }
+    mistakes.extend(choose_folders(&mut config, images_dirs_at));
     if mistakes.is_empty() {
         Ok(config)
     } else {
         Err(Mistakes(mistakes))
     }
+}
+
+/// Keeps one of `imagesDir` and `imagesDirs`: that of the stronger origin. Returns a mistake if
+/// both have the same origin.
+fn choose_folders(config: &mut Config, place: Option<Place>) -> Option<Mistake> {
+    let settings = &mut config.settings;
+    if settings.images_dir.is_none() || settings.images_dirs.is_empty() {
+        return None;
+    }
+    let origin = |key| config.origins.get(key);
+    match origin("imagesDir").cmp(&origin("imagesDirs")) {
+        Ordering::Less => settings.images_dir = None,
+        Ordering::Greater => settings.images_dirs = Vec::new(),
+        Ordering::Equal => {
+            return Some(Mistake {
+                place: place?,
+                key: Some("imagesDirs".to_owned()),
+                what: "has the first folder in it: leave out `imagesDir`".to_owned(),
+            });
+        }
+    }
+    None
 }
 
 fn not_a_key(key: &str) -> String {
@@ -110,16 +138,16 @@ pub(crate) fn reload(old: &Settings, new: Settings) -> Reloaded {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     use import::names::DigestReferences;
     use node::place::Distribution;
-    use node::settings::{Checksums, LogLevel, OnRemoval, PlatformChoice};
+    use node::settings::{Checksums, LogLevel, OnRemoval, PlatformChoice, Signatures};
 
     use super::super::environment::key_of_variable;
     use super::super::file::from_yaml;
-    use super::super::{Flag, Place, Typed};
+    use super::super::{Flag, Typed};
     use super::*;
 
     fn file(text: &str) -> Result<Config, Vec<String>> {
@@ -187,7 +215,7 @@ mod tests {
             "distribution: k3s\ndataDir: /data\naddress: unix:///run/x.sock\ncri: false\n\
              platforms: [linux/arm64, linux/amd64]\nresync: 1h 30m\ngrace: 0s\nonRemoval: keep\n\
              aliases: [a.io/x=b.io/y]\nnames: {{{digest}: busybox}}\nbaseName: registry.local/app\n\
-             digestReferences: none\nallowedNames: ['*/app:?']\npriority: ['*/dns:*']\nchecksums: off\ntrustedDigests: /etc/trusted\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
+             digestReferences: none\nallowedNames: ['*/app:?']\npriority: ['*/dns:*']\nchecksums: off\ntrustedDigests: /etc/trusted\nsignatures: require\ntrustedKeys: /etc/keys\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
         );
         let settings = settings(&text);
         assert_eq!(settings.distribution, Some(Distribution::K3s));
@@ -214,11 +242,77 @@ mod tests {
         assert_eq!(settings.priority, ["*/dns:*".parse().unwrap()]);
         assert_eq!(settings.checksums, Checksums::Off);
         assert_eq!(settings.trusted_digests, Some("/etc/trusted".into()));
+        assert_eq!(settings.signatures, Some(Signatures::Require));
+        assert_eq!(settings.trusted_keys, PathBuf::from("/etc/keys"));
         assert_eq!(
             (settings.limits.json_document, settings.limits.images),
             (1 << 20, 7)
         );
         assert_eq!(settings.log.level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn images_folders_are_read_in_one_spelling_and_each_mistake_is_named() {
+        let read = |text: &str| settings(text).images_dirs;
+        let wanted = [PathBuf::from("/data/images"), PathBuf::from("/usr/share/images")];
+        assert_eq!(read("imagesDirs: [/data//images/, /usr/./share/images]"), wanted);
+        assert_eq!(read("imagesDirs: '/data/images, /usr/share/images'"), wanted);
+        assert_eq!(read("imagesDirs: []"), Vec::<PathBuf>::new());
+        let numbered = |count: usize| {
+            let folders: Vec<String> = (0..count).map(|number| format!("/images/{number}")).collect();
+            format!("imagesDirs: [{}]", folders.join(", "))
+        };
+        assert_eq!(read(&numbered(16)).len(), 16);
+        let table = [
+            ("imagesDirs: [/a, /b/, /b]".to_owned(), "/b is there twice"),
+            (
+                "imagesDirs: [/a/b, /a]".to_owned(),
+                "/a/b is below /a: name one of them",
+            ),
+            (
+                "imagesDirs: [/a, b]".to_owned(),
+                "expects an absolute path, got \"b\"",
+            ),
+            (numbered(17), "expects at most 16 folders, got 17"),
+            (
+                "imagesDir: /a\nimagesDirs: [/a, /b]".to_owned(),
+                "has the first folder in it: leave out `imagesDir`",
+            ),
+        ];
+        for (text, wanted) in table {
+            let mistakes = file(&text).unwrap_err();
+            assert_eq!(mistakes.len(), 1, "{text}: {mistakes:?}");
+            assert!(
+                mistakes[0].ends_with(&format!("imagesDirs: {wanted}")),
+                "{mistakes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_one_folder_and_several_the_stronger_origin_wins() {
+        let with = |text: &str, flag: Option<Flag>| {
+            let mut mistakes = Vec::new();
+            let mut given = from_yaml(Path::new("c.yaml"), text, &mut mistakes);
+            given.extend(flag.map(Given::from));
+            let settings = resolve(given).unwrap().settings;
+            (settings.images_dir, settings.images_dirs)
+        };
+        let flag = || Some(Flag::ImagesDir("/flag".into()));
+        let one = (Some(PathBuf::from("/flag")), Vec::new());
+        assert_eq!(with("imagesDirs: [/a, /b]", flag()), one);
+        assert_eq!(with("imagesDir: /a", flag()), one);
+        let variable = Given {
+            key: "imagesDirs".to_owned(),
+            value: Typed::Written("/x,/y".into()),
+            place: Place::Variable("AIRGAPD_IMAGES_DIRS".to_owned()),
+        };
+        let mut mistakes = Vec::new();
+        let mut given = from_yaml(Path::new("c.yaml"), "imagesDir: /a", &mut mistakes);
+        given.push(variable);
+        let settings = resolve(given).unwrap().settings;
+        assert_eq!(settings.images_dir, None);
+        assert_eq!(settings.images_dirs, [PathBuf::from("/x"), PathBuf::from("/y")]);
     }
 
     #[test]
@@ -348,6 +442,11 @@ mod tests {
             "allowedNames: [5]",
             "checksums: sometimes",
             "checksums: true",
+            "imagesDirs: images",
+            "imagesDirs: [images]",
+            "imagesDirs: {a: /b}",
+            "imagesDirs: ['']",
+            "imagesDirs: [/a/../b]",
             "trustedDigests: trusted",
             "pullLists: maybe",
             "require: {manifests: apps}",
@@ -404,12 +503,17 @@ mod tests {
         let new = Settings {
             resync: Duration::from_secs(7),
             exclude: vec!["r.test/*".parse().unwrap()],
+            signatures: Some(Signatures::Require),
+            trusted_keys: "/etc/keys".into(),
             namespace: "other".to_owned(),
             state_dir: "/elsewhere".into(),
             ..Settings::default()
         };
         let reloaded = reload(&old, new.clone());
-        assert_eq!(reloaded.applied, ["resync", "exclude"]);
+        assert_eq!(
+            reloaded.applied,
+            ["resync", "exclude", "signatures", "trustedKeys"]
+        );
         assert_eq!(reloaded.postponed, ["stateDir", "namespace"]);
         let wanted = Settings {
             namespace: old.namespace.clone(),

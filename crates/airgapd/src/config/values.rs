@@ -15,7 +15,7 @@ use serde_yaml::Value;
 
 pub(super) use self::amounts::{Count, Interval, MinFree, Rate, Size, Time, Window};
 pub(super) use self::names::{Aliases, BaseName, Names, Patterns, Platforms, Release, SandboxImage};
-pub(super) use self::places::{AbsolutePath, AbsolutePaths, Loopback, Namespace, Socket};
+pub(super) use self::places::{AbsolutePath, AbsolutePaths, ImagesDirs, Loopback, Namespace, Socket};
 
 /// A kind of value in the configuration.
 pub(super) trait Kind {

@@ -54,7 +54,8 @@ const fn ids(outcome: Outcome) -> &'static [(About, &'static str)] {
         Outcome::Full => &[(About::Node, "bfa545555844475d9e07c8fd3b3791cc")],
         Outcome::Misconfigured => &[(About::Node, "aedd3481ff3140f8904e5e937d8c2012")],
         Outcome::Verdict => &[(About::Node, "dfd971fec6bf4f089f4514f64cc3c38b")],
-        Outcome::Repaired | Outcome::Unpacked | Outcome::Refused => &[],
+        Outcome::Refused => &[(About::Bundle, "61f4b1c8a6e9432b9d03c7e2875fa0d4")],
+        Outcome::Repaired | Outcome::Unpacked => &[],
     }
 }
 
@@ -72,7 +73,7 @@ mod tests {
     #[test]
     fn message_ids_are_distinct_and_of_the_right_form() {
         let mut known: Vec<_> = all().map(|(_, _, id)| id).collect();
-        assert_eq!(known.len(), 16);
+        assert_eq!(known.len(), 17);
         assert!(
             known
                 .iter()
@@ -80,7 +81,7 @@ mod tests {
         );
         known.sort_unstable();
         known.dedup();
-        assert_eq!(known.len(), 16);
+        assert_eq!(known.len(), 17);
     }
 
     /// The journal's catalog (`journalctl -x`) and the program have the same ids.

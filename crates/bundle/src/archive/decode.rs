@@ -9,13 +9,12 @@
 
 mod codecs;
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 
 use lz4_flex::frame::FrameDecoder;
 
+use super::file::ArchiveFile;
+use super::tape::Tape;
 use crate::{Compression, Fault, Limits};
 use codecs::{Bzip2, Codec, Failure, Gzip, Xz, Zstd, damage};
 
@@ -56,9 +55,21 @@ fn magic(codec: Compression) -> &'static [u8] {
     }
 }
 
-/// Reads a compressed file piece by piece, at offsets.
+/// Decompressed bytes by which a stream may be ahead of the bytes that justify them. The padding of
+/// a bundle with layers of zeros comes after these layers.
+const AHEAD: u64 = 4 << 30;
+
+/// The origin of compressed bytes.
+enum Origin {
+    File(ArchiveFile),
+    Stream(Tape),
+}
+
+/// Reads compressed bytes piece by piece.
 struct Source {
-    file: Arc<File>,
+    origin: Origin,
+    /// Length of the file or stream. The length of a stream is unknown until its end, and is the
+    /// largest number until then.
     length: u64,
     /// Offset of the next byte that will be read from the file.
     position: u64,
@@ -93,9 +104,17 @@ impl Source {
         let left = usize::try_from(self.length - self.position).unwrap_or(PIECE);
         let kept = self.buffer.len();
         self.buffer.resize(kept + left.min(PIECE), 0);
-        let read = self.file.read_at(&mut self.buffer[kept..], self.position);
+        let piece = &mut self.buffer[kept..];
+        let read = match &mut self.origin {
+            Origin::File(file) => file.read_at(piece, self.position),
+            Origin::Stream(tape) => tape.read(piece),
+        };
         self.buffer.truncate(kept + read.as_ref().map_or(0, |n| *n));
         match read {
+            Ok(0) if self.is_stream() => {
+                self.length = self.position;
+                Ok(())
+            }
             // The length was known, so another program has truncated the file since.
             Ok(0) => Err(Fault::Changed),
             Ok(n) => {
@@ -103,7 +122,7 @@ impl Source {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(Fault::io("read the file")(error)),
+            Err(error) => Err(fault_in(error).unwrap_or_else(Fault::io("read the file"))),
         }
     }
 
@@ -111,8 +130,37 @@ impl Source {
         self.taken += bytes;
     }
 
-    /// Skips bytes without reading them. Returns true if the file had so many.
-    fn skip(&mut self, bytes: u64) -> bool {
+    fn is_stream(&self) -> bool {
+        matches!(self.origin, Origin::Stream(_))
+    }
+
+    /// Returns the number of bytes that decompressed bytes are measured against: the length of a
+    /// file, or the bytes of a stream so far.
+    fn measure(&self) -> u64 {
+        match self.is_stream() {
+            true => self.position,
+            false => self.length,
+        }
+    }
+
+    /// Skips bytes. Returns true if there were so many. Bytes of a file are not read.
+    fn skip(&mut self, mut bytes: u64) -> Result<bool, Fault> {
+        if self.is_stream() {
+            while bytes > 0 {
+                let at_hand = self.peek(1)?.len() as u64;
+                if at_hand == 0 {
+                    return Ok(false);
+                }
+                let n = at_hand.min(bytes);
+                self.take(usize::try_from(n).expect("bytes in memory"));
+                bytes -= n;
+            }
+            return Ok(true);
+        }
+        Ok(self.pass_over(bytes))
+    }
+
+    fn pass_over(&mut self, bytes: u64) -> bool {
         let at_hand = self.rest().len();
         match usize::try_from(bytes) {
             Ok(bytes) if bytes <= at_hand => self.take(bytes),
@@ -213,27 +261,33 @@ pub(crate) struct Decoder {
     compression: Compression,
     engine: Engine,
     state: State,
-    /// Frames so far, and the most that are allowed.
-    frames: (u64, u64),
-    /// Decompressed bytes so far, and the most that are allowed.
-    made: (u64, u64),
-    expansion: u64,
-    /// Most entries of a bundle, which also bound the frames.
-    entries: u64,
-    window_log: u32,
+    /// Frames so far.
+    frames: u64,
+    /// Decompressed bytes so far.
+    made: u64,
+    limits: Limits,
     trailing: Option<(u64, u64)>,
 }
 
 impl Decoder {
     /// Starts with a file of `length` bytes and this compression.
     pub(crate) fn new(
-        file: Arc<File>,
+        file: ArchiveFile,
         length: u64,
         compression: Compression,
         limits: &Limits,
     ) -> Result<Self, Fault> {
+        Self::of(Origin::File(file), length, compression, limits)
+    }
+
+    /// Starts with a stream of this compression, whose length is unknown.
+    pub(crate) fn of_stream(tape: Tape, compression: Compression, limits: &Limits) -> Result<Self, Fault> {
+        Self::of(Origin::Stream(tape), u64::MAX, compression, limits)
+    }
+
+    fn of(origin: Origin, length: u64, compression: Compression, limits: &Limits) -> Result<Self, Fault> {
         let source = Source {
-            file,
+            origin,
             length,
             position: 0,
             buffer: Vec::new(),
@@ -244,13 +298,31 @@ impl Decoder {
             compression,
             engine: Engine::new(source, compression, limits)?,
             state: State::Between,
-            frames: (0, most_frames(length, limits)),
-            made: (0, limits.expanded(length)),
-            expansion: limits.expansion,
-            entries: limits.entries,
-            window_log: limits.zstd_window_log,
+            frames: 0,
+            made: 0,
+            limits: limits.clone(),
             trailing: None,
         })
+    }
+
+    /// Returns the tape that a stream is read from.
+    pub(crate) fn tape(&mut self) -> &mut Tape {
+        match &mut self.engine.source().origin {
+            Origin::Stream(tape) => tape,
+            Origin::File(_) => unreachable!("only a stream has a tape"),
+        }
+    }
+
+    /// Ends the decompression of a stream, and returns its tape.
+    pub(crate) fn into_tape(self) -> Tape {
+        let source = match self.engine {
+            Engine::Pushed { source, .. } => source,
+            Engine::Lz4(decoder) => decoder.expect("the decoder is always put back").into_inner(),
+        };
+        match source.origin {
+            Origin::Stream(tape) => tape,
+            Origin::File(_) => unreachable!("only a stream has a tape"),
+        }
     }
 
     /// Returns the offset and length of the data after the last frame, unless it is all zeros. The
@@ -283,15 +355,22 @@ impl Decoder {
     }
 
     fn account(&mut self, made: usize) -> Result<(), Fault> {
-        self.made.0 += made as u64;
-        if self.made.0 > self.made.1 {
+        self.made += made as u64;
+        let source = self.engine.source();
+        let ahead = if source.is_stream() { AHEAD } else { 0 };
+        self.check_expansion(ahead)
+    }
+
+    fn check_expansion(&mut self, ahead: u64) -> Result<(), Fault> {
+        let measure = self.engine.source().measure();
+        if self.made > self.limits.expanded(measure).saturating_add(ahead) {
             return Err(Fault::Limit {
                 what: format!(
                     "times its size when decompressed from {}, maybe a decompression bomb: decompress it first if you trust it",
                     self.compression
                 ),
-                limit: self.expansion,
-                set: Some(crate::limits::set("expansion", self.expansion)),
+                limit: self.limits.expansion,
+                set: Some(crate::limits::set("expansion", self.limits.expansion)),
             });
         }
         Ok(())
@@ -305,7 +384,7 @@ impl Decoder {
         let skippable = frames && is_skippable(start);
         if start.is_empty() {
             self.state = State::End;
-            return Ok(());
+            return self.check_expansion(0);
         }
         if start.len() < magic.len() && magic.starts_with(start) {
             return Err(self.cut());
@@ -313,12 +392,13 @@ impl Decoder {
         if !start.starts_with(magic) && !skippable {
             return self.end();
         }
-        self.frames.0 += 1;
-        if self.frames.0 > self.frames.1 {
+        self.frames += 1;
+        let most = most_frames(self.engine.source().measure(), &self.limits);
+        if self.frames > most {
             return Err(Fault::Limit {
                 what: format!("{} frames in a file of this size", self.compression),
-                limit: self.frames.1,
-                set: Some(crate::limits::set("entries", self.entries)),
+                limit: most,
+                set: Some(crate::limits::set("entries", self.limits.entries)),
             });
         }
         if self.compression == Compression::Lz4 && skippable {
@@ -335,10 +415,13 @@ impl Decoder {
         let length = header
             .get(MAGIC..2 * MAGIC)
             .and_then(|length| length.try_into().ok());
-        let whole = length.is_some_and(|length| {
-            let length = u64::from(u32::from_le_bytes(length));
-            source.skip(2 * MAGIC as u64 + length)
-        });
+        let whole = match length {
+            Some(length) => {
+                let length = u64::from(u32::from_le_bytes(length));
+                source.skip(2 * MAGIC as u64 + length)?
+            }
+            None => false,
+        };
         if whole { Ok(()) } else { Err(self.cut()) }
     }
 
@@ -348,11 +431,14 @@ impl Decoder {
         self.state = State::End;
         let source = self.engine.source();
         let offset = source.offset();
-        let bytes = source.length - offset;
         if !source.only_zeros_follow()? {
-            self.trailing = Some((offset, bytes));
+            // The end of a stream shows only when it is read.
+            while source.is_stream() && !source.peek(1)?.is_empty() {
+                source.take(source.rest().len());
+            }
+            self.trailing = Some((offset, source.length - offset));
         }
-        Ok(())
+        self.check_expansion(0)
     }
 
     fn push(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
@@ -418,8 +504,11 @@ impl Decoder {
                      it again with a smaller window (zstd: without --long and --ultra, xz: with a lower preset)",
                     self.compression
                 ),
-                limit: window(self.window_log),
-                set: Some(crate::limits::set_bytes("zstdWindow", window(self.window_log))),
+                limit: window(self.limits.zstd_window_log),
+                set: Some(crate::limits::set_bytes(
+                    "zstdWindow",
+                    window(self.limits.zstd_window_log),
+                )),
             },
         }
     }
@@ -452,7 +541,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         let limits = Limits::default();
-        let mut decoder = Decoder::new(Arc::new(file), bytes.len() as u64, compression, &limits)?;
+        let mut decoder = Decoder::new(ArchiveFile::new(file), bytes.len() as u64, compression, &limits)?;
         let mut made = Vec::new();
         let mut piece = [0; 777];
         loop {

@@ -17,15 +17,14 @@
 //!
 //! Then the file is read from beginning to end like any other.
 
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::stream::read::Decoder;
 
 use super::decode::{LARGEST_WINDOW_LOG, most_frames};
+use super::file::ArchiveFile;
 use super::tar::{Input, fill};
 use crate::{Compression, Fault, Limits};
 
@@ -84,9 +83,9 @@ impl SeekTable {
 }
 
 /// A file of frames whose table has passed the checks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Frames {
-    file: Arc<File>,
+    file: ArchiveFile,
     rows: Vec<Row>,
     /// Number of decompressed bytes of all frames.
     pub(crate) length: u64,
@@ -107,7 +106,7 @@ struct Row {
 impl Frames {
     /// Reads the seek table of a zstd file of this length. Returns `None` without a table, or if
     /// the table fails a check.
-    pub(crate) fn find(file: &Arc<File>, length: u64, limits: &Limits) -> io::Result<Option<Self>> {
+    pub(crate) fn find(file: &ArchiveFile, length: u64, limits: &Limits) -> io::Result<Option<Self>> {
         let Some(rows) = read_table(file, length, limits)? else {
             return Ok(None);
         };
@@ -118,12 +117,18 @@ impl Frames {
         }
         let contained: u64 = rows.iter().map(|row| row.contained).sum();
         let frames = Self {
-            file: Arc::clone(file),
+            file: file.clone(),
             rows,
             length: contained,
             window_log: limits.zstd_window_log.clamp(10, LARGEST_WINDOW_LOG),
         };
         Ok((contained <= limits.expanded(length)).then_some(frames))
+    }
+
+    /// Returns the same archive for reading blobs, which need no proof of the file.
+    pub(crate) fn without_proof(mut self) -> Self {
+        self.file = self.file.without_proof();
+        self
     }
 
     /// Reads the decompressed content from an offset on.
@@ -165,7 +170,7 @@ impl Frames {
 
     fn open(&self, row: Row) -> io::Result<Open> {
         let packed = FrameBytes {
-            file: Arc::clone(&self.file),
+            file: self.file.clone(),
             position: row.packed_start,
             left: row.packed,
         };
@@ -179,7 +184,7 @@ impl Frames {
     }
 }
 
-fn read_table(file: &File, length: u64, limits: &Limits) -> io::Result<Option<Vec<Row>>> {
+fn read_table(file: &ArchiveFile, length: u64, limits: &Limits) -> io::Result<Option<Vec<Row>>> {
     let mut footer = [0; FOOTER];
     let Some(footer_at) = length.checked_sub(FOOTER as u64) else {
         return Ok(None);
@@ -258,7 +263,7 @@ fn window(header: &[u8], contained: u64) -> Option<u64> {
 
 /// Returns true if a frame begins where its row says and has the size of its row. Its window must
 /// be within the limit.
-fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
+fn says_its_size(file: &ArchiveFile, row: &Row) -> io::Result<bool> {
     let mut header = [0; FRAME_HEADER];
     let n = usize::try_from(row.packed)
         .unwrap_or(FRAME_HEADER)
@@ -429,7 +434,7 @@ impl Input for FrameReader {
 
 /// Reads the bytes of one frame in the file.
 struct FrameBytes {
-    file: Arc<File>,
+    file: ArchiveFile,
     position: u64,
     left: u64,
 }

@@ -12,7 +12,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::decode::Decoder;
 use super::entries::LARGEST_OFFSET;
+use super::file::ArchiveFile;
 use super::place::Place;
 use super::tar::{Entry, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
@@ -28,12 +28,12 @@ use crate::{Compression, Fault, Identity, Limits};
 const ENTRY: u64 = 72;
 
 /// Bytes of one read of an entry.
-const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;
 
 /// A compressed archive in a file.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    file: Arc<File>,
+    file: ArchiveFile,
     identity: Identity,
     pub(crate) compression: Compression,
     limits: Limits,
@@ -41,27 +41,38 @@ pub(crate) struct Packed {
 
 impl Packed {
     pub(crate) fn new(
-        file: &Arc<File>,
+        file: &ArchiveFile,
         identity: &Identity,
         compression: Compression,
         limits: &Limits,
     ) -> Self {
         Self {
-            file: Arc::clone(file),
+            file: file.clone(),
             identity: identity.clone(),
             compression,
             limits: limits.clone(),
         }
     }
 
+    /// Returns the same archive for reading blobs, which need no proof of the file.
+    pub(crate) fn without_proof(&self) -> Self {
+        let Self {
+            file,
+            identity,
+            compression,
+            limits,
+        } = self;
+        Self::new(&file.without_proof(), identity, *compression, limits)
+    }
+
     /// Starts a pass. Returns an error if the file is not the file of the first pass.
     pub(crate) fn decoder(&self) -> Result<Decoder, Fault> {
-        let metadata = self.file.metadata().map_err(Fault::io("stat the file"))?;
+        let metadata = self.file.raw().metadata().map_err(Fault::io("stat the file"))?;
         if Identity::of(&metadata) != self.identity {
             return Err(Fault::Changed);
         }
         Decoder::new(
-            Arc::clone(&self.file),
+            self.file.clone(),
             self.identity.size,
             self.compression,
             &self.limits,
@@ -168,18 +179,12 @@ impl Kept {
     pub(crate) fn take(
         &mut self,
         entry: &Entry,
-        walk: &mut Walk<'_, StreamInput<Decoder>>,
+        walk: &mut Walk<StreamInput<Decoder>>,
         limits: &Limits,
     ) -> Result<u64, Fault> {
-        let size = entry.size;
-        let fits = size <= limits.json_document && self.room_taken + size <= self.room(limits) / 2;
-        let mut digested = Digested {
-            hasher: Sha256::new(),
-            compression: None,
-            document: fits.then(Vec::new),
-        };
+        let mut digested = self.begin(entry.size, limits);
         let mut present = 0;
-        let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
+        let mut piece = vec![0; PIECE.min(usize::try_from(entry.size).unwrap_or(PIECE))];
         loop {
             match walk.read(&mut piece)? {
                 0 => break,
@@ -189,20 +194,35 @@ impl Kept {
                 }
             }
         }
+        self.keep(entry.offset, digested, limits);
+        Ok(present)
+    }
+
+    /// Begins to take an entry of this size.
+    pub(super) fn begin(&self, size: u64, limits: &Limits) -> Digested {
+        let fits = size <= limits.json_document && self.room_taken + size <= self.room(limits) / 2;
+        Digested {
+            hasher: Sha256::new(),
+            compression: None,
+            document: fits.then(Vec::new),
+        }
+    }
+
+    /// Keeps the facts about an entry that was read to its end, and its bytes if it is a document.
+    pub(super) fn keep(&mut self, offset: u64, digested: Digested, limits: &Limits) {
         if let Some(document) = digested.document.filter(|document| !document.is_empty()) {
-            self.insert(entry.offset, document);
+            self.insert(offset, document);
         }
         let facts = Facts {
             sha256: digested.hasher.finalize().into(),
             compression: digested.compression.unwrap_or(Compression::None),
         };
-        self.facts.push(PackedFacts::new(entry.offset, facts));
+        self.facts.push(PackedFacts::new(offset, facts));
         if self.room_taken > self.room(limits) {
             // Later entries need the room. Documents that turn out to be needed are fetched.
             self.documents.clear();
             self.room_taken = 0;
         }
-        Ok(present)
     }
 
     /// Returns the room for documents in bytes: the memory of a catalog, less the memory of the
@@ -281,7 +301,7 @@ impl Kept {
 }
 
 /// Computes the facts of an entry while its bytes are read.
-struct Digested {
+pub(super) struct Digested {
     hasher: Sha256,
     /// `None` before the first byte.
     compression: Option<Compression>,
@@ -290,7 +310,12 @@ struct Digested {
 }
 
 impl Digested {
-    fn take(&mut self, bytes: &[u8]) {
+    /// Returns true if the bytes so far are kept, because they may be a document.
+    pub(super) fn is_document(&self) -> bool {
+        self.document.is_some()
+    }
+
+    pub(super) fn take(&mut self, bytes: &[u8]) {
         if self.compression.is_none() {
             self.compression = Some(Compression::detect(bytes));
             self.document.take_if(|_| !looks_like_json(bytes));

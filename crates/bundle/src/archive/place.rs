@@ -17,6 +17,8 @@ pub(crate) enum Place {
     InFolder { name: Arc<str>, identity: Arc<Identity> },
     /// Bytes in memory that the reader made, or that a descriptor embeds.
     Memory(Arc<[u8]>),
+    /// Bytes that a pipe has yet to bring. The size is that of the descriptor.
+    ToCome { size: u64 },
 }
 
 impl Place {
@@ -24,13 +26,13 @@ impl Place {
     pub(crate) fn offset(&self) -> Option<u64> {
         match self {
             Self::Extent { offset, .. } => Some(*offset),
-            Self::InFolder { .. } | Self::Memory(_) => None,
+            Self::InFolder { .. } | Self::Memory(_) | Self::ToCome { .. } => None,
         }
     }
 
     pub(crate) fn size(&self) -> u64 {
         match self {
-            Self::Extent { size, .. } => *size,
+            Self::Extent { size, .. } | Self::ToCome { size } => *size,
             Self::InFolder { identity, .. } => identity.size,
             Self::Memory(bytes) => bytes.len() as u64,
         }

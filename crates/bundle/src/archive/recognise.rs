@@ -1,15 +1,18 @@
 //! Tells a tar archive from other files by the first bytes.
 
-use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 
+use super::decode::Decoder;
+use super::file::ArchiveFile;
 use super::packed::Packed;
 use super::{Compression, Truncation, strangers, tar};
 use crate::Fault;
 
+/// Size of a header in bytes.
+const BLOCK: usize = 512;
+
 /// Returns the compression of a tar archive, or an error for any other file.
-pub(crate) fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
+pub(crate) fn recognise(file: &ArchiveFile, length: u64) -> Result<Compression, Fault> {
     if length == 0 {
         return Err(Fault::Empty);
     }
@@ -26,16 +29,33 @@ pub(crate) fn recognise(file: &File, length: u64) -> Result<Compression, Fault> 
     }
 }
 
-/// Checks that compressed data is a tar archive. Otherwise the error names the content.
+/// Returns the compression of a stream that starts like this, or an error if it is no tar archive.
+/// A start shorter than [`strangers::PEEK`] is the whole stream.
+pub(crate) fn recognise_start(start: &[u8]) -> Result<Compression, Fault> {
+    if start.is_empty() {
+        return Err(Fault::Empty);
+    }
+    let block = start.get(..BLOCK).unwrap_or(start);
+    match Compression::detect(block) {
+        _ if tar::is_header(block) => Ok(Compression::None),
+        Compression::None => Err(no_tar(start, start.len() as u64, "")),
+        codec => Ok(codec),
+    }
+}
+
+/// Checks that a compressed file is a tar archive. Otherwise the error names the content.
 pub(crate) fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
+    recognise_decoded(&mut packed.decoder()?, packed.compression)
+}
+
+/// Checks that decompressed data is a tar archive. Reads no more than the beginning.
+pub(crate) fn recognise_decoded(decoder: &mut Decoder, codec: Compression) -> Result<(), Fault> {
     let mut start = Vec::new();
-    let mut decoder = packed.decoder()?;
     let mut read_on = |start: &mut Vec<u8>, bytes: u64| {
         let read = decoder.by_ref().take(bytes).read_to_end(start);
         read.map_err(tar::read_error)
     };
     read_on(&mut start, tar::BLOCK)?;
-    let codec = packed.compression;
     match Compression::detect(&start) {
         _ if tar::is_header(&start) => Ok(()),
         Compression::None => {

@@ -4,9 +4,9 @@
 //! `path.Clean` does it, and looked up in the table. A name that leads out of the archive counts as
 //! missing.
 
-use std::fs::File;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::Read;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use basics::foreign;
@@ -14,6 +14,7 @@ use oci_spec::image::Digest;
 
 use super::decode::Decoder;
 use super::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
+use super::file::ArchiveFile;
 use super::folder::Folder;
 use super::frames::{Allowance, Frames};
 use super::packed::{Facts, Kept, Packed};
@@ -57,13 +58,26 @@ pub(crate) struct Archive {
 /// The source of the archive's bytes.
 enum Store {
     /// A plain archive, read from its file.
-    Plain(Arc<File>),
+    Plain(ArchiveFile),
     /// A compressed archive, with the results of its passes.
     Packed { packed: Arc<Packed>, kept: Kept },
     /// A compressed archive with a seek table, and the bytes that may still be decompressed.
     Framed(Arc<Frames>, Allowance),
     /// A folder, which is not an archive. Its entries are looked up when they are needed.
     Folder(Arc<Folder>),
+    /// An archive from a pipe, as far as it was read.
+    Piped { kept: Kept, outlook: Outlook },
+}
+
+/// The blobs that a pipe may still bring.
+#[derive(Default)]
+pub(crate) struct Outlook {
+    /// True before the end of the archive.
+    has_more: bool,
+    /// Blobs that count as absent, although there is more to come.
+    absent: HashSet<Digest>,
+    /// Documents that are needed and were not seen.
+    unseen: RefCell<HashSet<Digest>>,
 }
 
 /// Most bytes of the documents of a folder, which has no length of its own.
@@ -71,8 +85,8 @@ const MOST_OF_A_FOLDER: u64 = 1 << 30;
 
 impl Archive {
     /// Reads all headers of a tar archive in a file.
-    pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
-        let mut archive = Self::new(Store::Plain(Arc::clone(file)));
+    pub(crate) fn scan(file: &ArchiveFile, length: u64, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self::new(Store::Plain(file.clone()));
         let mut walk = Walk::new(FileInput::new(file, length), limits);
         archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
         archive.length = length;
@@ -98,11 +112,68 @@ impl Archive {
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
-            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => {
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) | Store::Piped { .. } => {
                 unreachable!("this archive is compressed and has no table")
             }
         })?;
         archive.finish(walk.into_input(), packed.compression)
+    }
+
+    /// Begins the table of an archive from a pipe.
+    pub(super) fn piped() -> Self {
+        Self::new(Store::Piped {
+            kept: Kept::default(),
+            outlook: Outlook::default(),
+        })
+    }
+
+    /// Returns the results about the entries of a pipe.
+    pub(super) fn kept(&mut self) -> &mut Kept {
+        match &mut self.store {
+            Store::Piped { kept, .. } => kept,
+            _ => unreachable!("only an archive from a pipe is read step by step"),
+        }
+    }
+
+    /// Decides that all blobs which a pipe has not brought may still come, except these.
+    pub(crate) fn expect_all_but(&mut self, absent: HashSet<Digest>) {
+        if let Store::Piped { outlook, .. } = &mut self.store {
+            *outlook = Outlook {
+                has_more: true,
+                absent,
+                unseen: RefCell::default(),
+            };
+        }
+    }
+
+    /// Decides that a pipe brings no more blobs.
+    pub(crate) fn expect_nothing(&mut self) {
+        if let Store::Piped { outlook, .. } = &mut self.store {
+            *outlook = Outlook::default();
+        }
+    }
+
+    /// Returns true if a pipe may still bring a blob.
+    pub(crate) fn may_come(&self, digest: &Digest) -> bool {
+        match &self.store {
+            Store::Piped { outlook, .. } => outlook.has_more && !outlook.absent.contains(digest),
+            _ => false,
+        }
+    }
+
+    /// Records that a document is needed, and that the pipe has not brought it.
+    pub(crate) fn note_unseen(&self, digest: &Digest) {
+        if let Store::Piped { outlook, .. } = &self.store {
+            outlook.unseen.borrow_mut().insert(digest.clone());
+        }
+    }
+
+    /// Returns the documents that were needed since the last decision, and were not seen.
+    pub(crate) fn unseen(&self) -> HashSet<Digest> {
+        match &self.store {
+            Store::Piped { outlook, .. } => outlook.unseen.borrow().clone(),
+            _ => HashSet::new(),
+        }
     }
 
     /// Treats a folder as an archive that was extracted.
@@ -118,7 +189,7 @@ impl Archive {
     /// Returns the noun for messages.
     pub(crate) fn noun(&self) -> &'static str {
         match self.store {
-            Store::Plain(_) | Store::Framed(..) | Store::Packed { .. } => "archive",
+            Store::Plain(_) | Store::Framed(..) | Store::Packed { .. } | Store::Piped { .. } => "archive",
             Store::Folder(_) => "folder",
         }
     }
@@ -136,14 +207,31 @@ impl Archive {
         }
     }
 
+    /// Adds an entry, and counts the entries that it replaces.
+    pub(super) fn add_counted(&mut self, entry: Entry, duplicates: &mut Duplicates) {
+        if let Some(name) = self.add(entry) {
+            duplicates.count += 1;
+            duplicates.first.get_or_insert(name);
+        }
+    }
+
+    /// Notes the end of the headers.
+    pub(super) fn end(&mut self, ending: Ending, trailing: Option<(u64, u64)>, duplicates: Duplicates) {
+        self.ending = ending;
+        let Duplicates { count, first } = duplicates;
+        self.warnings
+            .extend(first.map(|first| Warning::DuplicateEntries { count, first }));
+        self.warnings
+            .extend(trailing.map(|(offset, bytes)| Warning::TrailingData { offset, bytes }));
+    }
+
     /// Walks to the end. `present` reads the bytes of a file and returns how many of them exist.
     fn add_all<I: Input>(
         &mut self,
-        walk: &mut Walk<'_, I>,
-        present: impl Fn(&mut Self, &mut Walk<'_, I>, &Entry) -> Result<u64, Fault>,
+        walk: &mut Walk<I>,
+        present: impl Fn(&mut Self, &mut Walk<I>, &Entry) -> Result<u64, Fault>,
     ) -> Result<(), Fault> {
-        let mut duplicates = 0;
-        let mut first_duplicate = None;
+        let mut duplicates = Duplicates::default();
         loop {
             match walk.next()? {
                 Step::Entry(mut entry) => {
@@ -151,20 +239,10 @@ impl Archive {
                     if entry.kind == EntryKind::File {
                         entry.present = present(self, walk, &entry)?;
                     }
-                    if let Some(name) = self.add(entry) {
-                        duplicates += 1;
-                        first_duplicate.get_or_insert(name);
-                    }
+                    self.add_counted(entry, &mut duplicates);
                 }
                 Step::End { ending, trailing } => {
-                    self.ending = ending;
-                    self.warnings
-                        .extend(first_duplicate.map(|first| Warning::DuplicateEntries {
-                            count: duplicates,
-                            first,
-                        }));
-                    self.warnings
-                        .extend(trailing.map(|(offset, bytes)| Warning::TrailingData { offset, bytes }));
+                    self.end(ending, trailing, duplicates);
                     return Ok(());
                 }
             }
@@ -277,7 +355,7 @@ impl Archive {
 
     fn place(&self, place: Place) -> Place {
         match &self.store {
-            Store::Packed { kept, .. } => kept.place(place),
+            Store::Packed { kept, .. } | Store::Piped { kept, .. } => kept.place(place),
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => place,
         }
     }
@@ -285,7 +363,9 @@ impl Archive {
     /// Reads all bytes of a place. The caller has checked its size against a limit. Returns `None`
     /// if only another pass over the archive can read them: see [`Archive::fetch`].
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
-        if let (Store::Packed { kept, .. }, Some(offset)) = (&self.store, place.offset()) {
+        if let (Store::Packed { kept, .. } | Store::Piped { kept, .. }, Some(offset)) =
+            (&self.store, place.offset())
+        {
             kept.want(offset, place.clone());
             return Ok(None);
         }
@@ -298,14 +378,14 @@ impl Archive {
     pub(crate) fn wants(&self) -> bool {
         match &self.store {
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => false,
-            Store::Packed { kept, .. } => kept.wants(),
+            Store::Packed { kept, .. } | Store::Piped { kept, .. } => kept.wants(),
         }
     }
 
     /// Reads all documents that need another pass. Returns false if there are none.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
-            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => Ok(false),
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) | Store::Piped { .. } => Ok(false),
             Store::Packed { packed, kept } => kept.fetch(packed),
         }
     }
@@ -339,7 +419,7 @@ impl Archive {
 
     fn facts(&self, place: &Place) -> Option<Facts> {
         match &self.store {
-            Store::Packed { kept, .. } => kept.facts(place.offset()?),
+            Store::Packed { kept, .. } | Store::Piped { kept, .. } => kept.facts(place.offset()?),
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => None,
         }
     }
@@ -357,9 +437,9 @@ impl Archive {
                 let reader = frames.reader_at(*offset).within(allowance);
                 return take_pieces(reader.take(wanted), take);
             }
-            (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
+            (Place::Extent { offset, size }, Store::Plain(file)) => (file, *offset, size.min(&at_most)),
             (Place::InFolder { name, identity }, Store::Folder(folder)) => {
-                opened = folder.open(name, identity)?;
+                opened = ArchiveFile::new(folder.open(name, identity)?);
                 (&opened, 0, (&identity.size).min(&at_most))
             }
             _ => unreachable!("bytes of a compressed archive come from memory or from a pass"),
@@ -378,8 +458,15 @@ impl Archive {
     }
 }
 
+/// Entries that a later entry replaced: their number, and the name of the first of them.
+#[derive(Default)]
+pub(super) struct Duplicates {
+    count: u64,
+    first: Option<String>,
+}
+
 /// Refuses an entry whose offset is too large for the table, before reading its bytes.
-fn check_offset(entry: &Entry) -> Result<(), Fault> {
+pub(super) fn check_offset(entry: &Entry) -> Result<(), Fault> {
     if entry.offset > LARGEST_OFFSET {
         return Err(Fault::Limit {
             what: "bytes before an entry".to_owned(),
@@ -418,7 +505,7 @@ fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
 
 /// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. Returns `None` if
 /// nothing is left of the name, or if it leads out of the archive.
-fn clean(name: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn clean(name: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
         match part {

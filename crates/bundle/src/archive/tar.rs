@@ -74,9 +74,9 @@ pub(crate) fn is_header(block: &[u8]) -> bool {
 }
 
 /// The walk. It takes the memory of one header, and of an extension within `limits`.
-pub(crate) struct Walk<'a, I> {
+pub(crate) struct Walk<I> {
     input: I,
-    limits: &'a Limits,
+    limits: Limits,
     entries: u64,
     /// The last entry, whose bytes have not been skipped yet.
     last: Option<Pending>,
@@ -89,11 +89,11 @@ struct Pending {
     read: u64,
 }
 
-impl<'a, I: Input> Walk<'a, I> {
-    pub(crate) fn new(input: I, limits: &'a Limits) -> Self {
+impl<I: Input> Walk<I> {
+    pub(crate) fn new(input: I, limits: &Limits) -> Self {
         Self {
             input,
-            limits,
+            limits: limits.clone(),
             entries: 0,
             last: None,
         }
@@ -160,6 +160,10 @@ impl<'a, I: Input> Walk<'a, I> {
         let n = self.input.fill(&mut buffer[..n]).map_err(read_error)?;
         last.read += n as u64;
         Ok(n)
+    }
+
+    pub(crate) fn input(&mut self) -> &mut I {
+        &mut self.input
     }
 
     pub(crate) fn into_input(self) -> I {

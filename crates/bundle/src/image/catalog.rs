@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::{Behind, Platform};
 
-use crate::{Compression, Ending, Reliance, Warning};
+use crate::{Compression, Ending, Receipt, Reliance, Warning};
 
 /// The result of [`Bundle::open`](crate::Bundle::open).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,12 @@ pub struct Catalog {
     /// covers that document's bytes and the digest of every image's root. In a hybrid, the digest
     /// covers `manifest.json` only if that file has an effect: a name, an image or a warning comes
     /// from it.
+    ///
+    /// So the digest pins every name, and by their digests every document and layer behind the
+    /// names. `relies_on` is pinned too, by an annotation of `index.json`. The digest does not pin
+    /// which blobs are present, the ending, the compression, or warnings about the archive. These
+    /// decide if an image is whole, and never what it is. Damage can therefore prevent an import,
+    /// and cannot change its result.
     pub digest: Digest,
     /// One image per entry of `index.json` or element of `manifest.json`, in the document's order.
     pub images: Vec<Image>,
@@ -41,6 +47,28 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Returns true if the bundle lacks a blob that its list of images needs, of any platform. The
+    /// blobs that a delta relies on do not count. An image that is broken otherwise than by wrong
+    /// bytes counts: it may come from a Docker archive, and lack a layer.
+    pub fn lacks_blobs(&self) -> bool {
+        let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+        let relied_on: HashSet<&Digest> = relied_on.map(|blob| &blob.digest).collect();
+        self.images
+            .iter()
+            .any(|image| lacks_blobs(&image.root, &relied_on))
+    }
+
+    /// Returns the bundle that this file stands for, if it is a receipt.
+    pub fn receipt(&self) -> Option<&Receipt> {
+        self.relies_on.as_ref()?.receipt.as_ref()
+    }
+
+    /// Returns the digest that rules and admissions know the content by: that of the bundle that a
+    /// receipt stands for, and otherwise [`Catalog::digest`].
+    pub fn stood_for(&self) -> &Digest {
+        self.receipt().map_or(&self.digest, |receipt| &receipt.catalog)
+    }
+
     /// Returns the catalog as if all blobs that a delta relies on were present.
     #[must_use]
     pub fn with_its_base(&self) -> Cow<'_, Catalog> {
@@ -270,6 +298,19 @@ pub enum Content {
     Absent,
     /// Unusable for this reason.
     Broken(Flaw),
+}
+
+fn lacks_blobs(node: &Node, relied_on: &HashSet<&Digest>) -> bool {
+    let is_lacking = |descriptor: &Descriptor| !relied_on.contains(descriptor.digest());
+    match &node.content {
+        Content::Absent => is_lacking(&node.descriptor),
+        Content::Index(children) => children.iter().any(|child| lacks_blobs(child, relied_on)),
+        Content::Manifest(manifest) => manifest
+            .parts()
+            .any(|part| part.state == PartState::Absent && is_lacking(&part.descriptor)),
+        Content::Broken(flaw) => !flaw.is_damage(),
+        Content::Other => false,
+    }
 }
 
 /// The reason why a blob or document is unusable, in one line that names the blob.

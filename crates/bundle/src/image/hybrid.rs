@@ -13,7 +13,7 @@ use super::documents::{self, DockerImage};
 use super::layout;
 use super::read::{DOCKER, Images, check_count, content_digest, elements};
 use super::reader::{Blobs as _, Reader};
-use crate::{Content, Fault, Image, Manifest, PartState, RawName, Warning};
+use crate::{Content, Fault, Image, Manifest, Node, Part, PartState, RawName, Warning};
 
 /// Adds names from `manifest.json` to images without a name. Also replaces images whose OCI side
 /// cannot run by those of `manifest.json`. Docker 25.0 wrote such images: with an empty list of
@@ -46,18 +46,50 @@ pub(super) fn compare_sides(
         }
     }
     if has_effect {
-        images.digest = both_digest(index, docker, &others);
+        images.digest = both_digest(index, docker, &others, &images.images);
     }
     Ok(())
 }
 
 /// Returns the identity of content that comes from both documents.
-fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
+///
+/// The documents and the manifests below them decide which image gets a name of `manifest.json`. If
+/// some of these manifests are missing or damaged, a bundle that has them may decide otherwise.
+/// Only then the digest covers the decision itself.
+fn both_digest(index: &[u8], docker: &[u8], others: &[Image], images: &[Image]) -> Digest {
     let docker = content_digest(docker, others);
     let mut hasher = digest::Hasher::sha256();
     hasher.update(index);
     hasher.update(docker.as_ref().as_bytes());
+    if images.iter().all(|image| is_known(&image.root)) && !others.iter().any(has_damage) {
+        return hasher.finish();
+    }
+    for image in images {
+        hasher.update(format!("\nimage {}", image.root.descriptor.digest()).as_bytes());
+        for name in &image.names {
+            let name = digest::sha256(name.as_str().as_bytes());
+            hasher.update(format!("\nname {name}").as_bytes());
+        }
+    }
     hasher.finish()
+}
+
+/// Returns true if every manifest and config below a node was read. Then no other blobs in the
+/// bundle could tell more about the image.
+fn is_known(node: &Node) -> bool {
+    match &node.content {
+        Content::Index(children) => children.iter().all(is_known),
+        Content::Manifest(manifest) => manifest.config.state == PartState::Present,
+        Content::Other => true,
+        Content::Absent | Content::Broken(_) => false,
+    }
+}
+
+/// Returns true if a blob of an image of `manifest.json` is damaged, so that [`replace`] passes
+/// over the image.
+fn has_damage(image: &Image) -> bool {
+    let is_damaged = |part: &Part| matches!(part.state, PartState::Broken(_));
+    matches!(&image.root.content, Content::Manifest(manifest) if manifest.parts().any(is_damaged))
 }
 
 /// Gives names from `manifest.json` to images without a name. Returns true if there are any. The

@@ -1,7 +1,6 @@
 //! Makes a catalog of a file: recognises its format, and the side of a hybrid that counts.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use basics::{digest, foreign};
@@ -16,9 +15,13 @@ use super::layout::{Layout, blob_name};
 use super::reader::{Blobs as _, Places, Reader};
 use super::reliance::{self, Reliance};
 use crate::archive::{
-    Archive, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed, strangers,
+    Archive, ArchiveFile, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed,
+    strangers,
 };
-use crate::{Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Warning};
+use crate::{
+    Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Kind, Limits, Node, PartState,
+    Warning,
+};
 
 const LAYOUT_FILE: &str = "oci-layout";
 const INDEX: &str = "index.json";
@@ -40,7 +43,7 @@ pub(crate) enum Access {
 
 /// Makes the catalog of a file.
 pub(crate) fn read(
-    file: &Arc<File>,
+    file: &ArchiveFile,
     identity: &Identity,
     limits: &Limits,
 ) -> Result<(Catalog, Places, Access), Fault> {
@@ -68,7 +71,7 @@ pub(crate) fn read(
 /// Makes the catalog of a file with a seek table. Returns `None` if there is no table, or if the
 /// table or its target has a fault. Then reading every byte shows the fault. Also returns `None` if
 /// random access costs more than reading the frames in order.
-fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
+fn read_frames(file: &ArchiveFile, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
     let frames = Arc::new(Frames::find(file, length, limits).ok()??);
     let mut archive = Archive::scan_frames(&frames, limits).ok()?;
     let (catalog, places) = draw(&mut archive, Compression::Zstd, limits).ok()?;
@@ -76,6 +79,99 @@ fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalo
     frames
         .are_within_reach(offsets)
         .then_some((catalog, places, Access::Framed(frames)))
+}
+
+/// Makes the catalog of an archive from its first entries, while a pipe has yet to bring the rest.
+/// Returns `None` if these entries do not say enough.
+///
+/// The catalog counts if the documents of all images are there. A manifest of an index may be
+/// missing, if another manifest of the same index is there. Bundles for one platform lack the other
+/// platforms. A config may be missing if the bundle is a delta and relies on it. A document that
+/// counts as missing must not come later. All layers may come later, except those that a delta
+/// relies on.
+pub(crate) fn read_head(
+    archive: &mut Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<Option<(Catalog, Places, HashSet<Digest>)>, Fault> {
+    let is_there = |name: &str| matches!(archive.find(name), Found::File(_));
+    if !is_there(LAYOUT_FILE) || !is_there(INDEX) {
+        return Ok(None);
+    }
+    let mut absent = HashSet::new();
+    for _ in 0..=limits.index_depth.saturating_add(MOST_PASSES) {
+        archive.expect_all_but(absent.clone());
+        let (mut catalog, places) = draw_once(archive, compression, limits)?;
+        if archive.wants() {
+            return Ok(None);
+        }
+        let relied_on = catalog.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+        let relied_on = relied_on.map(|blob| blob.digest.clone());
+        let mut more: HashSet<Digest> = archive.unseen();
+        more.extend(relied_on);
+        if more.is_subset(&absent) {
+            catalog.ending = Ending::Marker;
+            return Ok(is_known(&catalog).then_some((catalog, places, absent)));
+        }
+        absent.extend(more);
+    }
+    Ok(None)
+}
+
+/// Returns true if a catalog has the documents of all its images.
+fn is_known(catalog: &Catalog) -> bool {
+    let is_unusable = |warning: &Warning| {
+        matches!(
+            warning,
+            Warning::RelianceUnusable { .. } | Warning::IndexUnusable(_)
+        )
+    };
+    let relied_on = catalog.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+    let relied_on: HashSet<&Digest> = relied_on.map(|blob| &blob.digest).collect();
+    !catalog.warnings.iter().any(is_unusable)
+        && catalog
+            .images
+            .iter()
+            .all(|image| is_known_node(&image.root, &relied_on))
+}
+
+fn is_known_node(node: &Node, relied_on: &HashSet<&Digest>) -> bool {
+    match &node.content {
+        Content::Absent => false,
+        Content::Other | Content::Broken(_) => true,
+        Content::Manifest(manifest) => {
+            let config = &manifest.config;
+            manifest.kind != Kind::Image
+                || config.state != PartState::Absent
+                || relied_on.contains(config.descriptor.digest())
+        }
+        Content::Index(children) => {
+            let mut there = children.iter().filter(|child| child.content != Content::Absent);
+            children.is_empty() || {
+                let known: Vec<bool> = there
+                    .by_ref()
+                    .map(|child| is_known_node(child, relied_on))
+                    .collect();
+                !known.is_empty() && !known.contains(&false)
+            }
+        }
+    }
+}
+
+/// Makes the catalog of an archive that has come through a pipe.
+pub(crate) fn read_piped(
+    archive: &mut Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<(Catalog, Places), Fault> {
+    archive.expect_nothing();
+    let drawn = draw_once(archive, compression, limits);
+    match archive.wants() {
+        true => Err(Fault::Piped(
+            "its documents take more memory than a pipe may use".to_owned(),
+        )),
+        false => drawn,
+    }
 }
 
 /// Makes the catalog of a folder.
@@ -364,10 +460,12 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
     match reliance(reader, document)? {
         None => {}
         Some(Ok(reliance)) => {
-            images.warnings.push(Warning::Delta {
+            // A receipt lacks its layers by design.
+            let delta = reliance.receipt.is_none().then(|| Warning::Delta {
                 base: foreign::text(&reliance.base).to_string(),
                 count: reliance.blobs.len(),
             });
+            images.warnings.extend(delta);
             images.relies_on = Some(reliance);
         }
         Some(Err(reason)) => images.warnings.push(Warning::RelianceUnusable { reason }),

@@ -75,8 +75,13 @@ impl Blobs for Reader<'_> {
     }
 
     fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
-        if given.data.is_empty() || matches!(self.locate(descriptor), Located::Present(_)) {
+        if given.data.is_empty() {
             return;
+        }
+        match self.locate(descriptor) {
+            // Bytes at hand are better than bytes that a pipe may bring.
+            Located::Present(Place::ToCome { .. }) | Located::Absent | Located::Broken(_) => {}
+            Located::Present(_) => return,
         }
         let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
             return;
@@ -145,6 +150,9 @@ impl<'a> Reader<'a> {
             Some(place) => place.clone(),
             None => match self.archive.find(&blob_name(digest)) {
                 Found::File(place) => place,
+                Found::Nothing if self.archive.may_come(digest) => Place::ToCome {
+                    size: descriptor.size(),
+                },
                 Found::Nothing => return Located::Absent,
                 Found::Unusable(reason) => {
                     return Located::Broken(format!("blob {digest} is {reason}").into());
@@ -188,6 +196,10 @@ impl<'a> Reader<'a> {
                 set_bytes("jsonDocument", limit)
             );
             return Ok(Err(reason.into()));
+        }
+        if let Place::ToCome { .. } = place {
+            self.archive.note_unseen(digest);
+            return Ok(Err(format!("document {digest} was not seen yet").into()));
         }
         let bytes = match self.read(place)? {
             Ok(bytes) => bytes,

@@ -8,6 +8,7 @@ use oci_spec::image::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
 
 use super::account::TEXT;
+use crate::Identity;
 
 /// Annotation of `index.json`: the digest of the blob that lists the blobs a delta relies on.
 const DOCUMENT: &str = "io.airgapd.delta.relies-on";
@@ -44,6 +45,25 @@ pub struct Reliance {
     pub base: String,
     /// The blobs, sorted by digest.
     pub blobs: Vec<BlobRef>,
+    /// The bundle that this file stands for. `None` unless the file is a receipt.
+    pub receipt: Option<Receipt>,
+}
+
+/// The bundle that a receipt stands for. A receipt is a delta without layers: it describes images
+/// that are in containerd, so that they outlive the file of their bundle there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Content digest of the bundle.
+    pub catalog: Digest,
+    /// Name of the bundle, in the form that labels have.
+    pub bundle: String,
+    /// The bundle's file as it was read.
+    pub identity: Identity,
+    /// Time of the receipt, in seconds since 1970.
+    pub made_at: i64,
+    /// True if the bundle lay outside the images folders. Its name then is no name there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
 }
 
 /// Bytes of memory for a blob in the list, and in the sets that are made of the list.
@@ -52,7 +72,9 @@ const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 +
 impl Reliance {
     /// Returns the bytes of memory that the list takes.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.base.len() as u64 + self.blobs.len() as u64 * RELIED_ON
+        let receipt = self.receipt.as_ref();
+        let receipt = receipt.map_or(0, |receipt| receipt.bundle.len() as u64 + TEXT);
+        self.base.len() as u64 + self.blobs.len() as u64 * RELIED_ON + receipt
     }
 
     /// Makes a list of these blobs, each once.
@@ -63,6 +85,7 @@ impl Reliance {
         Self {
             base: base.into(),
             blobs,
+            receipt: None,
         }
     }
 }
@@ -72,6 +95,9 @@ struct RelianceDocument {
     version: u32,
     base: String,
     blobs: Vec<BlobRef>,
+    /// Versions that do not know the key read the file as a delta.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
 }
 
 /// Returns the document, which is a blob of the bundle.
@@ -80,6 +106,7 @@ pub(crate) fn document(reliance: &Reliance) -> Vec<u8> {
         version: VERSION,
         base: reliance.base.clone(),
         blobs: reliance.blobs.clone(),
+        receipt: reliance.receipt.clone(),
     };
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }
@@ -108,7 +135,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
         ));
     }
     check(&document.blobs)?;
-    Ok(Reliance::new(document.base, document.blobs))
+    if let Some(receipt) = &document.receipt {
+        digest::parse(receipt.catalog.as_ref())?;
+    }
+    Ok(Reliance {
+        receipt: document.receipt,
+        ..Reliance::new(document.base, document.blobs)
+    })
 }
 
 /// Checks the digests, because their type accepts more algorithms than the reader.

@@ -6,7 +6,7 @@ use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
 use crate::image::documents;
-use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reliance};
+use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Receipt, Reliance};
 
 /// The intended content of a bundle. The order of images and names does not matter, because they
 /// are sorted.
@@ -27,17 +27,31 @@ impl Draft {
     /// Documents stay, so that the bundle describes its images completely. If no layer is left out,
     /// the draft is not a delta and relies on nothing.
     pub fn leave_out(&mut self, base: &str, present: &HashSet<Digest>) {
+        let mut left_out = self.only_layers();
+        left_out.retain(|blob| present.contains(&blob.digest));
+        self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
+    }
+
+    /// Returns the layers that are no document of any image.
+    fn only_layers(&self) -> Vec<BlobRef> {
         let documents: HashSet<&Digest> = self
             .images
             .iter()
             .flat_map(|image| image.documents.iter().map(|blob| &blob.digest))
             .collect();
         let layers = self.images.iter().flat_map(|image| &image.layers);
-        let left_out: Vec<BlobRef> = layers
-            .filter(|blob| present.contains(&blob.digest) && !documents.contains(&blob.digest))
+        layers
+            .filter(|blob| !documents.contains(&blob.digest))
             .cloned()
-            .collect();
-        self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
+            .collect()
+    }
+
+    /// Makes the draft a receipt: leaves out all layers, which containerd has.
+    pub fn stand_for(&mut self, receipt: Receipt) {
+        self.relies_on = Some(Reliance {
+            receipt: Some(receipt.clone()),
+            ..Reliance::new(receipt.bundle, self.only_layers())
+        });
     }
 
     /// Removes the name by digest of the only image, if its other name is a tag of the same

@@ -109,6 +109,7 @@ mod tests {
             std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
             let length = length(&name, size) + 2 * BLOCK as u64;
             file.set_len(length).unwrap();
+            let file = crate::archive::ArchiveFile::new(file);
             let mut walk = crate::archive::Walk::new(crate::archive::FileInput::new(&file, length), &limits);
             let crate::archive::Step::Entry(entry) = walk.next().unwrap() else {
                 panic!("an entry was expected");

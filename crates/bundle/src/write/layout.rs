@@ -71,6 +71,23 @@ impl Layout {
     /// without its own target. Also if the images, or the names of an image, exceed what readers
     /// accept.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
+        match draft.images.is_empty() {
+            true => Err(WriteError::Draft("there are no images to write".to_owned())),
+            false => Self::of_any(draft),
+        }
+    }
+
+    /// Returns the layout of an archive without images, as k0s makes it of an empty list.
+    ///
+    /// # Panics
+    ///
+    /// Never, since nothing in it can contradict itself.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::of_any(&Draft::default()).expect("nothing contradicts itself")
+    }
+
+    fn of_any(draft: &Draft) -> Result<Self, WriteError> {
         let mut images: Vec<&DraftImage> = draft.images.iter().collect();
         images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
         check(&images)?;
@@ -145,9 +162,6 @@ impl Layout {
 }
 
 fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
-    if images.is_empty() {
-        return Err(WriteError::Draft("there are no images to write".to_owned()));
-    }
     let crate::Limits {
         images: limit,
         names: most_names,

@@ -3,9 +3,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use airgapd_bundle::fixtures::{Archive, Image as Built, Layout, digest_of};
-use airgapd_bundle::{Bundle, Content, Error, Fault, Image, Limits, Manifest, Node, PartState};
+use airgapd_bundle::{Bundle, Content, Error, Fault, Hashed, Image, Limits, Manifest, Node, PartState};
 use oci_spec::image::Digest;
 
 /// A layout with one image of one layer.
@@ -24,11 +25,28 @@ pub(crate) fn open(bytes: &[u8]) -> Result<Bundle, Error> {
     open_within(bytes, &Limits::default())
 }
 
-/// Opens bytes as a bundle within limits.
+/// Opens bytes as a bundle within limits. Every test also shows that the proof of the file's bytes
+/// changes neither the catalog nor the error.
 pub(crate) fn open_within(bytes: &[u8], limits: &Limits) -> Result<Bundle, Error> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    Bundle::from_file(file, Path::new("test.tar"), limits)
+    let path = Path::new("test.tar");
+    let hashed = Hashed::of(file.try_clone().unwrap(), &AtomicBool::new(false)).unwrap();
+    let proven = Bundle::from_hashed(hashed, path, limits);
+    let opened = Bundle::from_file(file, path, limits);
+    match (&opened, &proven) {
+        (Ok(opened), Ok(proven)) => {
+            assert_eq!(opened.catalog(), proven.catalog());
+            assert_eq!(opened.is_sequential(), proven.is_sequential());
+            assert_eq!(opened.file_digest(), None);
+            assert_eq!(proven.file_digest(), Some(&digest_of(bytes)));
+        }
+        (opened, proven) => {
+            let error = |opened: &Result<Bundle, Error>| opened.as_ref().err().map(ToString::to_string);
+            assert_eq!(error(opened), error(proven));
+        }
+    }
+    opened
 }
 
 /// Opens an archive that must be a bundle.

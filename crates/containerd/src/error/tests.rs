@@ -97,3 +97,18 @@ fn a_refusal_tells_how_large_the_message_was() {
         assert_eq!(told(code, text), None, "{code:?} {text}");
     }
 }
+
+#[test]
+fn bytes_that_have_gone_by_are_no_fault_of_the_bundle_and_no_reason_to_wait() {
+    use io::ErrorKind::{InvalidData, NotSeekable, Other, UnexpectedEof};
+    let digest = basics::digest::sha256(b"a");
+    for (kind, recovery) in [
+        (UnexpectedEof, Recovery::Content),
+        (InvalidData, Recovery::Content),
+        (NotSeekable, Recovery::Permanent),
+        (Other, Recovery::Transient),
+    ] {
+        let error = Error::source(&digest, io::Error::from(kind));
+        assert_eq!(error.recovery(), recovery, "{kind:?}");
+    }
+}

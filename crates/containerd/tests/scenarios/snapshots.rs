@@ -7,12 +7,13 @@ use std::task::Poll;
 
 use bundle::Compression;
 use bundle::fixtures::{Layer, LayerFile, compress};
-use containerd::{Applied, Client, Error, Held, LayerSpec, NewImage, Recovery, Resource};
+use containerd::{Applied, Base, Client, Error, Held, LayerSpec, NewImage, Recovery, Resource};
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     ListSnapshotsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
 use harness::{Place, Stage, collect_garbage, eventually, unique};
+use lab::Generation;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use tonic::transport::Channel;
 
@@ -22,6 +23,7 @@ use crate::{labels, leased};
 everywhere! {
     unpacked_layers_live_as_long_as_the_record_of_their_image
     unpacked_layers_go_with_their_lease
+    unfinished_snapshots_are_removed_and_unpacked_layers_stay
     what_is_unpacked_is_held_and_not_unpacked_again
     a_layer_that_is_not_what_its_image_promises_is_named_and_removed
     layers_that_are_none_are_named_and_removed
@@ -29,6 +31,7 @@ everywhere! {
     two_that_unpack_the_same_layer_both_have_it
     a_snapshot_that_vanishes_before_its_commit_is_gone
     a_snapshot_is_held_if_it_is_there
+    layers_are_applied_in_any_order_if_the_snapshotter_rebases
     an_unpacking_that_is_dropped_at_any_await_leaves_nothing_behind_its_lease
 }
 
@@ -91,9 +94,11 @@ impl Chain {
     /// Applies one layer, counted from 0.
     pub(crate) async fn apply(&self, layer: usize) -> Result<Option<Applied>, Error> {
         let layer = &self.layers[layer];
-        let prepared = self.client.prepare_layer(&self.lease, &self.snapshotter, layer);
+        let prepared = self
+            .client
+            .prepare_layer(&self.lease, &self.snapshotter, layer, Base::Now);
         match prepared.await? {
-            Some(prepared) => prepared.apply(true).await.map(Some),
+            Some(prepared) => prepared.apply(true).await,
             None => Ok(None),
         }
     }
@@ -108,6 +113,20 @@ impl Chain {
             }
         }
         Ok(unpacked)
+    }
+
+    /// Applies the whole chain from the uppermost layer down, and commits it.
+    async fn unpack_from_above(&self) {
+        let mut applied = Vec::new();
+        for layer in self.layers.iter().rev() {
+            let (lease, snapshotter) = (&self.lease, &self.snapshotter);
+            let prepared = self.client.prepare_layer(lease, snapshotter, layer, Base::Later);
+            let prepared = prepared.await.expect("an answer").expect("it was not there");
+            applied.extend(prepared.apply(true).await.expect("an answer"));
+        }
+        while let Some(lowest) = applied.pop() {
+            lowest.commit().await.expect("committed");
+        }
     }
 
     /// Returns the same layers for another client, under another lease.
@@ -211,6 +230,39 @@ async fn unpacked_layers_live_as_long_as_the_record_of_their_image(stage: &Stage
     assert_eq!(chain.committed().await, [""; 0]);
 }
 
+/// The upper layer removes a file of the lowest. The middle one is in a folder that it does not
+/// list.
+async fn layers_are_applied_in_any_order_if_the_snapshotter_rebases(stage: &Stage) {
+    let client = stage.client().await;
+    let snapshotter = client.snapshotter(false).await.expect("an answer").expect("one");
+    let is_new = matches!(stage.place(), Place::Real(Generation::V2_3));
+    assert_eq!(snapshotter.rebases, is_new && snapshotter.name == "overlayfs");
+    if !snapshotter.rebases {
+        return;
+    }
+    let lowest = Layer::files([LayerFile::new("old", unique()), LayerFile::folder("folder")]);
+    let middle = Layer::files([LayerFile::new("folder/file", unique())]);
+    let upper = Layer::files([LayerFile::new(".wh.old", ""), LayerFile::new("new", unique())]);
+    let chain = Chain::of(stage, &[lowest, middle, upper]).await;
+    let on = async |layer: usize, base| {
+        let prepared = client.prepare_layer(&chain.lease, &chain.snapshotter, &chain.layers[layer], base);
+        let prepared = prepared.await.expect("an answer").expect("it was not there");
+        prepared.apply(true).await.expect("an answer")
+    };
+    let upper = on(2, Base::Later).await.expect("applied");
+    assert!(on(1, Base::Later).await.is_none(), "its folder is below");
+    let lowest = on(0, Base::Later).await.expect("applied");
+    let error = on(2, Base::Later).await.expect("applied").commit().await;
+    assert!(matches!(error, Err(Error::Gone { .. })), "{error:?}");
+    lowest.commit().await.expect("committed");
+    let middle = on(1, Base::Now).await.expect("applied");
+    middle.commit().await.expect("committed");
+    upper.commit().await.expect("committed");
+    assert_eq!(listed(stage, &chain).await.len(), 3);
+    assert_eq!(chain.on_lease().await, chain.names());
+    assert_files(stage, &chain, &["folder", "folder", "new", "old", "old"]).await;
+}
+
 /// Checks the files of the uppermost snapshot, if the containerd has files.
 async fn assert_files(stage: &Stage, chain: &Chain, expected: &[&str]) {
     if stage.place() == Place::Fake {
@@ -261,6 +313,23 @@ async fn unpacked_layers_go_with_their_lease(stage: &Stage) {
     chain.give_back().await;
     begun.give_back().await;
     assert_eq!(listed(stage, &chain).await, [""; 0]);
+}
+
+async fn unfinished_snapshots_are_removed_and_unpacked_layers_stay(stage: &Stage) {
+    let chain = Chain::of(stage, &["unpacked", "begun"].map(layer)).await;
+    let applied = chain.apply(0).await.expect("applied").expect("it was not there");
+    applied.commit().await.expect("committed");
+    drop(chain.apply(1).await.expect("applied").expect("it was not there"));
+    assert_eq!(chain.on_lease().await.len(), 2);
+    let unpacked = [chain.layers[0].chain.to_string()];
+    // A second call finds nothing to do.
+    for _ in 0..2 {
+        let removed = chain.client.remove_unfinished_snapshots(&chain.lease).await;
+        removed.expect("removed");
+        assert_eq!(chain.on_lease().await, unpacked);
+        assert_eq!(listed(stage, &chain).await, unpacked);
+    }
+    chain.give_back().await;
 }
 
 /// Lists all snapshots of the namespace, committed or not.
@@ -434,9 +503,26 @@ async fn a_snapshot_is_held_if_it_is_there(stage: &Stage) {
 }
 
 async fn an_unpacking_that_is_dropped_at_any_await_leaves_nothing_behind_its_lease(stage: &Stage) {
+    let chain = Chain::none(stage).await;
+    let snapshotter = chain
+        .client
+        .snapshotter(false)
+        .await
+        .expect("an answer")
+        .expect("one");
+    drop_at_any_await(stage, Base::Now).await;
+    if snapshotter.rebases {
+        drop_at_any_await(stage, Base::Later).await;
+    }
+}
+
+async fn drop_at_any_await(stage: &Stage, base: Base) {
     for polls in 1.. {
         let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
-        let ended = polled(chain.unpack(), polls).await;
+        let ended = match base {
+            Base::Now => polled(chain.unpack(), polls).await.map(drop),
+            Base::Later => polled(chain.unpack_from_above(), polls).await,
+        };
         chain.give_back().await;
         eventually("nothing is left", async || {
             collect_garbage(&stage.client().await).await;

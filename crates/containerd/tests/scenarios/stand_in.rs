@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use containerd::{Client, Error, Held, LayerSpec, Options, Recovery, Written};
+use containerd::{Base, Client, Error, Held, LayerSpec, Options, Recovery, Written};
 use fake_containerd::{Code, Fake, FakeConfig, Fault};
 use oci_spec::image::{Descriptor, MediaType};
 
@@ -334,9 +334,64 @@ async fn with_a_layer() -> (Fake, Client, LayerSpec) {
     (fake, client, layer)
 }
 
+/// The daemon reconnects to a containerd that was downgraded, which skips the parent at the commit.
+#[tokio::test]
+async fn a_snapshot_that_was_committed_without_its_parent_does_not_keep_its_name() {
+    let fake = Fake::start(FakeConfig {
+        version: "2.3.7".to_owned(),
+        ..FakeConfig::default()
+    })
+    .await;
+    let client = Client::connect(fake.socket(), "k8s.io")
+        .await
+        .expect("it listens");
+    client
+        .create_lease(LEASE, tomorrow(), &Labels::new())
+        .await
+        .expect("a lease");
+    let mut layers: Vec<LayerSpec> = Vec::new();
+    for file in ["lower", "upper"] {
+        let blob = Blob::of(crate::snapshots::layer(file).to_bytes());
+        write(&client, &blob).await.expect("written");
+        let parent = layers.last().map(|layer| layer.chain.clone());
+        let chain = match &parent {
+            None => blob.digest.clone(),
+            Some(parent) => Blob::of(format!("{parent} {}", blob.digest).into_bytes()).digest,
+        };
+        layers.push(LayerSpec {
+            blob: Descriptor::new(MediaType::ImageLayer, blob.size(), blob.digest.clone()),
+            diff_id: blob.digest,
+            chain,
+            parent,
+        });
+    }
+    let [lower, upper] = layers.as_slice() else {
+        unreachable!("there are two");
+    };
+    assert!(unpack(&client, lower).await.expect("unpacked"));
+    fake.inject(Fault::SkipParents);
+    let on_none = async || {
+        let prepared = client.prepare_layer(LEASE, "overlayfs", upper, Base::Later);
+        let prepared = prepared.await.expect("an answer").expect("it was not there");
+        let applied = prepared.apply(true).await.expect("an answer").expect("applied");
+        applied.commit().await
+    };
+    let error = on_none().await.expect_err("it has no parent");
+    assert!(matches!(error, Error::Gone { .. }), "{error:?}");
+    let names = client.snapshots("overlayfs").await.expect("an answer");
+    assert_eq!(names, [lower.chain.to_string()].into());
+    fake.clear_faults();
+    on_none().await.expect("committed");
+    assert_eq!(fake.violations(), [""; 0]);
+}
+
 async fn unpack(client: &Client, layer: &LayerSpec) -> Result<bool, Error> {
-    match client.prepare_layer(LEASE, "overlayfs", layer).await? {
-        Some(prepared) => prepared.apply(true).await?.commit().await.map(|()| true),
+    let prepared = client.prepare_layer(LEASE, "overlayfs", layer, Base::Now);
+    match prepared.await? {
+        Some(prepared) => {
+            let applied = prepared.apply(true).await?.expect("nothing is below");
+            applied.commit().await.map(|()| true)
+        }
         None => Ok(false),
     }
 }

@@ -136,7 +136,8 @@ impl BlobTask {
     }
 }
 
-struct FromBundle(bundle::Blob);
+/// The source of a blob in a bundle.
+pub(crate) struct FromBundle(pub(crate) bundle::Blob);
 
 impl BlobSource for FromBundle {
     fn open(&self, offset: u64) -> std::io::Result<Box<dyn Read + Send>> {

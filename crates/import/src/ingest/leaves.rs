@@ -70,8 +70,11 @@ impl<'a> Run<'a> {
         let mut unpackings = FuturesUnordered::new();
         let mut is_over = false;
         let mut full = Full::default();
+        let is_piped = self.job.bundle.as_ref().is_some_and(|bundle| bundle.is_piped());
         loop {
-            while closings.len() < PARALLEL_CLOSINGS
+            // Only the end of a pipe shows that it was not cut off, and no image appears before.
+            while (is_over || !is_piped)
+                && closings.len() < PARALLEL_CLOSINGS
                 && let Some(image) = lacking.ready.pop_front()
             {
                 match self.begin_to_close(image).await {
@@ -228,7 +231,7 @@ impl Coming {
             Coming::Passing(pass) => Some(
                 pass.next()
                     .await?
-                    .map(|Passing { digest, source }| (digest, Some(source))),
+                    .map(|Passing { digest, source, .. }| (digest, Some(source))),
             ),
             Coming::Anywhere(order) => order.next(is_last_place).map(|digest| Ok((digest, None))),
         }

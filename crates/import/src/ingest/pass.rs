@@ -7,27 +7,33 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bundle::{Bundle, StreamedBlob};
+use bundle::{Bundle, Pipe, StreamedBlob};
 use containerd::BlobSource;
 use oci_spec::image::Digest;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Size of a piece in bytes.
 const PIECE: usize = 256 << 10;
+/// Bytes at the beginning of a blob that can be read again. A blob of this size may be sent twice:
+/// in one message, and then piece by piece.
+const KEPT: usize = 64 << 10;
 /// Number of pieces read ahead of the sender.
 const READ_AHEAD: usize = 4;
 
 /// A pass under way. Dropping it ends the pass at the next blob.
-pub(super) struct Pass(mpsc::Receiver<Result<Passing, bundle::Error>>);
+pub(crate) struct Pass(mpsc::Receiver<Result<Passing, bundle::Error>>);
 
 /// The blob that the pass is reading.
-pub(super) struct Passing {
-    pub(super) digest: Digest,
-    pub(super) source: Arc<OnceSource>,
+pub(crate) struct Passing {
+    pub(crate) digest: Digest,
+    /// Size of the blob in bytes.
+    pub(crate) size: u64,
+    pub(crate) source: Arc<OnceSource>,
 }
 
 impl Pass {
@@ -45,8 +51,25 @@ impl Pass {
         Pass(passing)
     }
 
+    /// Starts a pass over all blobs of a pipe. Also returns the thread, which ends with the bundle.
+    /// An end of the pass before the end of the pipe is an error there.
+    pub(crate) fn through(mut pipe: Pipe) -> (Pass, JoinHandle<Result<Bundle, bundle::Error>>) {
+        let (blobs, passing) = mpsc::channel(1);
+        let path = pipe.path().to_owned();
+        let thread = spawn_blocking(move || {
+            while let Some(blob) = pipe.next_blob()? {
+                if !announce(blob, &blobs) {
+                    return Err(abandoned(&path));
+                }
+            }
+            drop(blobs);
+            pipe.into_bundle()
+        });
+        (Pass(passing), thread)
+    }
+
     /// Returns the next blob, or `None` at the end. Safe to cancel.
-    pub(super) async fn next(&mut self) -> Option<Result<Passing, bundle::Error>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Passing, bundle::Error>> {
         self.0.recv().await
     }
 }
@@ -58,17 +81,36 @@ fn read_through(
 ) -> Result<(), bundle::Error> {
     let mut stream = bundle.stream(wanted)?;
     while let Some(blob) = stream.next_blob()? {
-        let (pieces, taken) = mpsc::channel(READ_AHEAD);
-        let passing = Passing {
-            digest: blob.digest().clone(),
-            source: Arc::new(OnceSource::new(taken)),
-        };
-        if blobs.blocking_send(Ok(passing)).is_err() {
+        if !announce(blob, blobs) {
             return Ok(());
         }
-        hand_over(blob, &pieces);
     }
     Ok(())
+}
+
+fn abandoned(path: &Path) -> bundle::Error {
+    bundle::Error {
+        path: path.to_owned(),
+        fault: bundle::Fault::Io {
+            action: "read the pipe",
+            source: io::Error::other("the import has stopped"),
+        },
+    }
+}
+
+/// Announces a blob, and hands it over. Returns false if there is no receiver any more.
+fn announce(blob: StreamedBlob<'_>, blobs: &mpsc::Sender<Result<Passing, bundle::Error>>) -> bool {
+    let (pieces, taken) = mpsc::channel(READ_AHEAD);
+    let passing = Passing {
+        digest: blob.digest().clone(),
+        size: blob.size(),
+        source: Arc::new(OnceSource::new(taken)),
+    };
+    let is_awaited = blobs.blocking_send(Ok(passing)).is_ok();
+    if is_awaited {
+        hand_over(blob, &pieces);
+    }
+    is_awaited
 }
 
 /// A part of a blob, or its end. A closed channel alone does not mean the end of a blob.
@@ -95,8 +137,8 @@ fn hand_over(mut blob: StreamedBlob<'_>, pieces: &mpsc::Sender<Piece>) {
 }
 
 /// A blob that can be read once. It may be opened again at the place where the last reader stopped,
-/// or further on.
-pub(super) struct OnceSource {
+/// or further on. A blob may be opened anywhere as long as no more than [`KEPT`] bytes were read.
+pub(crate) struct OnceSource {
     passing: Arc<Mutex<Bytes>>,
     missed: AtomicBool,
 }
@@ -105,6 +147,8 @@ struct Bytes {
     pieces: mpsc::Receiver<Piece>,
     /// The rest of the last piece.
     rest: io::Cursor<Vec<u8>>,
+    /// The first bytes, as long as they are all that was read.
+    kept: Vec<u8>,
     position: u64,
     is_at_end: bool,
 }
@@ -114,6 +158,7 @@ impl OnceSource {
         let bytes = Bytes {
             pieces,
             rest: io::Cursor::default(),
+            kept: Vec::new(),
             position: 0,
             is_at_end: false,
         };
@@ -133,12 +178,9 @@ impl OnceSource {
 impl BlobSource for OnceSource {
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let mut bytes = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
-        if offset < bytes.position {
+        if offset < bytes.position && !bytes.are_kept() {
             self.missed.store(true, Ordering::Relaxed);
-            return Err(io::Error::new(
-                io::ErrorKind::NotSeekable,
-                "the pass over the compressed bundle is already past these bytes",
-            ));
+            return Err(gone_by());
         }
         while bytes.position < offset {
             let distance = usize::try_from(offset - bytes.position)
@@ -148,15 +190,53 @@ impl BlobSource for OnceSource {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(Box::new(Reader(Arc::clone(&self.passing))))
+        Ok(Box::new(Reader {
+            passing: Arc::clone(&self.passing),
+            position: offset,
+        }))
     }
 }
 
-struct Reader(Arc<Mutex<Bytes>>);
+fn gone_by() -> io::Error {
+    let message = "the pass over the bundle is already past these bytes";
+    io::Error::new(io::ErrorKind::NotSeekable, message)
+}
+
+struct Reader {
+    passing: Arc<Mutex<Bytes>>,
+    position: u64,
+}
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(buffer)
+        let mut bytes = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = match self.position < bytes.position {
+            false => bytes.read(buffer)?,
+            true if bytes.are_kept() => {
+                let from = usize::try_from(self.position).unwrap_or(KEPT);
+                (&bytes.kept[from..]).read(buffer)?
+            }
+            true => return Err(gone_by()),
+        };
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+impl Bytes {
+    /// Returns true if all bytes that were read are kept.
+    fn are_kept(&self) -> bool {
+        self.kept.len() as u64 == self.position
+    }
+
+    /// Keeps bytes that were read. Drops all of them if they are more than [`KEPT`].
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.are_kept() {
+            match self.kept.len() + bytes.len() <= KEPT {
+                true => self.kept.extend_from_slice(bytes),
+                false => self.kept = Vec::new(),
+            }
+        }
     }
 }
 
@@ -164,6 +244,7 @@ impl Read for Bytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let n = self.rest.read(buffer)?;
+            self.keep(&buffer[..n]);
             self.position += n as u64;
             if n > 0 || buffer.is_empty() || self.is_at_end {
                 return Ok(n);
@@ -223,9 +304,20 @@ mod tests {
     }
 
     #[test]
-    fn what_has_gone_by_is_missed_and_nothing_else_is() {
+    fn a_small_blob_can_be_read_again() {
         let source = hello();
+        assert_eq!(read(&source, 0, 5).unwrap(), b"hello");
+        assert_eq!(read(&source, 2, 99).unwrap(), b"llo world");
         assert_eq!(read(&source, 0, 99).unwrap(), b"hello world");
+        assert!(!source.was_missed());
+    }
+
+    #[test]
+    fn what_has_gone_by_is_missed_and_nothing_else_is() {
+        let large: Vec<u8> = (0..=KEPT).map(|n| n.to_le_bytes()[0]).collect();
+        let source = source_of(vec![Piece::Bytes(large.clone()), Piece::End]);
+        assert_eq!(read(&source, 0, KEPT as u64).unwrap(), large[..KEPT]);
+        assert_eq!(read(&source, 0, 999_999).unwrap(), large);
         assert!(!source.was_missed());
         assert!(read(&source, 0, 99).is_err());
         assert!(source.was_missed());

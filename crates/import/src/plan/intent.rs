@@ -27,6 +27,8 @@ pub enum OnConflict {
 pub struct Intent {
     /// The source that vouches for the images.
     pub source: Source,
+    /// The keys that have signed the bundle, for people. `None` if none has.
+    pub signer: Option<String>,
     /// The rule for names that are already taken.
     pub on_conflict: OnConflict,
     /// Names that the import leaves alone, each with the reason.
@@ -68,6 +70,7 @@ impl Intent {
     pub fn new(source: Source, on_conflict: OnConflict) -> Intent {
         Intent {
             source,
+            signer: None,
             on_conflict,
             leave: BTreeMap::new(),
             space: Space::default(),

@@ -6,7 +6,7 @@ use containerd::ImageRecord;
 use oci_spec::image::Descriptor;
 
 use super::{Intent, OnConflict, RecordAction, RecordStep};
-use crate::labels::{self, CRI_MANAGED, Labels, Source};
+use crate::labels::{self, CRI_MANAGED, Labels};
 use crate::select::NamedTarget;
 
 /// Decides the step for one record, given the existing record of that name.
@@ -15,10 +15,8 @@ pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &I
     let left = intent.leave.get(&wanted.name);
     let action = match (left, there) {
         (Some(why), _) => RecordAction::Leave(why.clone()),
-        (None, None) => RecordAction::Create(created_labels(&intent.source)),
-        (None, Some(record)) if is_same_target(&record.target, &wanted.target) => {
-            relabel(record, &intent.source)
-        }
+        (None, None) => RecordAction::Create(created_labels(intent)),
+        (None, Some(record)) if is_same_target(&record.target, &wanted.target) => relabel(record, intent),
         (None, Some(record)) => move_or_leave(record, intent),
     };
     RecordStep {
@@ -28,8 +26,10 @@ pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &I
     }
 }
 
-pub(super) fn created_labels(source: &Source) -> Labels {
-    labels::vouch(&Labels::new(), source)
+pub(super) fn created_labels(intent: &Intent) -> Labels {
+    let mut changes = labels::vouch(&Labels::new(), &intent.source);
+    labels::sign(&mut changes, &Labels::new(), intent.signer.as_deref(), false);
+    changes
         .into_iter()
         .filter_map(|(key, value)| Some((key, value?)))
         .collect()
@@ -41,8 +41,9 @@ fn is_same_target(there: &Descriptor, wanted: &Descriptor) -> bool {
         && there.size() == wanted.size()
 }
 
-fn relabel(record: &ImageRecord, source: &Source) -> RecordAction {
-    let changes = labels::vouch(&record.labels, source);
+fn relabel(record: &ImageRecord, intent: &Intent) -> RecordAction {
+    let mut changes = labels::vouch(&record.labels, &intent.source);
+    labels::sign(&mut changes, &record.labels, intent.signer.as_deref(), false);
     if changes.is_empty() {
         RecordAction::Unchanged
     } else {
@@ -60,6 +61,7 @@ fn move_or_leave(record: &ImageRecord, intent: &Intent) -> RecordAction {
         };
     }
     let mut labels = labels::vouch(&record.labels, &intent.source);
+    labels::sign(&mut labels, &record.labels, intent.signer.as_deref(), true);
     // If the mark stays, CRI takes the record for known and never learns the new image's ID. CRI
     // may set the mark at this moment, so the mark is always removed.
     labels.insert(CRI_MANAGED.to_owned(), None);

@@ -98,7 +98,7 @@ fn record(name: &str, target: char, labels: Labels) -> ImageRecord {
 }
 
 fn ours() -> Labels {
-    created_labels(&intent().source)
+    created_labels(&intent())
 }
 
 const SOURCE: &str = "containerd.io/distribution.source.r.test";
@@ -552,6 +552,7 @@ fn an_image_is_unpacked_if_that_is_wanted_and_was_not_done_by_the_same_snapshott
     let snapshotter = containerd::Snapshotter {
         name: "overlayfs".to_owned(),
         root: None,
+        rebases: false,
     };
     let unpacker = Unpacker::new(snapshotter, platforms::Matcher::all());
     let wanted = Intent {

@@ -41,7 +41,7 @@ pub(super) fn named(
     }
     if records.is_empty() {
         return if forbidden > 0 {
-            Verdict::Forbidden
+            Verdict::Forbidden("allowedNames allows none of its names".to_owned())
         } else {
             Verdict::Skip(Skip::Unnamed)
         };
@@ -58,6 +58,13 @@ pub(super) fn named(
         ))]);
     }
     records.extend(manifest_records(&manifests, &all, &policy.naming));
+    let naming = &policy.naming;
+    if let Some(reason) = records
+        .iter()
+        .find_map(|record| naming.out_of_scope(&record.name))
+    {
+        return Verdict::Forbidden(reason);
+    }
     Verdict::Take(Taken { records, closure })
 }
 
@@ -132,7 +139,7 @@ impl Choice {
     fn records(&self) -> &[NamedTarget] {
         match &self.verdict {
             Verdict::Take(taken) => &taken.records,
-            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => &[],
+            Verdict::Skip(_) | Verdict::Forbidden(_) | Verdict::Broken(_) => &[],
         }
     }
 

@@ -13,10 +13,11 @@ use super::Daemon;
 use super::hands::Hands;
 use crate::control::{self, Answer, Question, Want};
 use crate::decide::Event;
+use crate::decide::listing::FolderState;
 use crate::metrics;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
+use crate::status::{self, ContainerdStatus, DaemonStatus, Live, Status};
 use crate::verdict::Health;
 
 /// Time between two writes of the metrics file. A file that cannot be written changes the verdict
@@ -301,6 +302,7 @@ impl View<'_> {
         let live = Live {
             progress: progress.collect(),
             put_off: self.state.healing.put_off(),
+            unadmitted: self.state.unadmitted(),
             moved: self.state.elsewhere.clone(),
         };
         let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &live, Instant::now());
@@ -311,7 +313,9 @@ impl View<'_> {
         {
             bundle.waits_for.clone_from(&held_back);
         }
-        let folder = &self.state.folder;
+        let folders = self.state.folders.iter();
+        let folders = folders.filter(|folder| self.state.is_of_interest(folder));
+        let mut folders = folders.map(FolderState::status);
         let status = Status {
             daemon: Some(DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -319,15 +323,16 @@ impl View<'_> {
                 started_at: asked.started_at,
             }),
             containerd: self.containerd_status(),
-            folder: FolderStatus {
-                path: self.state.images_dir.display().to_string(),
-                problem: folder.trouble.clone(),
-                vanished: folder.vanished.as_ref().map(|vanished| VanishedStatus {
-                    bundles: vanished.missing,
-                    problem: vanished.to_string(),
-                }),
-            },
+            folder: folders.next().unwrap_or_default(),
+            more_folders: folders.collect(),
             configuration_problem: self.state.configuration_problem.clone(),
+            keys_problem: self.state.keys.as_ref().and_then(|keys| keys.problem.clone()),
+            unusable_keys: self
+                .state
+                .keys
+                .as_ref()
+                .map(|keys| keys.unusable.clone())
+                .unwrap_or_default(),
             metrics_file_problem: asked.metrics.as_ref().and_then(|file| file.problem.clone()),
             metrics_address_problem: asked.unserved.as_ref().map(|unserved| unserved.problem.clone()),
             disk: self.state.room.status(self.state.settings.min_free),

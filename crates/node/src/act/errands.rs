@@ -13,11 +13,13 @@ use tracing::{debug, warn};
 
 use super::hands::{Hands, Live};
 use super::journal;
+use crate::admit;
 use crate::decide::coexistence::Sight;
 use crate::decide::compare::Facts;
 use crate::decide::withdraw::{Withdrawing, left_over};
 use crate::decide::{Errand, Event, Failed, Unreached};
 use crate::place;
+use crate::receipts;
 use crate::runtime::{self, Containerd, Unusable};
 use crate::settings::Settings;
 use crate::state::State;
@@ -115,6 +117,14 @@ async fn run_connected(
         Errand::Connect => Ok(Event::Ended),
         Errand::Survey { labels, is_new_boot } => {
             let mut survey = runtime::survey(runtime, &state.ledger, is_new_boot).await?;
+            if state
+                .ledger
+                .entries()
+                .iter()
+                .any(|entry| entry.stands_for.is_some())
+            {
+                survey = survey.with_receipts(client).await?;
+            }
             for keys in labels.chunks(AT_ONCE) {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                 survey = survey.with_labelled(client, &keys).await?;
@@ -127,6 +137,7 @@ async fn run_connected(
         }
         Errand::Sweep(kept) => {
             sweep(client, &kept).await?;
+            end_evidence(client, state).await;
             Ok(Event::Swept)
         }
         Errand::Sight => {
@@ -202,12 +213,36 @@ async fn delete_left_over(client: &Client, deleted: &[&ImageRecord]) -> Result<(
     Ok(())
 }
 
-/// Deletes the leases of bundles, except those whose ids begin with one of `kept`.
+/// Returns true if one of these leases belongs to the receipt with this path.
+fn has_another(kept: &[String], path: &str) -> bool {
+    let start = lease::of_receipts_at(path);
+    kept.iter().any(|id| id.starts_with(&start))
+}
+
+/// Ends the evidence of admissions that neither a bundle of the ledger nor a record needs.
+async fn end_evidence(client: &Client, state: &State) {
+    if receipts::is_any_unread(&state.settings, &state.ledger) {
+        return;
+    }
+    let state_dir = &state.settings.state_dir;
+    if let Err(why) =
+        admit::end_evidence(state_dir, client, |catalog| state.ledger.has_imported(catalog)).await
+    {
+        debug!("{why}");
+    }
+}
+
+/// Deletes the leases of bundles and receipts, except those whose ids begin with one of `kept`.
 async fn sweep(client: &Client, kept: &[String]) -> Result<(), containerd::Error> {
     for lease in client.leases_beginning(lease::PREFIX).await? {
-        let mark = lease.labels.get(labels::LEASE_MARK);
-        let is_of_bundle = mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE));
-        if is_of_bundle && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
+        let mark = lease.labels.get(labels::LEASE_MARK).map_or("", String::as_str);
+        let is_over = match mark.strip_prefix(labels::LEASE_OF_RECEIPT) {
+            // A command may have made a receipt that the daemon has not seen yet.
+            // An error of the disk tells nothing about the receipt.
+            Some(path) => has_another(kept, path) || matches!(Path::new(path).try_exists(), Ok(false)),
+            None => mark.starts_with(labels::LEASE_OF_BUNDLE),
+        };
+        if is_over && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
             debug!(lease = lease.id, "deleting a lease that was left behind");
             client.delete_lease(&lease.id, false).await?;
         }

@@ -6,16 +6,17 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use admission::{Bytes, Refusal};
 use bundle::Identity;
 use containerd::{ImageEvent, ImageEvents};
 use import::space::Disk;
 use import::survey::any_without_file;
 use import::unpack::Ahead;
-use import::{Intent, Pace, Policy, Source};
+use import::{Intent, Pace, Policy};
 use jiff::Timestamp;
 use tracing::warn;
 
@@ -24,19 +25,22 @@ use super::require::Check;
 use super::unpack::Unpacking;
 use super::work::Work;
 use crate::decide::desired;
-use crate::decide::listing::{Seen, Trusted};
+use crate::decide::listing::{KeysSeen, Seen, Trusted};
 use crate::decide::require::Checked;
 use crate::decide::room::{Room, Stamp};
 use crate::decide::unpack::{UnpackEnd, UnpackProgress};
 use crate::decide::{Event, Look, Opening, Readings, Start, Step};
 use crate::images::folder::{self, Depth, Ending, Folder, FolderTrust, Listing, Observation, Refused};
+use crate::images::keys::{self, TrustedKeys};
 use crate::images::watch::Watch;
-use crate::images::{mounts, trusted_digests};
+use crate::images::{mounts, proofs, trusted_digests};
 use crate::metrics::Metrics;
-use crate::place::Place;
+use crate::place::{Place, folder_of};
+use crate::receipts;
 use crate::runtime::{self, Containerd};
-use crate::settings::Settings;
+use crate::settings::{Settings, Signatures};
 use crate::state::State;
+use crate::state::admitted::{Admissions, Evidence, Standing};
 use crate::state::crash::Marker;
 use crate::state::ledger::{self, Ledger, Saved, Store};
 use crate::state::roster::Version;
@@ -142,73 +146,111 @@ impl Hands {
         Some(runtime::fingerprint(settings, &live.runtime))
     }
 
-    fn folder(&self) -> std::io::Result<Folder> {
-        Folder::open_dir(&self.place.images_dir)
-    }
-
-    /// Lists the folder. Creates it if it never existed.
+    /// Lists the images folders, in their order. Creates the first one if it never existed.
     ///
     /// # Errors
     ///
-    /// Returns an error text for the operator if the folder cannot be created, opened or listed.
-    pub(super) fn list(&mut self, state: &State) -> Result<Seen, String> {
+    /// Returns an error text for the operator for each folder that cannot be created, opened or
+    /// listed.
+    pub(super) fn list(&mut self, state: &State) -> Vec<Result<Box<Seen>, String>> {
         let started = Instant::now();
-        let seen = self.list_now(state);
+        let (mut all, mut elsewhere) = (Vec::new(), 0);
+        for (at, folder) in self.place.dirs().iter().enumerate() {
+            let seen = self.list_now(at, folder, elsewhere, state);
+            elsewhere += seen.as_ref().map_or(0, |seen| seen.listing.sub_folders());
+            all.push(seen.map(Box::new));
+        }
         self.watch.listed(started.elapsed());
-        seen
+        all
     }
 
-    fn list_now(&mut self, state: &State) -> Result<Seen, String> {
+    /// Lists the folder of this number at this path.
+    fn list_now(&self, at: usize, path: &Path, elsewhere: usize, state: &State) -> Result<Seen, String> {
         // A folder that existed before was moved, unmounted or removed. Only its owner knows which.
-        let is_created = match state.folder.place {
-            Some(_) => false,
-            None => folder::ensure(&self.place.images_dir).map_err(|error| {
+        // The folders after the first one belong to an image of the system or to a mount.
+        let is_created = match state.folders[at].place {
+            None if at == 0 || *path == self.place.receipts => folder::ensure(path).map_err(|error| {
                 format!("cannot create the images folder: {error}. The daemon waits for it")
             })?,
+            _ => false,
         };
-        let folder = self
-            .folder()
-            .map_err(|error| format!("cannot open the images folder: {error}"))?;
+        let folder =
+            Folder::open_dir(path).map_err(|error| format!("cannot open the images folder: {error}"))?;
         let allow_insecure = state.settings.allow_insecure_dir;
-        let trust = folder::judge(&folder, &self.place.images_dir, allow_insecure);
+        let trust = folder::judge(&folder, path, allow_insecure);
         let listing = match &trust {
             FolderTrust::Refused(_) => Listing::default(),
             FolderTrust::Trusted | FolderTrust::Warning(_) => {
-                let recursive = state.settings.recursive;
-                folder
-                    .list(Depth {
-                        recursive,
-                        allow_insecure,
-                    })
-                    .map_err(|error| format!("cannot list the images folder: {error}"))?
+                let is_of_images = *path != self.place.receipts;
+                let recursive = is_of_images && self.place.searches_sub_folders(&state.settings);
+                let listing = folder.list(Depth {
+                    recursive,
+                    allow_insecure,
+                    elsewhere,
+                });
+                let listing = listing.map_err(|error| format!("cannot list the images folder: {error}"))?;
+                match at {
+                    0 => listing,
+                    _ if !is_of_images => listing.with_paths(path).without_hidden(),
+                    _ => listing.with_paths(path),
+                }
             }
         };
+        let lacking = self.lacking(at, &listing, &state.ledger);
         Ok(Seen {
             place: folder.place(),
-            is_created,
+            is_read_only: folder.is_read_only(),
+            keeps: receipts::why_folder_keeps(folder.owner(), folder.is_read_only()),
+            is_created: is_created && *path != self.place.receipts,
             trust,
-            unclear: self.unclear(&listing, &state.ledger),
-            missing_mount: self.missing_mount(&listing, &state.ledger),
+            unclear: self.unclear(&lacking, &listing),
+            // Without a missing file it does not matter.
+            missing_mount: match lacking.is_empty() {
+                true => None,
+                false => mounts::missing(path, Path::new("/")),
+            },
             trusted: trusted(state),
+            proofs: match state.settings.signatures {
+                Some(_) => proofs::stamp(&listing.entries),
+                None => Vec::new(),
+            },
+            keys: keys_seen(state),
             listing,
         })
     }
 
-    /// Returns a missing mount that this node configures for the folder. Returns `None` if the
-    /// listing has all files of the ledger.
-    fn missing_mount(&self, listing: &Listing, ledger: &Ledger) -> Option<PathBuf> {
-        lacking(listing, ledger).next()?;
-        mounts::missing(&self.place.images_dir, Path::new("/"))
+    /// Returns the files that the ledger has in a folder and the folder's listing lacks or leaves
+    /// out.
+    fn lacking<'l>(&self, at: usize, listing: &Listing, ledger: &'l Ledger) -> Vec<&'l OsString> {
+        let listed: HashSet<&OsString> = listing.entries.iter().map(|entry| &entry.name).collect();
+        let files = ledger.entries().into_iter().map(|entry| &entry.file);
+        let later = self.place.later_dirs();
+        let is_in = |file: &OsString| folder_of(file, &later) == Some(at);
+        files
+            .filter(|file| is_in(file) && (!listed.contains(file) || listing.leaves_out(file)))
+            .collect()
     }
 
-    /// Returns the files of the ledger that the listing lacks and that cannot be checked.
-    fn unclear(&self, listing: &Listing, ledger: &Ledger) -> BTreeSet<OsString> {
-        let is_unclear = |file: &&OsString| {
+    /// Returns those of these files that cannot be checked, or that exist and that the listing
+    /// leaves out.
+    fn unclear(&self, files: &[&OsString], listing: &Listing) -> BTreeSet<OsString> {
+        let is_unclear = |file: &&&OsString| {
             let looked = self.place.images_dir.join(file).symlink_metadata();
             let is_absent = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
-            looked.is_err_and(|error| !is_absent(error.kind()))
+            match looked {
+                Ok(_) => listing.leaves_out(file),
+                Err(error) => !is_absent(error.kind()),
+            }
         };
-        lacking(listing, ledger).filter(is_unclear).cloned().collect()
+        let unclear = files.iter().filter(is_unclear);
+        unclear.map(|file| (*file).clone()).collect()
+    }
+
+    /// Opens a listed file, in its folder. Returns `None` if another file has its name by now.
+    fn open_listed(&self, name: &OsStr, version: &Version) -> Result<Option<File>, Refused> {
+        let (folder, name) = self.place.locate(name).ok_or(Refused::Gone)?;
+        let folder = Folder::open_dir(folder).map_err(|_| Refused::Gone)?;
+        job::open_listed(&folder, name, version)
     }
 
     /// Looks at files, one after the other, as long as there is time. A turn takes longer the more
@@ -216,23 +258,46 @@ impl Hands {
     /// the square of their number.
     pub(super) fn look(&self, state: &State, files: Vec<(OsString, Version)>) -> Vec<Event> {
         let started = Instant::now();
-        let folder = self.folder().ok();
         let mut seen = Vec::new();
         for (name, version) in files {
             if !seen.is_empty() && started.elapsed() >= LOOKS {
                 break;
             }
-            let look = look_at(folder.as_ref(), &name, &version, state);
+            let look = self.look_at(&name, &version, state);
             seen.push(Event::Looked(name, version, look));
         }
         seen
     }
 
+    fn look_at(&self, name: &OsStr, version: &Version, state: &State) -> Look {
+        let file = match self.open_listed(name, version) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Look::Replaced,
+            Err(refused) => return Look::Refused(refused),
+        };
+        if version.is_layout {
+            return Look::Layout;
+        }
+        // The listing may be older than the file. The open file is judged, so its identity counts.
+        let identity = file.metadata().map(|metadata| Identity::of(&metadata)).ok();
+        let (Some(identity), Some(since)) = (identity, state.roster.still_since(name)) else {
+            return Look::Replaced;
+        };
+        if identity != version.identity {
+            return Look::Replaced;
+        }
+        if let Some(left) = folder::indistinct_for(&identity, SystemTime::now()) {
+            return Look::Indistinct(left);
+        }
+        match Observation::of(&file, since) {
+            Ok(seen) => Look::Seen(seen),
+            Err(error) => Look::Unreadable(error.to_string()),
+        }
+    }
+
     /// Opens a file for its import, and keeps it open.
     pub(super) fn open(&mut self, name: OsString, version: Version) -> Event {
-        let opened = self.folder().map_err(|_| Refused::Gone);
-        let opened = opened.and_then(|folder| job::open_listed(&folder, &name, &version));
-        let opening = match opened {
+        let opening = match self.open_listed(&name, &version) {
             Ok(Some(file)) => {
                 let ending = match version.is_layout {
                     true => None,
@@ -261,15 +326,26 @@ impl Hands {
             // There is nothing to read: the job ends as if it had been dropped.
             return self.work.start_nothing(name);
         };
+        let folder = self.place.locate(&name).map(|(folder, _)| folder.to_owned());
+        let imported = state.ledger.get(&name).and_then(|entry| entry.imported.as_ref());
+        let same = imported.filter(|imported| imported.identity == version.identity);
+        let signed =
+            same.filter(|imported| state.settings.signatures.is_some() && !imported.signers.is_empty());
+        let state_dir = &state.settings.state_dir;
+        let is_receipt = self.place.is_receipt(&name);
         let order = Order {
             is_told,
             lane,
+            is_receipt,
+            makes_receipt: !is_receipt && state.wants_receipt(&name, &version),
+            pace: Arc::clone(&self.pace),
             name,
             version,
-            images_dir: self.place.images_dir.clone(),
+            images_dir: folder.unwrap_or_else(|| self.place.images_dir.clone()),
             settings: Arc::clone(&state.settings),
             runtime: live.runtime.clone(),
             policy: live.policy.clone(),
+            evidence: signed.and_then(|imported| Evidence::read(state_dir, &imported.catalog)),
             started: Instant::now(),
         };
         self.work.start(Arc::new(order), file, is_checked);
@@ -281,16 +357,31 @@ impl Hands {
         // Without a connection, the import itself has to find out that there is no room.
         let live = self.containerd.as_ref();
         let space = live.map(|live| runtime::space(settings, &live.runtime));
-        let source = Source::Bundle(ledger::label_name(name));
+        let source = job::source_of(name, self.place.is_receipt(name));
         let intent = Intent {
             leave,
+            signer: state
+                .lanes
+                .get(name)
+                .and_then(|job| ledger::signers(&job.signers)),
             space: space.unwrap_or_default(),
             priority: state.order_of_images(),
             pace: Arc::clone(&self.pace),
             most_records: settings.most_records,
             ..Intent::new(source, settings.on_conflict)
         };
-        self.work.import(name, intent);
+        let job = state.lanes.get(name);
+        let withheld = job.map(|job| job.withheld.clone()).unwrap_or_default();
+        self.work.import(name, intent, withheld);
+    }
+
+    /// Removes a listed file that the daemon needs no more: [`Event::Removed`].
+    pub(super) fn remove(&self, name: OsString, version: &Version) -> Event {
+        let removed = match self.place.locate(&name) {
+            Some((folder, below)) => receipts::remove(folder, below, &version.identity),
+            None => Err("it is in no folder of the daemon".to_owned()),
+        };
+        Event::Removed(name, version.identity.clone(), removed)
     }
 
     /// Adds the finished job of a file to the metrics.
@@ -356,20 +447,13 @@ impl Hands {
     }
 }
 
-/// Returns the files of the ledger that the listing lacks.
-fn lacking<'l>(listing: &Listing, ledger: &'l Ledger) -> impl Iterator<Item = &'l OsString> {
-    let listed: HashSet<OsString> = listing.entries.iter().map(|entry| entry.name.clone()).collect();
-    let entries = ledger.entries().into_iter().map(|entry| &entry.file);
-    entries.filter(move |file| !listed.contains(*file))
-}
-
 /// Returns the operator's trusted digests, if there is such a folder. Checks the bundles against
 /// them only if the folder has changed.
 fn trusted(state: &State) -> Option<Trusted> {
     let folder = state.settings.trusted_digests.as_ref()?;
     let stamp = trusted_digests::stamp(folder);
     let mut distrusted = BTreeSet::new();
-    if state.folder.trusted.as_ref() != Some(&stamp) {
+    if state.trusted.as_ref() != Some(&stamp) {
         for entry in state.ledger.entries() {
             let catalog = entry.imported.as_ref().map(|imported| &imported.catalog);
             if catalog.is_some_and(|catalog| trusted_digests::check(folder, catalog).is_err()) {
@@ -380,33 +464,50 @@ fn trusted(state: &State) -> Option<Trusted> {
     Some(Trusted { stamp, distrusted })
 }
 
-fn look_at(folder: Option<&Folder>, name: &OsStr, version: &Version, state: &State) -> Look {
-    let Some(folder) = folder else {
-        return Look::Refused(Refused::Gone);
+/// Returns the keys and revocations, if signatures are asked for and the folders have changed.
+fn keys_seen(state: &State) -> Option<KeysSeen> {
+    let policy = state.settings.signatures?;
+    let folder = &state.settings.trusted_keys;
+    let stamp = keys::Stamp::of(folder);
+    if state
+        .keys
+        .as_ref()
+        .is_some_and(|keys| keys.stamp == stamp && !keys.is_stale)
+    {
+        return None;
+    }
+    let (keys, revocations) = (TrustedKeys::read(folder), keys::revocations(folder));
+    let usable = keys.keys().usable().iter();
+    let problem = match revocations.problem() {
+        Some(why) => Some(Refusal::Revocations(why.to_owned())),
+        None if policy == Signatures::Require => keys.keys().lack().map(Refusal::NoKeys),
+        None => None,
     };
-    let file = match job::open_listed(folder, name, version) {
-        Ok(Some(file)) => file,
-        Ok(None) => return Look::Replaced,
-        Err(refused) => return Look::Refused(refused),
-    };
-    if version.is_layout {
-        return Look::Layout;
+    let admissions = Admissions::read(&state.settings.state_dir);
+    let mut withdrawn = BTreeSet::new();
+    for entry in state.ledger.entries() {
+        let Some(imported) = &entry.imported else { continue };
+        let evidence = admissions.evidence.get(imported.catalog.as_ref());
+        let standing = |evidence: &Evidence| evidence.standing(keys.keys(), &revocations, Bytes::Unhashed);
+        let stands = match evidence.map(standing) {
+            // The next job for the file hashes it, and only then a revoked sum can concern it.
+            Some(standing) => matches!(standing, Standing::Admitted(_) | Standing::NeedsFileDigest),
+            // It was imported before signatures were asked for. Only a revocation concerns it.
+            None if imported.signers.is_empty() => revocations.of_catalog(&imported.catalog).is_none(),
+            None => false,
+        };
+        if !stands {
+            withdrawn.insert(entry.file.clone());
+        }
     }
-    // The listing may be older than the file. The open file is judged, so its identity counts.
-    let identity = file.metadata().map(|metadata| Identity::of(&metadata)).ok();
-    let (Some(identity), Some(since)) = (identity, state.roster.still_since(name)) else {
-        return Look::Replaced;
-    };
-    if identity != version.identity {
-        return Look::Replaced;
-    }
-    if let Some(left) = folder::indistinct_for(&identity, SystemTime::now()) {
-        return Look::Indistinct(left);
-    }
-    match Observation::of(&file, since) {
-        Ok(seen) => Look::Seen(seen),
-        Err(error) => Look::Unreadable(error.to_string()),
-    }
+    Some(KeysSeen {
+        stamp,
+        is_stale: false,
+        trusted: usable.map(|trusted| trusted.key.fingerprint().clone()).collect(),
+        problem: problem.map(|problem| problem.to_string()),
+        unusable: keys.keys().problems().to_vec(),
+        withdrawn,
+    })
 }
 
 /// Returns `None` if the folder does not exist: no blob was ever committed, or the store was wiped.

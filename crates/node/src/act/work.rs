@@ -1,15 +1,15 @@
 //! The work of jobs: one file's way into containerd, in tasks outside the loop.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
-use bundle::Bundle;
 use import::{BundleResult, Intent};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-use super::job::{self, Opened, Order, Pulled};
+use super::job::{self, Opened, Order, Pulled, Ready};
 use super::journal;
 use crate::decide::coexistence::{Repaired, repaired};
 use crate::decide::record::Came;
@@ -19,7 +19,7 @@ use crate::state::crash;
 /// The result of a task.
 enum Done {
     Opened(Opened),
-    Imported(Box<Result<import::Imported, import::Error>>),
+    Imported(Box<io::Result<Result<job::Ended, import::Error>>>),
     Pulled(Pulled),
     Nothing,
 }
@@ -31,7 +31,7 @@ struct Running {
     counters: Arc<Counters>,
     task: AbortHandle,
     /// The bundle that the job has read.
-    bundle: Option<Arc<Bundle>>,
+    bundle: Option<Ready>,
     /// The list that the job has read.
     list: String,
     report: Option<Report>,
@@ -78,15 +78,16 @@ impl Work {
         self.running.insert(name, running);
     }
 
-    /// Imports the bundle that a job has read.
-    pub(super) fn import(&mut self, name: &OsStr, intent: Intent) {
+    /// Imports the bundle that a job has read. It may not have the names in `withheld`.
+    pub(super) fn import(&mut self, name: &OsStr, intent: Intent, withheld: BTreeSet<String>) {
         let Some(running) = self.running.get_mut(name) else {
             return;
         };
         let (Some(order), Some(bundle)) = (running.order.clone(), running.bundle.clone()) else {
             return;
         };
-        let import = job::import(order, bundle, intent, Arc::clone(&running.counters));
+        let counters = Arc::clone(&running.counters);
+        let import = job::import_with_evidence(order, bundle, intent, withheld, counters);
         running.task = self.tasks.spawn(async { Done::Imported(Box::new(import.await)) });
     }
 
@@ -174,12 +175,17 @@ impl Work {
             Done::Nothing => Came::Dropped,
             Done::Opened(Opened::NotNow) => Came::NotNow,
             Done::Opened(Opened::Unverified(failure)) => Came::Unverified(failure),
+            Done::Opened(Opened::NotKept(error)) => Came::NotKept(error.to_string()),
             Done::Opened(Opened::Read {
                 found: Ok(read),
                 is_reserved,
             }) => {
-                let found = job::found(&read, is_reserved, order);
-                running.bundle = Some(read.bundle);
+                let found = job::found(&read, order, is_reserved);
+                running.bundle = Some(Ready {
+                    bundle: read.bundle,
+                    policy: read.policy,
+                    evidence: read.evidence,
+                });
                 Came::Found(Box::new(found))
             }
             Done::Opened(Opened::Read {
@@ -201,15 +207,17 @@ impl Work {
             }
             Done::Opened(Opened::List(Err(error))) => Came::BadList(error.to_string()),
             Done::Imported(result) => match *result {
-                Ok(imported) => {
-                    let landed = job::landed(&imported, running.bundle.as_deref());
+                Err(error) => Came::NotKept(error.to_string()),
+                Ok(Ok(job::Ended { imported, kept })) => {
+                    let bundle = running.bundle.as_ref().map(|ready| &*ready.bundle);
+                    let landed = job::landed(&imported, bundle, order, kept);
                     running.report = Some(Report {
                         repaired: repaired(&imported.plan, &imported.result),
                         report: imported.result,
                     });
                     landed.map_or(Came::Dropped, |landed| Came::Imported(Box::new(landed)))
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     let report = BundleResult::untried(&order.path(), &error, order.elapsed());
                     let stop = job::stop(&error, &report);
                     running.report = Some(Report::of(report));

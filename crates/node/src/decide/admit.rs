@@ -12,20 +12,35 @@ use super::lanes::{Job, Leaving, Load, Stage};
 use super::line::Line;
 use super::record::{Bad, Found};
 use super::{Action, Look, Opening, Start, Turn};
+use crate::admit::{Forbidden, Verdict};
 use crate::images::folder::{self, Ending, Observation, Reason, Refused, Settle};
 use crate::images::pull_list;
 use crate::outcome::Outcome;
-use crate::settings::Checksums;
+use crate::settings::{Checksums, Signatures};
 use crate::state::State;
-use crate::state::ledger::ErrorClass;
-use crate::state::roster::{self, Phase, Version};
+use crate::state::ledger::{self, Entry, ErrorClass, LastError, RefusedBy, SignerEntry};
+use crate::state::roster::{self, Lack, Phase, Version};
 
 /// Delay before the next look at a file that changed during a look.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Reasons for leaving a name of a bundle as it is.
 const LATER: &str = "a bundle that arrived later has this name";
+const BEFORE: &str = "a bundle of an images folder before this one has this name";
 const MOVED: &str = "another program moved the record since the bundle was imported";
+const UNADMITTED: &str = "the bundle was imported before signatures were required, and without this name";
+
+/// The daemon's word on a bundle that was read.
+enum Word {
+    /// The bundle is imported. These keys have signed it.
+    Admitted(Vec<SignerEntry>),
+    /// The bundle waits for a signature.
+    Missing(String),
+    /// The archive was cut off.
+    Damaged(String),
+    /// The rules forbid the bundle. The part of the rule for signatures, if that forbids it.
+    Refused(String, Option<RefusedBy>),
+}
 
 impl State {
     /// Takes on files that are due: examines those that may be finished, or starts one import.
@@ -222,9 +237,26 @@ impl State {
         if self.roster.version(name).as_ref() != Some(&version) {
             return;
         }
+        let unguarded = self.unguarded(self.folder_of(name));
         match opening {
             Opening::Replaced => self.look_again(name, turn.now),
             Opening::Refused(refused) => self.turn_away(name, &refused, turn),
+            Opening::Open(_) if unguarded.is_some() => {
+                // The reason is the folder's, so the log has it once.
+                if !version.is_known(&self.ledger, name) {
+                    let error = LastError {
+                        text: unguarded.unwrap_or_default(),
+                        class: ErrorClass::Refused,
+                        at: turn.at,
+                        images: 0,
+                        refused_by: None,
+                    };
+                    let outcome = ledger::Outcome::Failed;
+                    self.ledger.record_failure(name, version.identity, outcome, error);
+                    self.unsaved = true;
+                }
+                self.roster.refuse(name);
+            }
             Opening::Open(ending) if self.is_left_to_others(name, ending, &version, turn.now) => {}
             Opening::Open(ending) => self.start(name, ending, version, turn),
         }
@@ -326,19 +358,77 @@ impl State {
                 self.lanes.end(name);
                 return;
             }
-            let is_told = self.rows.begun.admits(turn.now);
-            turn.say(Line::info("importing").bundle(name).told(is_told));
+            if self.settings.signatures.is_none() {
+                let is_told = self.rows.begun.admits(turn.now);
+                turn.say(Line::info("importing").bundle(name).told(is_told));
+            }
         }
-        if found.unfinished.is_none() && found.distrust.is_none() {
-            return self.lanes.wait(name, found.records);
+        let word = match found.unfinished {
+            Some(reason) => Word::Damaged(reason),
+            None => self.word_on(name, &found.catalog, found.verdict),
+        };
+        let word = match &word {
+            Word::Admitted(signers) => self
+                .why_not_replaced(name, &found.records, signers)
+                .map_or(word, |why| Word::Refused(why, Some(RefusedBy::OtherKey))),
+            _ => word,
+        };
+        if let (Word::Admitted(_), Some(of)) = (&word, found.stands_for) {
+            self.ledger.stand_for(name, of);
+            self.unsaved = true;
+        }
+        if let Word::Admitted(signers) = word {
+            if self.settings.signatures.is_some() {
+                let is_told = self.rows.begun.admits(turn.now);
+                let with_kind = |signer: &SignerEntry| format!("{signer}, {}", signer.kind);
+                let keys: Vec<String> = signers.iter().map(with_kind).collect();
+                let text = match keys.is_empty() {
+                    true => "importing, without a signature".to_owned(),
+                    false => format!("importing, signed by {}", keys.join(" and ")),
+                };
+                turn.say(Line::info(text).bundle(name).told(is_told));
+            }
+            return self.lanes.wait(name, found.records, signers);
         }
         let Some(job) = self.lanes.end(name) else {
             return;
         };
-        match (&found.unfinished, &found.distrust) {
-            (Some(reason), _) => self.fail(&job, reason, ErrorClass::Bundle, false, turn),
-            (None, Some(why)) => self.refuse(&job, why, turn),
-            (None, None) => {}
+        match word {
+            Word::Admitted(_) => {}
+            Word::Missing(_) | Word::Refused(..) if job.has_new_proof => self.start_over(name),
+            Word::Missing(why) => {
+                self.await_file(&job, Lack::Signature, &why, turn);
+                turn.act(Action::Save);
+            }
+            Word::Damaged(reason) => self.fail(&job, &reason, ErrorClass::Bundle, false, turn),
+            Word::Refused(why, by) => self.refuse(&job, &why, by, turn),
+        }
+    }
+
+    /// Decides if a bundle is imported. A file that was imported before the rule for signatures
+    /// keeps its images. It must have the content that was imported, and nothing may revoke it.
+    fn word_on(&self, name: &OsStr, catalog: &Digest, verdict: Verdict) -> Word {
+        let before = self
+            .ledger
+            .get(name)
+            .and_then(|entry| entry.imported.as_ref())
+            .filter(|imported| imported.catalog == *catalog);
+        let is_older = before.is_some_and(|imported| imported.signers.is_empty());
+        match verdict {
+            Verdict::Admitted(admission) => {
+                Word::Admitted(admission.signers.into_iter().map(SignerEntry::from).collect())
+            }
+            Verdict::Allowed => Word::Admitted(
+                before
+                    .map(|imported| imported.signers.clone())
+                    .unwrap_or_default(),
+            ),
+            Verdict::Missing(_) if is_older => Word::Admitted(Vec::new()),
+            Verdict::Missing(why) => Word::Missing(why),
+            Verdict::Forbidden(Forbidden { by, .. }) if is_older && by.is_about_keys() => {
+                Word::Admitted(Vec::new())
+            }
+            Verdict::Forbidden(Forbidden { why, by }) => Word::Refused(why, by.refusal()),
         }
     }
 
@@ -346,8 +436,7 @@ impl State {
     pub(super) fn start_unblocked(&mut self, turn: &mut Turn) {
         while !self.is_draining {
             let ledger = &self.ledger;
-            let arrival = |name: &OsStr| ledger.get(name).map_or(u64::MAX, |entry| entry.arrival);
-            let Some(name) = self.lanes.unblocked(arrival) else {
+            let Some(name) = self.lanes.unblocked(|name| ledger.rank(name)) else {
                 return;
             };
             self.start_import(&name, turn);
@@ -367,13 +456,106 @@ impl State {
             // to those of the bundle before.
             self.healing.forget(name);
         }
-        let leave = self.names_to_leave(job);
+        let mut leave = self.names_to_leave(job);
+        let withheld = self.names_withheld(name, &job.records, &job.signers);
+        // The ledger keeps names that the bundle gets later. It may never get these.
+        leave.retain(|name, _| !withheld.contains_key(name));
         let left = leave.keys().cloned().collect();
+        let kept = withheld.keys().cloned().collect();
+        leave.extend(withheld);
         if let Some(job) = self.lanes.get_mut(name) {
-            job.left = left;
+            (job.left, job.withheld) = (left, kept);
         }
         self.lanes.go_on(name, Stage::Importing, turn.now);
         turn.act(Action::Import(name.to_owned(), leave));
+    }
+
+    /// Returns the names that a bundle may not write by the rule for signatures, each with the
+    /// reason. A name in place under a trusted key stays with that key. A bundle that no signature
+    /// admits gets no new name.
+    fn names_withheld(
+        &self,
+        file: &OsStr,
+        records: &BTreeMap<String, Digest>,
+        signers: &[SignerEntry],
+    ) -> BTreeMap<String, String> {
+        let mut withheld = BTreeMap::new();
+        let entry = self.ledger.get(file);
+        let imported = entry.and_then(|entry| entry.imported.as_ref());
+        let is_recorded = |name: &String| {
+            imported.is_some_and(|imported| imported.images.iter().any(|image| image.name == *name))
+        };
+        if self.settings.signatures == Some(Signatures::Require) && signers.is_empty() {
+            let new = records.keys().filter(|name| !is_recorded(name));
+            withheld.extend(new.map(|name| (name.clone(), UNADMITTED.to_owned())));
+        }
+        let of_others = self.names_of_other_keys(records, signers);
+        withheld.extend(
+            of_others
+                .into_iter()
+                .map(|(name, (_, why))| (name.to_owned(), why)),
+        );
+        withheld
+    }
+
+    /// Returns the names in place under trusted keys that these signers may not move. Each has its
+    /// bundle and the reason.
+    fn names_of_other_keys<'a>(
+        &'a self,
+        records: &'a BTreeMap<String, Digest>,
+        signers: &[SignerEntry],
+    ) -> BTreeMap<&'a str, (&'a OsStr, String)> {
+        if self.settings.signatures.is_none() {
+            return BTreeMap::new();
+        }
+        // Before the first look at the keys, each of them counts.
+        let keys = self.keys.as_ref().map(|keys| &keys.trusted);
+        let is_trusted = |key: &Digest| keys.is_none_or(|keys| keys.contains(key));
+        let records = records.iter().map(|(name, target)| (name.as_str(), target));
+        desired::of_other_keys(&self.ledger, records, signers, is_trusted)
+    }
+
+    /// Returns the reason for a refusal of a file that replaces a bundle of another trusted key. It
+    /// would move a name of that bundle. The ledger keeps the names of a refused file.
+    fn why_not_replaced(
+        &self,
+        file: &OsStr,
+        records: &BTreeMap<String, Digest>,
+        signers: &[SignerEntry],
+    ) -> Option<String> {
+        let others = self.names_of_other_keys(records, signers);
+        let (name, (_, why)) = others.into_iter().find(|(_, (owner, _))| *owner == file)?;
+        Some(format!(
+            "{name}: {why}, which this file replaced. Place a bundle of another key under another file name"
+        ))
+    }
+
+    /// Queues the bundles that may by now have a name that the rule for signatures kept from them.
+    pub(super) fn queue_withheld(&mut self) {
+        let is_free = |entry: &&Entry| {
+            let Some(imported) = &entry.imported else {
+                return false;
+            };
+            let images = imported.withheld.iter();
+            let names = images.map(|image| (image.name.clone(), image.target.clone()));
+            let names: BTreeMap<String, Digest> = names.collect();
+            let is_same = entry.identity == imported.identity;
+            is_same
+                && entry.is_vouching()
+                && !names.is_empty()
+                && self.names_withheld(&entry.file, &names, &imported.signers).len() < names.len()
+        };
+        let free = self.ledger.entries().into_iter().filter(is_free);
+        for name in free.map(|entry| entry.file.clone()).collect::<Vec<_>>() {
+            let phase = self.roster.phase(&name);
+            let is_settled = matches!(
+                phase,
+                Some(Phase::Known | Phase::Done | Phase::Failed { retry: None })
+            );
+            if is_settled && !self.is_set_aside(&name) {
+                self.roster.queue(&name);
+            }
+        }
     }
 
     /// Returns the names of a bundle that its import must not write, each with the reason.
@@ -386,11 +568,13 @@ impl State {
             leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
         }
         let later = self.ledger.later_claims(&job.name);
-        let is_taken = |(name, target): &(&String, &Digest)| {
-            later.get(name.as_str()).is_some_and(|wanted| wanted != target)
-        };
-        let taken = job.records.iter().filter(is_taken);
-        leave.extend(taken.map(|(name, _)| (name.clone(), LATER.to_owned())));
+        let folder = self.folder_of(&job.name);
+        for (name, target) in &job.records {
+            if let Some((_, entry)) = later.get(name.as_str()).filter(|(wanted, _)| *wanted != target) {
+                let is_beside = self.folder_of(&entry.file) == folder;
+                leave.insert(name.clone(), if is_beside { LATER } else { BEFORE }.to_owned());
+            }
+        }
         let names = job.records.keys().map(String::as_str);
         leave.extend(desired::left_out(names, &self.settings.exclude));
         leave
@@ -418,7 +602,7 @@ impl State {
         }
         if let Some(why) = distrust {
             if let Some(job) = self.lanes.end(name) {
-                self.refuse(&job, &why, turn);
+                self.refuse(&job, &why, None, turn);
             }
             return;
         }

@@ -5,13 +5,14 @@ mod admit;
 mod compare;
 mod follow;
 mod listing;
+mod receipts;
 mod record;
 mod reload;
 mod room;
 mod withdraw;
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,19 +27,20 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 
 use super::follow::Following;
 use super::lanes::Lane;
-use super::listing::{Seen, Trusted};
+use super::listing::{KeysSeen, Seen, Trusted};
 use super::model::{Content, File, Work, World, digest};
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::room::Room;
 use super::withdraw::Withdrawing;
 use super::withdraw::label_of;
 use super::{Action, Errand, Event, Failed, Look, Opening, Readings, Start, Step, Turn, Unreached};
+use crate::admit::{By, Forbidden, Verdict};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Reason, Writer};
 use crate::images::sidecar;
 use crate::place::Distribution;
-use crate::settings::{Checksums, Coexistence, Reloaded, Settings};
-use crate::state::ledger::{self, ErrorClass, ImageEntry};
-use crate::state::roster::{Phase, Version};
+use crate::settings::{Checksums, Coexistence, Reloaded, Settings, Signatures};
+use crate::state::ledger::{self, ErrorClass, ImageEntry, SignerEntry};
+use crate::state::roster::{Lack, Phase, Version};
 
 /// A world without another importer, and with a containerd.
 pub(super) fn world() -> World {
@@ -399,8 +401,11 @@ fn bundles_are_taken_for_lost_where_the_folder_looks_like_a_lost_mount_and_for_r
             }
             world.state.relist = true;
             world.settle();
-            let claim = format!("{gone} of {bundles}, {way}: {:?}", world.state.folder.vanished);
-            assert_eq!(world.state.folder.vanished.is_some(), is_fault, "{claim}");
+            let claim = format!(
+                "{gone} of {bundles}, {way}: {:?}",
+                world.state.folders[0].vanished
+            );
+            assert_eq!(world.state.folders[0].vanished.is_some(), is_fault, "{claim}");
             let left = if is_fault { bundles } else { bundles - gone };
             assert_eq!(pinned(&world), usize::try_from(left).unwrap(), "{claim}");
         }
@@ -418,7 +423,10 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     // A new bundle does not show that the lost ones are back.
     drop_in(&mut world, "new.tar", &image(9), digest(10));
     world.settle();
-    assert_eq!((pinned(&world), world.state.folder.vanished.is_some()), (4, true));
+    assert_eq!(
+        (pinned(&world), world.state.folders[0].vanished.is_some()),
+        (4, true)
+    );
     // The first bundle is back as it was, and the second was restored from elsewhere. The third is
     // another bundle under the same name.
     world
@@ -427,11 +435,11 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     drop_in(&mut world, "1.tar", &image(1), digest(2));
     drop_in(&mut world, "2.tar", &image(8), digest(9));
     world.settle();
-    let vanished = world.state.folder.vanished.as_ref();
+    let vanished = world.state.folders[0].vanished.as_ref();
     assert_eq!(vanished.map(|vanished| vanished.missing), Some(1));
     drop_in(&mut world, "2.tar", &image(2), digest(3));
     world.settle();
-    assert!(world.state.folder.vanished.is_none());
+    assert!(world.state.folders[0].vanished.is_none());
     assert_eq!(said(&world, "no bundle is missing any more"), 1);
     // From now on this folder is the folder, and a bundle that leaves it was removed.
     world.folder.remove(OsStr::new("0.tar"));
@@ -439,6 +447,43 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     world.settle();
     assert!(
         !world.records[&image(0)]
+            .labels
+            .contains_key(import::labels::PINNED)
+    );
+}
+
+/// A restored file has another time of its last change. Until the daemon has read it, it may be the
+/// lost bundle or another one.
+#[test]
+fn a_file_under_the_name_of_a_lost_bundle_is_not_missing_and_holds_the_pins_until_it_is_read() {
+    let mut world = world_with(2);
+    world.folder.clear();
+    world.place = (2, 2);
+    world.state.relist = true;
+    world.settle();
+    assert_eq!(said(&world, "2 of 2 bundles are missing"), 1);
+    drop_in(&mut world, "0.tar", &image(0), digest(1));
+    drop_in(&mut world, "1.tar", &image(8), digest(9));
+    let entries = listed(&world, |_| true);
+    let place = world.place;
+    list(
+        &mut world,
+        Seen {
+            place,
+            ..seen(entries)
+        },
+    );
+    let held = world.state.folders[0].vanished.as_ref();
+    assert_eq!(held.map(|vanished| vanished.missing), Some(0));
+    assert!(world.state.folders[0].alarm().is_none());
+    assert_eq!(pinned(&world), 2);
+    // The first file is the lost bundle, and the second is another one.
+    world.settle();
+    assert_eq!(world.state.folders[0].alarm().map(|alarm| alarm.missing), Some(1));
+    assert_eq!(said(&world, "1 of 2 bundles is missing"), 1);
+    assert_eq!(said(&world, "0 of 2"), 0);
+    assert!(
+        world.records[&image(0)]
             .labels
             .contains_key(import::labels::PINNED)
     );
@@ -732,16 +777,20 @@ fn seen(entries: Vec<Listed>) -> Seen {
             ..Listing::default()
         },
         place: (1, 1),
+        is_read_only: false,
+        keeps: None,
         is_created: false,
         trust: FolderTrust::Trusted,
         missing_mount: None,
         unclear: BTreeSet::new(),
         trusted: None,
+        proofs: Vec::new(),
+        keys: None,
     }
 }
 
 fn list(world: &mut World, seen: Seen) -> Turn {
-    after(world, Event::Listed(Ok(Box::new(seen))))
+    after(world, Event::Listed(vec![Ok(Box::new(seen))]))
 }
 
 fn version(world: &World, name: &str) -> Version {
@@ -800,7 +849,12 @@ fn found(broken: Option<&str>, unfinished: Option<&str>, distrust: Option<&str>)
         broken: broken.map(str::to_owned),
         unfinished: unfinished.map(str::to_owned),
         may_go_on: false,
-        distrust: distrust.map(str::to_owned),
+        catalog: digest(9),
+        stands_for: None,
+        verdict: distrust.map_or(Verdict::Allowed, |why| {
+            let (why, by) = (why.to_owned(), By::TrustedDigests);
+            Verdict::Forbidden(Forbidden { why, by })
+        }),
     }))
 }
 

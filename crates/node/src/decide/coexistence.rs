@@ -97,6 +97,24 @@ pub fn judge(setting: Coexistence, evidence: &Evidence) -> Option<(Importer, &'s
     }
 }
 
+/// Returns why signatures cannot guard the first images folder: another program imports it without
+/// asking for them. `coexistence: exclusive` is no answer, since that program imports all the same.
+pub fn unguarded(setting: Coexistence, evidence: &Evidence) -> Option<String> {
+    let setting = match setting {
+        Coexistence::Follow => Coexistence::Follow,
+        Coexistence::Auto | Coexistence::Exclusive => Coexistence::Auto,
+    };
+    let name = match (judge(setting, evidence)?.0, evidence.home) {
+        (Importer::Unknown, _) => return None,
+        (Importer::K0s, _) => "k0s",
+        (Importer::K3s, Some(Distribution::Rke2)) => "RKE2",
+        (Importer::K3s, _) => "k3s",
+    };
+    Some(format!(
+        "{name} imports this folder without asking for signatures: set imagesDir to a folder of its own"
+    ))
+}
+
 /// Signs of other importers from one look at containerd.
 #[derive(Clone, Debug, Default)]
 pub struct Sight {

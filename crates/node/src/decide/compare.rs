@@ -174,6 +174,7 @@ impl State {
             boot: before.boot,
             selection: Some(fingerprint),
             folder: before.folder,
+            more_folders: before.more_folders,
             program: Some(ledger::PROGRAM.to_owned()),
         };
         if !is_changed {
@@ -184,7 +185,11 @@ impl State {
         let is_settled = |phase| {
             matches!(
                 phase,
-                Phase::Known | Phase::Done | Phase::Running | Phase::Waiting | Phase::Failed { retry: None }
+                Phase::Known
+                    | Phase::Done
+                    | Phase::Running
+                    | Phase::Waiting(_)
+                    | Phase::Failed { retry: None }
             )
         };
         let mut names = self.roster.names(is_settled);
@@ -196,7 +201,7 @@ impl State {
     }
 
     /// Returns true if the daemon leaves a file alone because it crashed over it.
-    fn is_set_aside(&self, name: &OsStr) -> bool {
+    pub(super) fn is_set_aside(&self, name: &OsStr) -> bool {
         let identity = self.roster.identity(name);
         let entry = self.ledger.get(name);
         entry.is_some_and(|entry| identity.is_some_and(|identity| entry.is_set_aside(&identity)))
@@ -372,13 +377,16 @@ impl State {
         }
         let is_over = |phase| matches!(phase, Phase::Done | Phase::Failed { retry: None });
         let pending = self.roster.names(|phase| !is_over(phase));
-        let kept = pending
+        let of_imports = pending
             .iter()
             .map(|name| format!("{}{}", lease::PREFIX, bundle_id(&ledger::label_name(name))));
-        turn.send(Errand::Sweep(kept.collect()));
+        let entries = self.ledger.entries().into_iter();
+        let of_receipts = entries.filter_map(|entry| Some(entry.stands_for.as_ref()?.lease.clone()));
+        turn.send(Errand::Sweep(of_imports.chain(of_receipts).collect()));
     }
 
     pub(super) fn end_comparison(&mut self, turn: &mut Turn) {
+        self.receipts.tend_soon();
         turn.act(Action::Save);
         if let Connection::Up(up) = &mut self.connection
             && let Some(begun) = up.begun.take()

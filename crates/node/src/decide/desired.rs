@@ -2,12 +2,14 @@
 //! bundle.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
 
+use basics::Foreign;
 use containerd::ImageRecord;
 use import::{Pattern, Source, Survey, labels};
 use oci_spec::image::Digest;
 
-use crate::state::ledger::{self, Entry, ImageEntry, Ledger};
+use crate::state::ledger::{self, Entry, ImageEntry, Ledger, SignerEntry};
 use crate::status::{DiskUse, ImageStatus, RecordStatus};
 
 /// The state of an imported bundle in containerd.
@@ -124,7 +126,11 @@ pub(crate) fn standing(
     survey: &Survey,
     exclude: &[Pattern],
 ) -> (Standing, Vec<Moved>) {
-    let source = Source::Bundle(ledger::label_name(&entry.file));
+    let name = ledger::label_name(&entry.file);
+    let source = match &entry.stands_for {
+        Some(_) => Source::Receipt(name),
+        None => Source::Bundle(name),
+    };
     let images: Vec<&ImageEntry> = entry
         .imported
         .iter()
@@ -149,7 +155,20 @@ pub(crate) fn standing(
             }
         }
     }
-    (missing.map_or(Standing::InPlace, Standing::Missing), moved)
+    let lease = entry.stands_for.as_ref().map(|of| &of.lease);
+    let is_lost = |lease: &&String| {
+        survey
+            .receipts
+            .as_ref()
+            .is_some_and(|there| !there.contains(*lease))
+    };
+    let lost = lease
+        .filter(is_lost)
+        .map(|_| "the lease of the receipt".to_owned());
+    (
+        missing.or(lost).map_or(Standing::InPlace, Standing::Missing),
+        moved,
+    )
 }
 
 /// Returns every image that bundles vouch for, with its missing parts. Images that the operator
@@ -299,6 +318,34 @@ pub fn left_out<'a>(
         .collect()
 }
 
+/// Returns the names of a bundle that are in place under trusted keys of other bundles only. Each
+/// has the file of the bundle in place, and the reason. A refused bundle still has its names.
+pub fn of_other_keys<'a>(
+    ledger: &'a Ledger,
+    records: impl IntoIterator<Item = (&'a str, &'a Digest)>,
+    ours: &[SignerEntry],
+    is_trusted: impl Fn(&Digest) -> bool,
+) -> BTreeMap<&'a str, (&'a OsStr, String)> {
+    let is_trusted = |signer: &&SignerEntry| is_trusted(&signer.fingerprint);
+    let is_ours = |signer: &SignerEntry| ours.iter().any(|our| our.fingerprint == signer.fingerprint);
+    let owned = ledger.images_of(|entry| entry.gone.is_none() && entry.signers().any(|key| is_trusted(&key)));
+    let mut others = BTreeMap::new();
+    for (name, target) in records {
+        let Some((_, owner)) = owned.get(name).filter(|(wanted, _)| *wanted != target) else {
+            continue;
+        };
+        let mut signers = owner.signers().filter(is_trusted).peekable();
+        if let Some(first) = signers.peek().copied()
+            && !signers.any(is_ours)
+        {
+            let bundle = Foreign::file_name(&owner.file);
+            let why = format!("key {first} has signed the image of this name in {bundle}");
+            others.insert(name, (owner.file.as_os_str(), why));
+        }
+    }
+    others
+}
+
 /// Returns a name without its tag or digest.
 fn repository(name: &str) -> &str {
     if let Some((repository, _)) = name.split_once('@') {
@@ -381,6 +428,8 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
             duration_ms: 0,
             sent_bytes: 0,
+            signers: Vec::new(),
+            withheld: Vec::new(),
         };
         let closure = (digest(target), vec![digest(target), digest('f')]);
         ledger.record_import(OsStr::new(file), import::Outcome::Imported, imported, [closure]);
@@ -423,7 +472,7 @@ mod tests {
         let mut ledger = Ledger::default();
         import(&mut ledger, "a.tar", NAME, '1');
         import(&mut ledger, "b.tar", "r.test/b:1", '2');
-        ledger.mark_gone(|file| file == "b.tar", Timestamp::UNIX_EPOCH);
+        ledger.mark_gone(|file| Some(file == "b.tar"), Timestamp::UNIX_EPOCH);
         assert_eq!(names(&ledger), HashSet::from([NAME, "r.test/b:1"]));
         assert_eq!(digests(&ledger), HashSet::from(['1', '2', 'f'].map(digest)));
     }
@@ -462,7 +511,7 @@ mod tests {
             import(&mut ledger, "a.tar", NAME, '1');
             import(&mut ledger, "gone.tar", NAME, '2');
             import(&mut ledger, "other.tar", "r.test/other:1", '3');
-            ledger.mark_gone(|file| file != "gone.tar", Timestamp::UNIX_EPOCH);
+            ledger.mark_gone(|file| Some(file != "gone.tar"), Timestamp::UNIX_EPOCH);
             let entry = ledger.get(OsStr::new("a.tar")).unwrap();
             let by_name = ByName::of(&ledger);
             let (found, moved) = super::standing(entry, &ledger, &by_name, &survey, &[]);

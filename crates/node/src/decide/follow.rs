@@ -1,25 +1,28 @@
 //! Decides which new bundles are left to another importer first. They wait here until its pass over
 //! them has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
 
-use super::coexistence::{self, Importer, Next, PAUSE, Pass, Sight};
+use super::coexistence::{self, Evidence, Importer, Next, PAUSE, Pass, Sight};
 use super::line::Line;
 use super::{Errand, Turn};
 use crate::images::folder::Ending;
 use crate::images::pull_list;
 use crate::place::Distribution;
-use crate::settings::Coexistence;
+use crate::settings::{Coexistence, Signatures};
 use crate::state::State;
 use crate::state::roster::{Phase, Version};
 
 /// Length of the pause after a look, as a multiple of the look's own length. It bounds the share of
 /// looks in the daemon's time, however many records there are.
 const SHARE: u32 = 4;
+
+/// Pause between two looks that find out whether signatures can guard the first folder by now.
+const GUARD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The bundles that wait for another importer, and those that have waited.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct Following {
     over: BTreeMap<OsString, Identity>,
     /// The importer that the log has named.
     said: Option<Importer>,
+    /// The reason why signatures cannot guard the first folder, by the last look.
+    unguarded: Option<String>,
     next: Option<Instant>,
 }
 
@@ -42,6 +47,7 @@ impl Following {
             passes: BTreeMap::new(),
             over: BTreeMap::new(),
             said: None,
+            unguarded: None,
             next: None,
         }
     }
@@ -72,11 +78,16 @@ impl State {
         });
         let imported = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
         let is_known = imported.is_some_and(|imported| imported.identity == *identity);
-        if self.settings.coexistence == Coexistence::Exclusive
-            || version.is_layout
+        // Other importers have one folder. It is the first of ours, if it is ours at all.
+        let is_theirs = self.folder_of(name) == Some(0);
+        // If signatures are required, each bundle waits for a look at other importers. None may be
+        // there at all.
+        let is_guarded = self.settings.signatures == Some(Signatures::Require);
+        let is_exclusive = self.settings.coexistence == Coexistence::Exclusive;
+        if !is_theirs
             || is_known
             || self.following.over.get(name) == Some(identity)
-            || !is_plain
+            || !is_guarded && (is_exclusive || version.is_layout || !is_plain)
         {
             return false;
         }
@@ -85,6 +96,21 @@ impl State {
         self.following.next = Some(now);
         self.roster.follow(name);
         true
+    }
+
+    /// Returns why the daemon imports nothing from a folder that it may read. Signatures are
+    /// required, and another program imports the folder without them. Others have one folder,
+    /// which is the first of ours.
+    pub(super) fn unguarded(&self, folder: Option<usize>) -> Option<String> {
+        if folder != Some(0) || self.settings.signatures != Some(Signatures::Require) {
+            return None;
+        }
+        let home = Evidence {
+            home: self.following.home,
+            ..Evidence::default()
+        };
+        let by_home = coexistence::unguarded(self.settings.coexistence, &home);
+        by_home.or_else(|| self.following.unguarded.clone())
     }
 
     /// Asks for the signs of other importers, for the bundles that wait.
@@ -98,7 +124,7 @@ impl State {
         self.following.over.retain(|name, _| roster.phase(name).is_some());
         // If the look fails, another one follows.
         self.following.next = Some(turn.now + PAUSE);
-        match self.following.passes.is_empty() {
+        match self.following.passes.is_empty() && self.following.unguarded.is_none() {
             true => self.following.next = None,
             false => turn.send(Errand::Sight),
         }
@@ -112,6 +138,13 @@ impl State {
         let pause = PAUSE.max(took * SHARE);
         let evidence = sight.evidence(&self.images_dir, self.following.home);
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
+        let is_guarded = self.settings.signatures == Some(Signatures::Require);
+        let unguarded = coexistence::unguarded(self.settings.coexistence, &evidence).filter(|_| is_guarded);
+        self.relist |= unguarded != self.following.unguarded;
+        if unguarded.is_none() && self.following.unguarded.is_some() {
+            self.judge_again(&BTreeSet::new());
+        }
+        self.following.unguarded = unguarded;
         self.following.next = None;
         let mut turns = Vec::new();
         for (name, pass) in &mut self.following.passes {
@@ -121,6 +154,9 @@ impl State {
             }
         }
         let waits = self.following.next.is_some();
+        if !waits && self.following.unguarded.is_some() {
+            self.following.next = Some(now + GUARD_PAUSE.max(pause));
+        }
         if let Some((importer, why)) =
             importer.filter(|(importer, _)| waits && self.following.said != Some(*importer))
         {

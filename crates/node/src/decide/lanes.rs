@@ -23,6 +23,7 @@ use bundle::Identity;
 use oci_spec::image::Digest;
 
 use crate::progress::Mark;
+use crate::state::ledger::SignerEntry;
 use crate::state::roster::Version;
 
 /// Size in bytes up to which an import takes only seconds.
@@ -67,8 +68,14 @@ pub(crate) struct Job {
     pub(crate) records: BTreeMap<String, Digest>,
     /// The names among them that the job leaves as they are.
     pub(crate) left: BTreeSet<String>,
+    /// The names among them that the rule for signatures keeps from the bundle.
+    pub(crate) withheld: BTreeSet<String>,
+    /// The keys that admitted the bundle, once it is read.
+    pub(crate) signers: Vec<SignerEntry>,
     /// True if one of its records changed meanwhile, by the job or by another program.
     pub(crate) disturbed: bool,
+    /// True if a proof for it may have come since its start.
+    pub(crate) has_new_proof: bool,
     /// True if its file or the rules changed. The file is then not done, even after a success.
     pub(crate) is_outdated: bool,
     /// True if the job gave its lane to another file.
@@ -259,7 +266,10 @@ impl Lanes {
             stage: Stage::Opening,
             records: BTreeMap::new(),
             left: BTreeSet::new(),
+            withheld: BTreeSet::new(),
+            signers: Vec::new(),
             disturbed: false,
+            has_new_proof: false,
             is_outdated: false,
             has_yielded: false,
             started: now,
@@ -278,18 +288,24 @@ impl Lanes {
         }
     }
 
-    /// Notes the records that a job will write, after a read of the catalog. The job then waits for
-    /// its turn.
-    pub(crate) fn wait(&mut self, name: &OsStr, records: BTreeMap<String, Digest>) {
+    /// Notes the records that a job will write, and the keys that admit them, after a read of the
+    /// catalog. The job then waits for its turn.
+    pub(crate) fn wait(
+        &mut self,
+        name: &OsStr,
+        records: BTreeMap<String, Digest>,
+        signers: Vec<SignerEntry>,
+    ) {
         if let Some(job) = self.running.get_mut(name) {
             job.records = records;
+            job.signers = signers;
             job.stage = Stage::Waiting;
         }
     }
 
-    /// Returns the first waiting bundle, in the order of `arrival`, that can start: no bundle that
-    /// is being imported wants one of its names for another image.
-    pub(crate) fn unblocked(&self, arrival: impl Fn(&OsStr) -> u64) -> Option<OsString> {
+    /// Returns the first waiting bundle, in the order of `rank`, that can start: no bundle that is
+    /// being imported wants one of its names for another image.
+    pub(crate) fn unblocked<R: Ord>(&self, rank: impl Fn(&OsStr) -> R) -> Option<OsString> {
         let importing = |job: &&Job| matches!(job.stage, Stage::Importing);
         let importing: Vec<&Job> = self.running.values().filter(importing).collect();
         let is_free = |job: &&Job| {
@@ -298,7 +314,7 @@ impl Lanes {
                 .all(|other| !disagree(&job.records, &other.records))
         };
         let waiting = self.running.values().filter(|job| job.waits());
-        let free = waiting.filter(is_free).min_by_key(|job| arrival(&job.name));
+        let free = waiting.filter(is_free).min_by_key(|job| rank(&job.name));
         free.map(|job| job.name.clone())
     }
 

@@ -1,4 +1,4 @@
-//! A small model of a folder and a containerd, which carries out actions and errands in the
+//! A small model of two folders and a containerd, which carries out actions and errands in the
 //! simplest way. `histories` plays random histories on it, and [`super::claims`] plays chosen ones.
 
 mod histories;
@@ -6,7 +6,8 @@ mod histories;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
@@ -26,6 +27,7 @@ use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::require::Checked;
 use super::unpack::{UnpackEnd, UnpackProgress};
 use super::{Action, Errand, Event, Failed, Look, Opening, Readings, Step, Turn, Unreached};
+use crate::admit::Verdict;
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
 use crate::settings::{Coexistence, Settings};
 use crate::state::State;
@@ -71,9 +73,14 @@ pub(super) struct World {
     now: Instant,
     at: Timestamp,
     dice: Turn,
+    /// The files of both folders.
     pub(super) folder: BTreeMap<OsString, File>,
-    /// Device and inode of the folder.
+    /// Device and inode of the first folder.
     pub(super) place: (u64, u64),
+    /// Device and inode of the second folder, [`SECOND`], if it is there.
+    pub(super) second: Option<(u64, u64)>,
+    /// True if the second folder is read-only.
+    pub(super) is_second_read_only: bool,
     pub(super) missing_mount: Option<PathBuf>,
     inodes: u64,
     pub(super) is_up: bool,
@@ -107,6 +114,18 @@ pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
 }
 
+/// The second images folder.
+pub(super) const SECOND: &str = "/os";
+
+fn folders() -> (PathBuf, &'static [PathBuf]) {
+    static MORE: LazyLock<[PathBuf; 1]> = LazyLock::new(|| [PathBuf::from(SECOND)]);
+    (PathBuf::from("/images"), &*MORE)
+}
+
+pub(super) fn is_in_second(name: &OsStr) -> bool {
+    Path::new(name).starts_with(SECOND)
+}
+
 /// Returns the digest of the catalog of a bundle with these images.
 fn catalog(images: &[(String, Digest)]) -> Digest {
     let names: Vec<_> = images
@@ -137,14 +156,16 @@ impl World {
             unpack: Unpack::Background,
             ..Settings::default()
         };
-        let (images, boot) = (PathBuf::from("/images"), Some("boot".to_owned()));
+        let boot = Some("boot".to_owned());
         World {
-            state: State::new(settings, images, None, Ledger::default(), boot, now),
+            state: State::new(settings, folders(), None, Ledger::default(), boot, now),
             now,
             at: Timestamp::UNIX_EPOCH,
             dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
             folder: BTreeMap::new(),
             place: (1, 1),
+            second: Some((3, 3)),
+            is_second_read_only: false,
             missing_mount: None,
             inodes: 0,
             is_up: seed.is_multiple_of(2),
@@ -166,6 +187,11 @@ impl World {
         }
     }
 
+    /// Returns true if bundles disappeared with a folder.
+    pub(super) fn has_vanished(&self) -> bool {
+        self.state.folders.iter().any(|folder| folder.vanished.is_some())
+    }
+
     pub(super) fn dice(&mut self, sides: u64) -> u64 {
         self.dice.chance() % sides
     }
@@ -182,9 +208,9 @@ impl World {
     /// Replaces the daemon by its successor, which has the saved ledger, in this boot of the
     /// machine.
     pub(super) fn restart(&mut self, boot: &str) {
-        let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
+        let settings = Settings::clone(&self.state.settings);
         let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));
-        self.state = State::new(settings, images, None, ledger, boot, self.now);
+        self.state = State::new(settings, folders(), None, ledger, boot, self.now);
         self.events.clear();
         self.jobs.clear();
         self.errands.clear();
@@ -263,6 +289,7 @@ impl World {
                                 writer: Writer::None,
                                 ending: Ending::Marker,
                                 changed: self.state.roster.still_since(&name).unwrap_or(self.now),
+                                age: None,
                             }),
                             false => Look::Replaced,
                         };
@@ -278,6 +305,7 @@ impl World {
                 };
                 return vec![Event::Opened(name, version, opening)];
             }
+            Action::Remove(name, _) => panic!("{name:?} goes, although `afterImport` is keep"),
             Action::Start(start) => {
                 let content = match self.folder.get(&start.name) {
                     Some(file) => file.content.clone(),
@@ -335,18 +363,33 @@ impl World {
             class: Class::Candidate,
             identity: file.identity.clone(),
         };
-        Event::Listed(Ok(Box::new(Seen {
-            listing: Listing {
-                entries: self.folder.iter().map(listed).collect(),
-                ..Listing::default()
+        let (second, first): (Vec<_>, Vec<_>) = self.folder.iter().partition(|(name, _)| is_in_second(name));
+        let seen = |entries: Vec<(&OsString, &File)>, place, missing_mount| {
+            let entries = entries.into_iter().map(listed).collect();
+            Ok(Box::new(Seen {
+                listing: Listing {
+                    entries,
+                    ..Listing::default()
+                },
+                place,
+                is_read_only: self.is_second_read_only && Some(place) == self.second,
+                keeps: None,
+                is_created: false,
+                trust: FolderTrust::Trusted,
+                unclear: BTreeSet::new(),
+                missing_mount,
+                trusted: None,
+                proofs: Vec::new(),
+                keys: None,
+            }))
+        };
+        Event::Listed(vec![
+            seen(first, self.place, self.missing_mount.clone()),
+            match self.second {
+                Some(place) => seen(second, place, None),
+                None => Err("it is not there".to_owned()),
             },
-            place: self.place,
-            is_created: false,
-            trust: FolderTrust::Trusted,
-            unclear: BTreeSet::new(),
-            missing_mount: self.missing_mount.clone(),
-            trusted: None,
-        })))
+        ])
     }
 
     fn run(&mut self, errand: Errand) -> Event {
@@ -416,7 +459,9 @@ impl World {
                     broken: None,
                     unfinished: None,
                     may_go_on: false,
-                    distrust: None,
+                    catalog: digest(0),
+                    stands_for: None,
+                    verdict: Verdict::Allowed,
                 };
                 self.jobs.insert(name.to_owned(), Work::Read(images));
                 Came::Found(Box::new(found))
@@ -476,6 +521,8 @@ impl World {
         Landed {
             identity: identity.unwrap_or_else(|| self.identity()),
             catalog: catalog(images),
+            kept: None,
+            is_read_back: false,
             outcome: Outcome::Imported,
             has_landed: true,
             closures: images

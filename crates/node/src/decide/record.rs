@@ -14,11 +14,14 @@ use super::compare::BURST;
 use super::lanes::{Job, Stage};
 use super::line::Line;
 use super::{Action, Turn};
+use crate::admit::Verdict;
 use crate::images::sidecar;
 use crate::outcome::Outcome as Said;
 use crate::state::State;
-use crate::state::ledger::{self, Crash, Crashes, ErrorClass, ImageEntry, Imported, LastError};
-use crate::state::roster::Phase;
+use crate::state::ledger::{
+    self, Crash, Crashes, ErrorClass, ImageEntry, Imported, LastError, RefusedBy, StandsFor,
+};
+use crate::state::roster::{Lack, Phase};
 
 /// The result of a job, or a question that it waits with.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) enum Came {
     NotNow,
     /// The checksum does not allow an import of the file.
     Unverified(sidecar::Failure),
+    /// The file was admitted, and the evidence for that cannot be written.
+    NotKept(String),
     /// The file is a bundle, and its catalog was read. The job waits for an answer.
     Found(Box<Found>),
     /// The file is no bundle, or a damaged one.
@@ -66,8 +71,12 @@ pub(crate) struct Found {
     pub(crate) unfinished: Option<String>,
     /// True if an upload may still continue the file: it is cut off, or ends in room for more.
     pub(crate) may_go_on: bool,
-    /// The reason for a refusal by the operator's trusted digests.
-    pub(crate) distrust: Option<String>,
+    /// Digest of the bundle's catalog.
+    pub(crate) catalog: Digest,
+    /// The bundle that the file stands for, if it is a receipt.
+    pub(crate) stands_for: Option<StandsFor>,
+    /// The word of the node's rules on the bundle.
+    pub(crate) verdict: Verdict,
 }
 
 /// A file that could not be read as a bundle.
@@ -87,6 +96,10 @@ pub(crate) struct Landed {
     /// The file that was read.
     pub(crate) identity: Identity,
     pub(crate) catalog: Digest,
+    /// The reason why there is no receipt, although the settings ask for one.
+    pub(crate) kept: Option<String>,
+    /// True if every blob of its images was read back from containerd, and a receipt was made.
+    pub(crate) is_read_back: bool,
     pub(crate) outcome: Outcome,
     /// True if any of its images is in containerd.
     pub(crate) has_landed: bool,
@@ -145,6 +158,12 @@ impl State {
                     self.on_unverified(&job, &failure, turn);
                 }
             }
+            Came::NotKept(error) => {
+                if let Some(job) = self.end_current(name) {
+                    let text = format!("the evidence of its signature cannot be written: {error}");
+                    self.fail(&job, &text, ErrorClass::Transient, true, turn);
+                }
+            }
             Came::Found(found) => self.on_found(name, *found, turn),
             Came::Bad(bad) => self.on_bad(name, &bad, turn),
             Came::List { catalog, distrust } => self.on_list(name, catalog, distrust, turn),
@@ -173,14 +192,10 @@ impl State {
         use sidecar::Failure;
         match failure {
             Failure::Missing { .. } | Failure::NoFile => {
-                if self.roster.await_checksum(&job.name) {
-                    let is_told = self.rows.delayed.admits(turn.now);
-                    let line = Line::warn(format!("waiting: {failure}")).bundle(&job.name);
-                    turn.say(line.told(is_told));
-                }
+                self.await_file(job, Lack::Checksum, &failure.to_string(), turn);
             }
             Failure::Unusable { .. } | Failure::Mismatch { .. } => {
-                self.refuse(job, &failure.to_string(), turn);
+                self.refuse(job, &failure.to_string(), None, turn);
             }
             Failure::Changed | Failure::Read(_) => {
                 self.fail(job, &failure.to_string(), ErrorClass::Transient, true, turn);
@@ -189,9 +204,19 @@ impl State {
         turn.act(Action::Save);
     }
 
+    /// Lets a bundle wait for a file beside it.
+    pub(super) fn await_file(&mut self, job: &Job, lack: Lack, why: &str, turn: &mut Turn) {
+        if self.roster.await_file(&job.name, lack) {
+            let is_told = self.rows.delayed.admits(turn.now);
+            let line = Line::warn(format!("waiting: {why}")).bundle(&job.name);
+            turn.say(line.told(is_told));
+        }
+    }
+
     /// Leaves a bundle alone until it, its checksum or the rules change. The images of an earlier
-    /// import stay, but the daemon no longer restores them.
-    pub(super) fn refuse(&mut self, job: &Job, why: &str, turn: &mut Turn) {
+    /// import stay, but the daemon no longer restores them. `by` is the part of the rule for
+    /// signatures, if that rule refuses the bundle.
+    pub(super) fn refuse(&mut self, job: &Job, why: &str, by: Option<RefusedBy>, turn: &mut Turn) {
         let before = self.ledger.get(&job.name);
         let text = match before.and_then(|entry| entry.imported.as_ref()) {
             Some(_) => {
@@ -201,15 +226,29 @@ impl State {
             }
             None => why.to_owned(),
         };
-        self.fail(job, &text, ErrorClass::Refused, false, turn);
+        self.fail_by(job, &text, (ErrorClass::Refused, by), false, turn);
         turn.act(Action::Save);
     }
 
     /// Records the failure of a file. The ledger is not saved here: a later run finds a forgotten
     /// refusal again, and a thousand refusals are saved together.
     pub(super) fn fail(&mut self, job: &Job, text: &str, class: ErrorClass, retry: bool, turn: &mut Turn) {
+        self.fail_by(job, text, (class, None), retry, turn);
+    }
+
+    fn fail_by(
+        &mut self,
+        job: &Job,
+        text: &str,
+        class: (ErrorClass, Option<RefusedBy>),
+        retry: bool,
+        turn: &mut Turn,
+    ) {
         let is_told = self.rows.refused.admits(turn.now);
-        let line = Line::error(format!("not imported: {text}")).outcome(Said::Failed);
+        let line = match class.1 {
+            Some(_) => Line::error(format!("not imported: {text}")).outcome(Said::Refused),
+            None => Line::error(format!("not imported: {text}")).outcome(Said::Failed),
+        };
         turn.say(line.bundle(&job.name).told(is_told));
         self.record_failure(job, ledger::Outcome::Failed, (text, 0), class, turn);
         let chance = retry.then(|| turn.chance());
@@ -224,7 +263,7 @@ impl State {
         job: &Job,
         outcome: ledger::Outcome,
         (text, images): (&str, usize),
-        class: ErrorClass,
+        (class, refused_by): (ErrorClass, Option<RefusedBy>),
         turn: &Turn,
     ) {
         let error = LastError {
@@ -232,6 +271,7 @@ impl State {
             class,
             at: turn.at,
             images,
+            refused_by,
         };
         let identity = job.version.identity.clone();
         self.ledger.record_failure(&job.name, identity, outcome, error);
@@ -273,7 +313,7 @@ impl State {
     }
 
     /// Starts over with the file as it is now. The ledger knows what the job wrote as its bundle's.
-    fn start_over(&mut self, name: &OsStr) {
+    pub(super) fn start_over(&mut self, name: &OsStr) {
         self.relist = true;
         self.roster.stop_running(name);
     }
@@ -290,7 +330,16 @@ impl State {
         if let Some(forecast) = landed.forecast.as_ref().filter(|_| landed.stopped.is_none()) {
             self.tell_scarce(name, forecast, turn);
         }
-        if landed.has_landed || landed.outcome == Outcome::Skipped {
+        // A degraded receipt keeps its images in the ledger, since they come back with their
+        // blobs. So does a receipt with nothing for this node, since the settings may change back.
+        let is_degraded = (landed.stopped.is_some() || landed.outcome == Outcome::Skipped)
+            && self.is_receipt(name)
+            && self
+                .ledger
+                .get(name)
+                .is_some_and(|entry| entry.imported.is_some());
+        let is_written = !is_degraded && (landed.has_landed || landed.outcome == Outcome::Skipped);
+        if is_written {
             let closures = std::mem::take(&mut landed.closures);
             self.write_down(&job, &landed, closures, turn);
         }
@@ -307,6 +356,11 @@ impl State {
                     turn.act(Action::CountRestored);
                 }
             }
+        }
+        if is_written {
+            // It may have given up a name.
+            self.queue_withheld();
+            self.note_receipt(&job, &landed, turn);
         }
         self.end_import(&job, turn);
     }
@@ -327,7 +381,7 @@ impl State {
         let failed = landed.images.iter();
         let failed = failed.filter(|image| image.outcome == ImageOutcome::Failed);
         let targets: HashSet<&Digest> = failed.map(|image| &image.target).collect();
-        self.record_failure(job, landed.outcome, (&text, targets.len()), class, turn);
+        self.record_failure(job, landed.outcome, (&text, targets.len()), (class, None), turn);
         self.roster.fail(&job.name, turn.now, None);
     }
 
@@ -335,10 +389,13 @@ impl State {
         // The bundle still wants a name that it leaves to another bundle. It gets the name when the
         // other bundle is gone.
         let is_wanted = |image: &&LandedImage| image.outcome.is_in_place() || job.left.contains(&image.name);
-        let images = landed.images.iter().filter(is_wanted).map(|image| ImageEntry {
+        let entry = |image: &LandedImage| ImageEntry {
             name: image.name.clone(),
             target: image.target.clone(),
-        });
+        };
+        let images = landed.images.iter().filter(is_wanted).map(entry);
+        let is_withheld = |image: &&LandedImage| job.withheld.contains(&image.name);
+        let withheld = landed.images.iter().filter(is_withheld).map(entry);
         let imported = Imported {
             identity: match job.version.is_layout {
                 // A folder has no other identity than that of its listing.
@@ -351,7 +408,12 @@ impl State {
             at: turn.at,
             duration_ms: landed.duration_ms,
             sent_bytes: landed.sent_bytes,
+            signers: job.signers.clone(),
+            withheld: withheld.collect(),
         };
+        if let Some(keys) = self.keys.as_mut().filter(|_| !imported.signers.is_empty()) {
+            keys.withdrawn.remove(&job.name);
+        }
         let freed = self.names_without(job, &imported);
         self.note_reworded(&job.name, &imported);
         self.ledger
@@ -423,6 +485,8 @@ impl State {
             at: turn.at,
             duration_ms: basics::milliseconds(job.elapsed(turn.now)),
             sent_bytes: 0,
+            signers: Vec::new(),
+            withheld: Vec::new(),
         };
         self.note_reworded(name, &imported);
         self.ledger.record_import(name, outcome, imported, closures);
@@ -435,7 +499,7 @@ impl State {
                 }
             }
             Some(text) => {
-                self.record_failure(&job, outcome, (text, 0), ErrorClass::Transient, turn);
+                self.record_failure(&job, outcome, (text, 0), (ErrorClass::Transient, None), turn);
                 let chance = turn.chance();
                 self.roster.fail(name, turn.now, Some(chance));
             }

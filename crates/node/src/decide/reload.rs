@@ -64,7 +64,11 @@ impl State {
         if let Connection::Up(up) = &mut self.connection {
             up.ours_listed = false;
         }
-        self.folder.trusted = None;
+        self.trusted = None;
+        match self.settings.signatures {
+            Some(_) => self.keys.iter_mut().for_each(|keys| keys.is_stale = true),
+            None => self.keys = None,
+        }
         self.relist = true;
         self.compare_soon(turn.now);
     }

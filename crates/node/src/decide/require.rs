@@ -191,7 +191,7 @@ impl State {
 fn is_on_its_way(phase: Phase) -> bool {
     match phase {
         Phase::Settling { .. } | Phase::Ready | Phase::Running | Phase::Following | Phase::Known => true,
-        Phase::Waiting | Phase::Done | Phase::Ignored(_) | Phase::Failed { .. } => false,
+        Phase::Waiting(_) | Phase::Done | Phase::Ignored(_) | Phase::Failed { .. } => false,
     }
 }
 

@@ -222,6 +222,7 @@ fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFai
             name: name.to_owned(),
             target: target.clone(),
             closure: closure.to_vec(),
+            is_wanted: matching.is_some(),
         };
         images.push((matching.unwrap_or(priority.len()), entry.arrival, image));
     }

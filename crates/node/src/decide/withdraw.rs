@@ -104,7 +104,9 @@ fn withdrawal(
     vouch: impl Fn(&str, &ImageRecord) -> Vouch,
     on_removal: OnRemoval,
 ) -> Option<Withdrawal> {
-    let is_gone = |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) && vouch(file, record) == Vouch::No;
+    let is_of_file =
+        |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) || labels::is_mark_of_receipt(key, file);
+    let is_gone = |key: &str, file: &str| is_of_file(key, file) && vouch(file, record) == Vouch::No;
     let sources = record.labels.iter().filter(|(key, file)| is_gone(key, file));
     let bundles: BTreeSet<String> = sources.map(|(_, file)| file.clone()).collect();
     if bundles.is_empty() {
@@ -307,7 +309,7 @@ impl State {
         let is_over = |entry: &&Entry| match entry.gone {
             Some(gone) => grace_left(gone, at, grace).is_zero(),
             // The operator may have released it by hand.
-            None => self.folder.vanished.is_some() && !self.is_there(&entry.file),
+            None => self.is_vanished(&entry.file),
         };
         let gone = self.ledger.entries().into_iter().filter(is_over);
         let files = gone.map(|entry| entry.file.as_os_str());
@@ -372,11 +374,16 @@ impl State {
             .filter(|entry| !self.is_there(&entry.file) && !labelled(&entry.file));
         let forgotten: Vec<OsString> = entries.map(|entry| entry.file.clone()).collect();
         for name in forgotten {
-            self.ledger.forget(&name);
+            let forgotten = self.ledger.forget(&name);
             self.healing.forget(&name);
+            if forgotten.is_some_and(|entry| entry.signers().next().is_some() || entry.stands_for.is_some()) {
+                // The evidence of its admission may cover no record any more, and a receipt has a
+                // lease.
+                self.sweep_soon(turn.now);
+            }
             self.elsewhere.remove(&name);
         }
-        if self.folder.vanished.is_some() {
+        if self.folders.iter().any(|folder| folder.vanished.is_some()) {
             self.notice_gone(turn);
         }
     }

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{Mode, OFlags, Stat, StatVfsMountFlags};
 
 pub use super::ignored::{Class, Reason};
 pub use super::listing::{Depth, Listed, Listing};
@@ -19,7 +19,7 @@ pub use super::open::{Refused, open_path};
 pub use super::permissions::{FolderTrust, judge};
 pub use bundle::sniff::Ending;
 
-pub(crate) use super::ignored::{why_ignored, why_ignored_by_name};
+pub(crate) use super::ignored::{is_candidate, why_ignored, why_ignored_by_name};
 pub(crate) use super::permissions::is_roots_alone;
 pub(crate) use super::settle::{
     Observation, Settle, Why, Writer, indistinct_for, may_go_on_until, settle, settle_layout,
@@ -50,6 +50,18 @@ impl Folder {
     /// Returns the folder's device and inode, which identify it.
     pub(crate) fn place(&self) -> (u64, u64) {
         (self.stat.st_dev, self.stat.st_ino)
+    }
+
+    /// Returns the user id of the folder's owner.
+    pub(crate) fn owner(&self) -> u32 {
+        self.stat.st_uid
+    }
+
+    /// Returns true if nothing can be written to the folder's file system or through its mount. If
+    /// the file system does not tell, it counts as writable.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let stat = rustix::fs::fstatvfs(&self.fd);
+        stat.is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
     /// Opens a sub-folder, through no link.

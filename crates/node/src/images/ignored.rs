@@ -93,6 +93,11 @@ pub(super) fn classify(name: &OsStr, file_type: FileType) -> Class {
 /// Chromium. rsync, k0sctl and k0s's own updater use names that begin with a dot.
 const UNFINISHED: [&[u8]; 6] = [b"~", b".tmp", b".part", b".partial", b".filepart", b".crdownload"];
 
+/// Returns true if no part of a file's name speaks against a bundle.
+pub(crate) fn is_candidate(name: &OsStr) -> bool {
+    classify_name(name.as_bytes()) == Class::Candidate && why_ignored_by_name(name).is_none()
+}
+
 fn classify_name(name: &[u8]) -> Class {
     if name.starts_with(b".") {
         Class::Ignored(Reason::Hidden)

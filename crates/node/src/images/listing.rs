@@ -18,7 +18,8 @@ use super::permissions::{FolderTrust, judge_folder, us};
 /// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// The path relative to the folder that was listed.
+    /// The path relative to the folder that was listed, or the whole path
+    /// ([`Listing::with_paths`]).
     pub name: OsString,
     /// The entry's class by its name and type.
     pub class: Class,
@@ -34,6 +35,9 @@ pub struct Depth {
     pub recursive: bool,
     /// True if this includes sub-folders that every user can write.
     pub allow_insecure: bool,
+    /// Number of sub-folders that the listings of other images folders have. They count for the
+    /// bound on sub-folders.
+    pub elsewhere: usize,
 }
 
 /// The entries of a folder.
@@ -48,8 +52,47 @@ pub struct Listing {
 
 /// Deepest level of sub-folders that a listing reads.
 const DEEPEST: usize = 8;
-/// Most folders that a listing reads. Each of them is watched, and the kernel's watches are few.
+/// Most sub-folders that the listings of all images folders read. Each of them is watched, and the
+/// kernel's watches are few.
 const MOST_FOLDERS: usize = 256;
+
+impl Listing {
+    /// Returns the listing with whole paths instead of paths relative to this folder.
+    pub fn with_paths(mut self, folder: &Path) -> Listing {
+        for entry in &mut self.entries {
+            entry.name = folder.join(&entry.name).into_os_string();
+        }
+        for below in &mut self.folders {
+            *below = folder.join(&*below);
+        }
+        self
+    }
+
+    /// Returns the listing without entries whose name begins with a dot, such as a receipt that is
+    /// being written.
+    pub(crate) fn without_hidden(mut self) -> Listing {
+        self.entries
+            .retain(|entry| entry.class != Class::Ignored(Reason::Hidden));
+        self
+    }
+
+    /// Returns true if the bounds on sub-folders leave this file out, or a folder above it.
+    pub(crate) fn leaves_out(&self, file: &OsStr) -> bool {
+        let is_left_out = |path: &Path| {
+            let path = path.as_os_str();
+            let at = self
+                .entries
+                .binary_search_by(|entry| entry.name.as_os_str().cmp(path));
+            at.is_ok_and(|at| self.entries[at].class == Class::Ignored(Reason::TooManyFolders))
+        };
+        Path::new(file).ancestors().any(is_left_out)
+    }
+
+    /// Returns the number of sub-folders that the listing has.
+    pub fn sub_folders(&self) -> usize {
+        self.folders.len()
+    }
+}
 
 impl Folder {
     /// Lists all entries, sorted by name. Leaves out entries that vanish meanwhile, and follows no
@@ -113,7 +156,7 @@ impl Folder {
         if !is_layout && !depth.recursive {
             // A copy may be about to make it a layout, and only a watch of the folder itself tells
             // when.
-            if listing.folders.len() < MOST_FOLDERS {
+            if listing.folders.len() + depth.elsewhere < MOST_FOLDERS {
                 listing.folders.push(path.to_owned());
             }
             return ignored(Reason::Directory);
@@ -127,7 +170,7 @@ impl Folder {
         if matches!(trust, FolderTrust::Refused(_)) {
             return ignored(Reason::OpenFolder);
         }
-        if listing.folders.len() >= MOST_FOLDERS || path.components().count() > DEEPEST {
+        if listing.folders.len() + depth.elsewhere >= MOST_FOLDERS || path.components().count() > DEEPEST {
             return ignored(Reason::TooManyFolders);
         }
         listing.folders.push(path.to_owned());
@@ -218,7 +261,7 @@ pub(super) mod tests {
     fn everything(root: &Path, recursive: bool) -> Vec<(String, Class)> {
         let depth = Depth {
             recursive,
-            allow_insecure: false,
+            ..Depth::default()
         };
         let listing = Folder::open_dir(root).unwrap().list(depth).unwrap();
         let text = |entry: Listed| (entry.name.into_string().unwrap(), entry.class);
@@ -291,14 +334,44 @@ pub(super) mod tests {
         write_all(temporary.path(), &[&deep]);
         let too_deep = [("d/".repeat(DEEPEST) + "d", Class::Ignored(Reason::TooManyFolders))];
         assert_eq!(everything(temporary.path(), true), too_deep);
+        let recursive = Depth {
+            recursive: true,
+            ..Depth::default()
+        };
+        let listing = Folder::open_dir(temporary.path())
+            .unwrap()
+            .list(recursive)
+            .unwrap();
+        for (file, is_left_out) in [(deep.as_str(), true), (&too_deep[0].0, true), ("d/x.tar", false)] {
+            assert_eq!(listing.leaves_out(OsStr::new(file)), is_left_out, "{file}");
+        }
         for number in 0..MOST_FOLDERS + 10 {
             fs::create_dir(temporary.path().join(format!("many-{number}"))).unwrap();
         }
         let listing = Folder::open_dir(temporary.path()).unwrap();
         let depth = Depth {
             recursive: true,
-            allow_insecure: false,
+            ..Depth::default()
         };
         assert!(listing.list(depth).unwrap().folders.len() <= MOST_FOLDERS + LAYOUT_FOLDERS.len());
+        let elsewhere = MOST_FOLDERS - 1;
+        let depth = Depth { elsewhere, ..depth };
+        assert_eq!(listing.list(depth).unwrap().folders.len(), 1);
+    }
+
+    #[test]
+    fn a_listing_with_whole_paths_has_them_for_entries_and_sub_folders() {
+        let temporary = tempfile::tempdir().unwrap();
+        write_all(temporary.path(), &["a.tar", "sub/b.tar"]);
+        let depth = Depth {
+            recursive: true,
+            ..Depth::default()
+        };
+        let listing = Folder::open_dir(temporary.path()).unwrap().list(depth).unwrap();
+        let listing = listing.with_paths(temporary.path());
+        let names: Vec<_> = listing.entries.iter().map(|entry| entry.name.clone()).collect();
+        let wanted = ["a.tar", "sub/b.tar"].map(|name| temporary.path().join(name));
+        assert_eq!(names, wanted.map(PathBuf::into_os_string));
+        assert_eq!(listing.folders, [temporary.path().join("sub")]);
     }
 }

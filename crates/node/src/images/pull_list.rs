@@ -37,6 +37,11 @@ pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     is_text && name.as_bytes().ends_with(b".txt") && is_called_so()
 }
 
+/// Returns true if a file may be a list, by its name and size.
+pub(crate) fn may_be_list(name: &OsStr, size: u64) -> bool {
+    size <= LARGEST && name.as_bytes().ends_with(b".txt")
+}
+
 /// Reads a list.
 ///
 /// # Errors
@@ -184,6 +189,10 @@ mod tests {
             ("images.txt", Ending::Beginning, 4096, false),
             ("images.txt", Ending::NoMarker, 4096, false),
             ("sha256sum.txt", Ending::Foreign, 4096, false),
+            ("sha256sum-amd64.txt", Ending::Foreign, 4096, false),
+            ("sha256sum-amd64.txt", Ending::Beginning, 100, false),
+            ("k3s-images.txt", Ending::Foreign, 4096, true),
+            ("rke2-images-all.linux-amd64.txt", Ending::Beginning, 100, true),
             ("README.txt", Ending::Foreign, 4096, false),
             ("images.txt", Ending::Marker, 4096, false),
             ("images.txt", Ending::Compressed, 20, false),

@@ -33,13 +33,19 @@ pub(crate) struct Observation {
     pub(crate) ending: Ending,
     /// Time of the last noticed change: an event on the name, or a new identity.
     pub(crate) changed: Instant,
+    /// Time since the last change by the file's own time stamp. `None` if the stamp is later than
+    /// the clock.
+    pub(crate) age: Option<Duration>,
 }
 
 impl Observation {
     /// Looks at an open file. The caller gives `changed`, since it sees events and earlier
     /// identities.
     pub(crate) fn of(file: &File, changed: Instant) -> io::Result<Observation> {
-        let size = file.metadata()?.len();
+        // The clock is read first. A change after the look at the file then has a later stamp.
+        let now = SystemTime::now();
+        let identity = Identity::of(&file.metadata()?);
+        let size = identity.size;
         let writer = match sys::probe_writers(file.as_fd()) {
             Probe::NoWriter => Writer::None,
             Probe::Busy => Writer::Present,
@@ -50,6 +56,7 @@ impl Observation {
             writer,
             ending: Ending::of(file, size)?,
             changed,
+            age: age_of(&identity, now),
         })
     }
 }
@@ -98,10 +105,13 @@ impl fmt::Display for Why {
 /// Quiet time of a finished file. It is longer than a tick of any kernel's time stamps. It covers
 /// the pauses of programs that open, write and close a file several times.
 const STILL: Duration = Duration::from_millis(500);
-/// Quiet time of an archive whose end was seen and that no program writes. No writer and a whole
-/// archive are proof enough. The rest covers the coarsest tick
-/// of a kernel's time stamps (10 ms). It also covers programs that set mode and times at the end.
+/// Quiet time of an archive whose end was seen and that no program writes, if its time stamp tells
+/// nothing.
 const STILL_WHOLE: Duration = Duration::from_millis(40);
+/// Age of the time stamp from which such an archive needs no quiet time. Each later change then
+/// gets another stamp and shows: the coarsest tick of a kernel's stamps is 10 ms (HZ=100). Programs
+/// that set mode and times after the last byte do so within this time.
+const TICK: Duration = Duration::from_millis(12);
 /// Coarsest time stamps of file systems: FAT counts two seconds, ext3 and some servers one.
 const COARSEST: Duration = Duration::from_secs(2);
 /// Time until the next check for a writer. The writer's close(2) is an event, too, but some file
@@ -144,7 +154,14 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
         (_, Ending::NoMarker | Ending::Beginning) => until_quiet_for(STALLED, Why::NoEndMarker),
         (_, Ending::Reserved) if quiet < STALLED => until_quiet_for(STALLED, Why::Reserved),
         (Writer::Unknown, _) if quiet < QUIET => until_quiet_for(QUIET, Why::QuietTime),
-        (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => until_quiet_for(STILL_WHOLE, Why::Changing),
+        (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => match seen.age {
+            Some(age) if age >= TICK => Settle::Settled,
+            Some(age) => Settle::Wait {
+                until: (now + (TICK - age)).min(seen.changed + STILL_WHOLE),
+                why: Why::Changing,
+            },
+            None => until_quiet_for(STILL_WHOLE, Why::Changing),
+        },
         (Writer::None, Ending::Compressed | Ending::Foreign) if quiet < STILL => {
             until_quiet_for(STILL, Why::Changing)
         }
@@ -166,15 +183,21 @@ pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant>
 /// clock before the look at the file. Returns `None` if any change shows.
 ///
 /// A write in the same tick of the clock leaves a file of the same size with the same times. On
-/// kernels with fine ticks, [`STILL_WHOLE`] is longer than a tick. This function is for file
-/// systems that keep whole seconds. If the clock was set back, the file's time may be in the
-/// future. The next write then gets another time.
+/// kernels with fine ticks, [`TICK`] is longer than a tick. This function is for file systems that
+/// keep whole seconds. If the clock was set back, the file's time may be in the future. The next
+/// write then gets another time.
 pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
     let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
-    let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;
-    let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(changed))?;
-    let age = now.duration_since(changed).ok()?;
+    let age = age_of(identity, now).filter(|_| is_coarse)?;
     COARSEST.checked_sub(age).filter(|left| !left.is_zero())
+}
+
+/// Returns the time since the last change by the file's time stamp. `None` if that time is before
+/// 1970 or in the future.
+fn age_of(identity: &Identity, now: SystemTime) -> Option<Duration> {
+    let changed = u64::try_from(identity.ctime_ns).ok()?;
+    let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(changed))?;
+    now.duration_since(changed).ok()
 }
 
 /// Quiet time of a layout folder: no kernel tells who is about to write into a folder.
@@ -206,6 +229,9 @@ pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A kernel with HZ=100 has this tick.
+    const COARSEST_TICK: Duration = Duration::from_millis(10);
 
     #[test]
     fn a_change_within_a_coarse_tick_is_waited_out_and_a_clock_that_jumps_is_not() {
@@ -308,6 +334,7 @@ mod tests {
                 writer,
                 ending,
                 changed,
+                age: Option::None,
             };
             let after = |until: Instant| u64::try_from((until - changed).as_millis()).unwrap();
             let got = match settle(&seen, changed + Duration::from_millis(quiet)) {
@@ -316,6 +343,44 @@ mod tests {
                 Settle::Stalled { until, why } => Stalled(after(until), why),
             };
             assert_eq!(got, expected, "{size} {writer:?} {ending:?} {quiet}");
+        }
+    }
+
+    #[test]
+    fn a_whole_archive_is_settled_when_a_later_change_would_show_in_its_time_stamp() {
+        let ms = Duration::from_millis;
+        let changed = Instant::now();
+        // The age of the stamp, the milliseconds since the noticed change, and the end of the wait.
+        for (age, quiet, expected) in [
+            (Some(ms(12)), 0, None),
+            (Some(ms(90_000)), 0, None),
+            (Some(ms(2)), 0, Some(10)),
+            (Some(ms(0)), 5, Some(17)),
+            (Some(ms(0)), 39, Some(40)),
+            (Some(ms(0)), 40, None),
+            (None, 5, Some(40)),
+        ] {
+            let seen = Observation {
+                size: 9,
+                writer: Writer::None,
+                ending: Ending::Marker,
+                changed,
+                age,
+            };
+            let until = match settle(&seen, changed + ms(quiet)) {
+                Settle::Settled => None,
+                Settle::Wait { until, .. } => Some((until - changed).as_millis()),
+                stalled @ Settle::Stalled { .. } => panic!("{stalled:?}"),
+            };
+            assert_eq!(until, expected, "{age:?} {quiet}");
+            let compressed = Observation {
+                ending: Ending::Compressed,
+                ..seen
+            };
+            assert!(
+                matches!(settle(&compressed, changed + ms(quiet)), Settle::Wait { .. }),
+                "compressed data has no end marker"
+            );
         }
     }
 
@@ -342,6 +407,7 @@ mod tests {
                             writer,
                             ending,
                             changed,
+                            age: None,
                         },
                         now,
                     ) {
@@ -365,5 +431,28 @@ mod tests {
         assert_eq!(observe(), Writer::Present);
         drop(writer);
         assert_eq!(observe(), Writer::None);
+    }
+
+    #[test]
+    fn the_age_of_a_file_is_that_of_its_last_change() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (part, path) = (temporary.path().join("part"), temporary.path().join("b.tar"));
+        std::fs::write(&part, "x").unwrap();
+        let age = |path| {
+            Observation::of(&File::open(path).unwrap(), Instant::now())
+                .unwrap()
+                .age
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while age(&part) < Some(4 * COARSEST_TICK) {
+            assert!(Instant::now() < deadline, "time passes");
+            std::thread::yield_now();
+        }
+        let before = Instant::now();
+        std::fs::rename(&part, &path).unwrap();
+        assert!(
+            age(&path) <= Some(before.elapsed() + 2 * COARSEST_TICK),
+            "a rename is a change"
+        );
     }
 }

@@ -1,20 +1,16 @@
 //! `<bundle>.sha256` beside a bundle: its content, and the check of the bundle's bytes against it.
 //!
 //! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar
-//! is pure. Hashing reads the same descriptor as the import, so the file cannot be swapped in
-//! between.
+//! is pure. [`admit`](crate::admit) hashes the bundle through the same descriptor as the import, so
+//! the file cannot be swapped in between.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use basics::Foreign;
-use basics::digest::{self, Hasher};
-use bundle::Identity;
+use basics::digest;
 use oci_spec::image::Digest;
 
 use crate::images::folder::Refused;
@@ -25,9 +21,6 @@ const ENDING: &str = ".sha256";
 
 /// Largest sidecar, in bytes. A list with the checksums of a whole release has a few KiB.
 const LARGEST: u64 = 1 << 20;
-
-/// Bytes of one read: enough to keep the disk busy, and little memory.
-const CHUNK: usize = 1 << 20;
 
 /// Returns the name of a bundle's sidecar.
 pub fn sidecar_of(bundle: &OsStr) -> OsString {
@@ -51,8 +44,8 @@ pub enum Failure {
         /// The name that the sidecar would have.
         sidecar: String,
     },
-    /// A folder has no bytes of its own to check.
-    #[error("a folder has no checksum, and `checksums: require` demands one")]
+    /// A folder has no bytes of its own to check, and a pipe has no file beside it.
+    #[error("a folder or a pipe has no checksum, and `checksums: require` demands one")]
     NoFile,
     /// The sidecar has no checksum for this bundle.
     #[error("{sidecar} cannot be used: {why}")]
@@ -208,65 +201,14 @@ fn base_name(name: &[u8]) -> &[u8] {
     name.rsplit(|byte| *byte == b'/').next().unwrap_or(name)
 }
 
-/// Hashes an open file and compares the checksum. Returns the file's identity during the reading.
-///
-/// Reads the whole file in pieces, on a blocking thread and without moving the file's position.
-/// Cancelling stops the reading.
-///
-/// # Errors
-///
-/// Returns [`Failure::Mismatch`], [`Failure::Changed`] or [`Failure::Read`].
-pub async fn check(file: File, bundle: &OsStr, expected: Digest) -> Result<Identity, Failure> {
-    let abandoned = Arc::new(AtomicBool::new(false));
-    let _abandon = Abandon(Arc::clone(&abandoned));
-    let hashing = tokio::task::spawn_blocking(move || hash(&file, &abandoned));
-    let (found, identity) = hashing.await.expect("hashing never panics")?;
-    if found == expected {
-        return Ok(identity);
-    }
+/// Returns the failure of a bundle that does not have its checksum.
+pub(crate) fn mismatch(bundle: &OsStr, expected: &Digest, found: &Digest) -> Failure {
     let sidecar = sidecar_of(bundle).to_string_lossy().into_owned();
-    Err(Failure::Mismatch {
+    Failure::Mismatch {
         sidecar: basics::foreign::shown(&sidecar),
-        expected,
-        found,
-    })
-}
-
-/// Tells the blocking task to stop when it is dropped. Such a task cannot be cancelled, and the
-/// program could not end before it.
-struct Abandon(Arc<AtomicBool>);
-
-impl Drop for Abandon {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        expected: expected.clone(),
+        found: found.clone(),
     }
-}
-
-fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Digest, Identity), Failure> {
-    let identity = || {
-        file.metadata()
-            .map(|metadata| Identity::of(&metadata))
-            .map_err(Failure::Read)
-    };
-    let before = identity()?;
-    let mut hasher = Hasher::sha256();
-    let mut buffer = vec![0; CHUNK];
-    let mut offset = 0;
-    while !abandoned.load(Ordering::Relaxed) {
-        match file.read_at(&mut buffer, offset) {
-            Ok(0) => break,
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Failure::Read(error)),
-        }
-    }
-    if identity()? != before || offset != before.size {
-        return Err(Failure::Changed);
-    }
-    Ok((hasher.finish(), before))
 }
 
 #[cfg(test)]
@@ -351,25 +293,5 @@ mod tests {
             line.extend(&bytes);
             let _ = parse_line(&line);
         });
-    }
-
-    #[tokio::test]
-    async fn the_bytes_of_the_open_file_decide() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("b.tar");
-        std::fs::write(&path, "hello\n").unwrap();
-        let right = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
-        let checksum = |hex: &str| from_hex(hex.as_bytes()).unwrap();
-        let open = || File::open(&path).unwrap();
-
-        let identity = check(open(), OsStr::new("b.tar"), checksum(right)).await.unwrap();
-        assert_eq!(identity, Identity::of(&open().metadata().unwrap()));
-        let error = check(open(), OsStr::new("b.tar"), checksum(A))
-            .await
-            .unwrap_err()
-            .to_string();
-        for part in [A, right, "b.tar.sha256"] {
-            assert!(error.contains(part), "{part}: {error}");
-        }
     }
 }

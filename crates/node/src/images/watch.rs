@@ -1,4 +1,4 @@
-//! Reports that the images folder may have changed.
+//! Reports that the images folders may have changed.
 //!
 //! An event is only a hint to list the folder again. So a [`Watch`] reports neither names nor
 //! kinds, and has no queue that could fill. A lost event, an overflow of the kernel's queue and an
@@ -50,42 +50,47 @@ fn wanted_events() -> EventKindMask {
         | EventKindMask::ACCESS_CLOSE
 }
 
-/// Checks that the kernel allows a watch on the folder, or on the nearest existing folder above.
-/// Takes the watch and drops it at once.
+/// Checks that the kernel allows a watch on each folder, or on the nearest existing folder above.
+/// Takes the watches and drops them at once.
 ///
 /// # Errors
 ///
 /// Returns the reason why the kernel refuses a watch, such as a limit that is reached. The
 /// daemon then lists the folder every few seconds instead.
-pub fn try_watch(folder: &Path) -> Result<(), String> {
-    let there = folder.ancestors().find(|folder| folder.is_dir());
-    let there = there.unwrap_or(Path::new("/"));
-    notify::recommended_watcher(|_| {})
-        .and_then(|mut watcher| watcher.watch(there, RecursiveMode::NonRecursive))
-        .map_err(|error| error.to_string())
+pub fn try_watch(folders: &[PathBuf]) -> Result<(), String> {
+    let text = |error: notify::Error| error.to_string();
+    let mut watcher = notify::recommended_watcher(|_| {}).map_err(text)?;
+    for folder in folders {
+        let there = folder.ancestors().find(|folder| folder.is_dir());
+        let there = there.unwrap_or(Path::new("/"));
+        watcher.watch(there, RecursiveMode::NonRecursive).map_err(text)?;
+    }
+    Ok(())
 }
 
-/// A watch on one folder, which may appear and disappear. The watch ends when it is dropped.
+/// A watch on folders that may appear and disappear. The watch ends when it is dropped. All folders
+/// share one instance of inotify.
 #[derive(Debug)]
 pub(crate) struct Watch {
     hint: Arc<Notify>,
     earliest: Instant,
-    /// Folders below the folder, relative to it.
+    /// Folders below the folders: relative to the first one, or whole paths.
     below: watch::Sender<Vec<PathBuf>>,
     keeper: JoinHandle<()>,
 }
 
 impl Watch {
-    /// Starts to watch. The folder need not exist. Changes after this call lead to a hint. Must be
+    /// Starts to watch. The folders need not exist. Changes after this call lead to a hint. Must be
     /// called inside a tokio runtime.
     ///
     /// # Errors
     ///
-    /// Returns an error if `folder` is relative and the working directory is gone. If the kernel
-    /// allows no watch, the daemon lists the folder every few seconds instead, with a warning.
-    pub(crate) fn start(folder: &Path) -> io::Result<Watch> {
+    /// Returns an error if a folder is relative and the working directory is gone. If the kernel
+    /// allows no watch, the daemon lists the folders every few seconds instead, with a warning.
+    pub(crate) fn start(folders: &[PathBuf]) -> io::Result<Watch> {
         let hint = Arc::new(Notify::new());
-        let mut ground = Ground::new(std::path::absolute(folder)?, Arc::clone(&hint));
+        let folders: io::Result<Vec<_>> = folders.iter().map(std::path::absolute).collect();
+        let mut ground = Ground::new(folders?, Arc::clone(&hint));
         ground.establish();
         let (below, wanted) = watch::channel(Vec::new());
         let keeper = tokio::spawn(ground.keep(wanted));
@@ -97,9 +102,9 @@ impl Watch {
         })
     }
 
-    /// Also watches these folders below the folder, given relative to it, and no others. Must be
-    /// called after each listing. If one of them is new or was replaced, a hint follows, because
-    /// its content may have changed before.
+    /// Also watches these folders below the folders, and no others. A relative path begins at the
+    /// first folder. Must be called after each listing. If one of them is new or was replaced, a
+    /// hint follows, because its content may have changed before.
     pub(crate) fn also(&self, below: Vec<PathBuf>) {
         self.below.send_replace(below);
     }
@@ -110,7 +115,7 @@ impl Watch {
         self.earliest = self.earliest.max(Instant::now() + pause);
     }
 
-    /// Waits until the folder may have changed since the last call. Safe to cancel: no hint is
+    /// Waits until a folder may have changed since the last call. Safe to cancel: no hint is
     /// lost.
     pub(crate) async fn changed(&mut self) {
         tokio::time::sleep_until(self.earliest).await;
@@ -135,25 +140,25 @@ fn place(path: &Path) -> Option<Place> {
 
 /// The folders that are watched, and the wanted folders.
 struct Ground {
-    folder: PathBuf,
+    folders: Vec<PathBuf>,
     hint: Arc<Notify>,
     /// Notified if the ground itself may have moved: an event about the folder and not in it.
     moved: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
-    /// Folders below the folder to watch, too, relative to it.
+    /// Folders below the folders to watch, too, see [`Watch::also`].
     below: Vec<PathBuf>,
-    /// The folders that are watched now: the folder if it exists, the folders below, and the
-    /// nearest folder above.
+    /// The folders that are watched now: each folder that exists, the folders below, and the
+    /// nearest folder above each folder.
     watched: Vec<(PathBuf, Place)>,
     /// The reason why there is no watch, once it was logged.
     blind: Option<String>,
 }
 
 impl Ground {
-    fn new(folder: PathBuf, hint: Arc<Notify>) -> Ground {
+    fn new(folders: Vec<PathBuf>, hint: Arc<Notify>) -> Ground {
         let moved = Arc::new(Notify::new());
         Ground {
-            folder,
+            folders,
             hint,
             moved,
             watcher: None,
@@ -200,17 +205,26 @@ impl Ground {
 
     /// Returns the current folders to watch.
     fn wanted(&self) -> Vec<(PathBuf, Place)> {
-        let above = self.folder.ancestors().skip(1);
-        let nearest = above
-            .filter_map(|path| Some((path.to_owned(), place(path)?)))
-            .next();
-        let below = self.below.iter().map(|path| self.folder.join(path));
-        std::iter::once(self.folder.clone())
-            .chain(below)
-            .filter_map(|path| Some((place(&path)?, path)))
-            .map(|(place, path)| (path, place))
-            .chain(nearest)
-            .collect()
+        let nearest = |folder: &PathBuf| {
+            let mut above = folder.ancestors().skip(1);
+            above.find_map(|path| Some((path.to_owned(), place(path)?)))
+        };
+        let first = self
+            .folders
+            .first()
+            .map(PathBuf::as_path)
+            .unwrap_or(Path::new("/"));
+        let below = self.below.iter().map(|path| first.join(path));
+        let there = self.folders.iter().cloned().chain(below);
+        let there = there.filter_map(|path| place(&path).map(|place| (path, place)));
+        let mut wanted: Vec<_> = there.collect();
+        for above in self.folders.iter().filter_map(nearest) {
+            // Folders may have the same folder above. A path has one watch.
+            if !wanted.contains(&above) {
+                wanted.push(above);
+            }
+        }
+        wanted
     }
 
     /// Watches the current folders at the paths, and hints, because anything may have happened
@@ -262,13 +276,13 @@ impl Ground {
             // Dropping it would panic, since the thread that it wants to stop is gone.
             std::mem::forget(watcher);
         }
-        let (folder, hint, moved) = (
-            self.folder.clone(),
+        let (folders, hint, moved) = (
+            self.folders.clone(),
             Arc::clone(&self.hint),
             Arc::clone(&self.moved),
         );
         let config = notify::Config::default().with_event_kinds(wanted_events());
-        let on_event = move |event: notify::Result<Event>| match concerns(&folder, &event) {
+        let on_event = move |event: notify::Result<Event>| match concerns(&folders, &event) {
             Concern::Nothing => {}
             Concern::Content => hint.notify_one(),
             Concern::Ground => {
@@ -306,15 +320,15 @@ fn describe(error: &notify::Error) -> String {
 /// The subject of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Concern {
-    /// Something outside the folder.
+    /// Something outside the folders.
     Nothing,
-    /// Something in the folder.
+    /// Something in a folder.
     Content,
-    /// The folder itself, a folder above it, or an unknown subject.
+    /// A folder itself, a folder above it, or an unknown subject.
     Ground,
 }
 
-fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
+fn concerns(folders: &[PathBuf], event: &notify::Result<Event>) -> Concern {
     let Ok(event) = event else { return Concern::Ground };
     if event.need_rescan() || event.paths.is_empty() {
         return Concern::Ground;
@@ -323,7 +337,7 @@ fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
         event.kind,
         EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder)
     );
-    let concern = |path: &PathBuf| match () {
+    let concern = |path: &PathBuf, folder: &PathBuf| match () {
         () if folder.starts_with(path) => Concern::Ground,
         // A folder below that was created again may have the inode of the old folder, and yet not
         // be watched.
@@ -331,7 +345,8 @@ fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
         () if path.starts_with(folder) => Concern::Content,
         () => Concern::Nothing,
     };
-    let concerns: Vec<_> = event.paths.iter().map(concern).collect();
+    let of_path = |path| folders.iter().map(move |folder| concern(path, folder));
+    let concerns: Vec<_> = event.paths.iter().flat_map(of_path).collect();
     let first = [Concern::Ground, Concern::Content]
         .into_iter()
         .find(|concern| concerns.contains(concern));
@@ -380,10 +395,17 @@ mod tests {
     impl Trial {
         /// Starts a watch on `data/images`, of which this part exists.
         async fn start(existing: &str) -> Trial {
+            Trial::start_with(existing, &[]).await
+        }
+
+        /// Starts a watch on `data/images`, of which this part exists, and on more folders.
+        async fn start_with(existing: &str, more: &[&str]) -> Trial {
             let temporary = tempfile::tempdir().unwrap();
             fs::create_dir_all(temporary.path().join(existing)).unwrap();
             let folder = temporary.path().join("data/images");
-            let watch = Watch::start(&folder).unwrap();
+            let more = more.iter().map(|more| temporary.path().join(more));
+            let folders: Vec<PathBuf> = std::iter::once(folder.clone()).chain(more).collect();
+            let watch = Watch::start(&folders).unwrap();
             let mut trial = Trial {
                 _temporary: temporary,
                 folder,
@@ -473,6 +495,28 @@ mod tests {
             let mut trial = Trial::start(existing).await;
             trial
                 .expect("the folder was made", |folder| fs::create_dir_all(folder))
+                .await;
+            trial.expect_watched().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn every_further_folder_is_watched_when_it_is_there_and_when_it_comes() {
+        let mut trial = Trial::start_with("data/images", &["data/two", "os/three"]).await;
+        let root = trial.data().parent().unwrap().to_owned();
+        for folder in ["data/two", "os/three"].map(|folder| root.join(folder)) {
+            trial
+                .expect("the folder was made", |_| fs::create_dir_all(&folder))
+                .await;
+            trial
+                .expect("a file was written", |_| fs::write(folder.join("a"), "x"))
+                .await;
+            fs::create_dir(folder.join("sub")).unwrap();
+            trial.watch.also(vec![folder.join("sub")]);
+            trial
+                .expect("a file in a folder below", |_| {
+                    fs::write(folder.join("sub/a"), "x")
+                })
                 .await;
             trial.expect_watched().await;
         }
@@ -626,7 +670,7 @@ mod tests {
 
     #[test]
     fn lost_events_and_errors_count_as_moved_ground() {
-        let folder = Path::new("/data/images");
+        let folders = ["/data/images", "/usr/share/images"].map(PathBuf::from);
         let event = |path: &str| Ok(Event::new(EventKind::Create(CreateKind::Any)).add_path(path.into()));
         let folder_event =
             |path: &str| Ok(Event::new(EventKind::Create(CreateKind::Folder)).add_path(path.into()));
@@ -647,10 +691,16 @@ mod tests {
                 Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)),
                 Concern::Ground,
             ),
+            (
+                "in the second folder",
+                event("/usr/share/images/a"),
+                Concern::Content,
+            ),
+            ("above the second folder", event("/usr"), Concern::Ground),
             ("an error", Err(notify::Error::generic("x")), Concern::Ground),
         ];
         for (case, event, expected) in table {
-            assert_eq!(concerns(folder, &event), expected, "{case}");
+            assert_eq!(concerns(&folders, &event), expected, "{case}");
         }
     }
 

@@ -4,7 +4,7 @@ use basics::digest;
 use jiff::Timestamp;
 
 use super::*;
-use crate::status::{ContainerdStatus, ErrorStatus, UnpackStatus, VanishedStatus};
+use crate::status::{ContainerdStatus, ErrorStatus, ReceiptStatus, UnpackStatus, VanishedStatus};
 use crate::verdict::Verdict;
 
 /// Returns the samples of a family.
@@ -25,6 +25,7 @@ fn thousand(state: impl Fn(usize) -> State) -> Status {
             class: ErrorClass::ALL[number % ErrorClass::ALL.len()],
             at: Timestamp::UNIX_EPOCH,
             attempts: 1,
+            refused_by: None,
         });
         bundle
     };
@@ -166,6 +167,32 @@ fn a_failure_is_counted_under_its_class_and_an_old_error_of_a_bundle_in_place_is
     assert_eq!(
         samples(&text, "airgapd_set_aside_bundles"),
         ["airgapd_set_aside_bundles 1"]
+    );
+}
+
+#[test]
+fn receipts_are_counted_by_state_with_the_size_of_their_bundles() {
+    let mut status = thousand(|number| match number {
+        1 => State::Retrying,
+        _ => State::Done,
+    });
+    for bundle in &mut status.bundles[0..3] {
+        bundle.receipt_of = Some(ReceiptStatus {
+            bundle: Foreign::new("shop.tar".to_owned()),
+            size: 100,
+        });
+    }
+    let text = Metrics::new().text(&status);
+    assert_eq!(
+        samples(&text, "airgapd_receipts"),
+        [
+            "airgapd_receipts{state=\"degraded\"} 1",
+            "airgapd_receipts{state=\"held\"} 2"
+        ]
+    );
+    assert_eq!(
+        samples(&text, "airgapd_receipts_bundle_bytes"),
+        ["airgapd_receipts_bundle_bytes 300"]
     );
 }
 

@@ -125,7 +125,7 @@ fn traces(root: &Path, distribution: Distribution) -> Traces {
         .programs()
         .iter()
         .map(|path| root.join(path))
-        .filter(|path| path.is_file());
+        .filter(|path| verify::is_foreign_program(path));
     let data = match distribution {
         Distribution::Containerd => None,
         _ => Some(below(root, distribution.default_data_dir())).filter(|folder| is_lived_in(folder)),
@@ -247,6 +247,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_worker_of_openrc_is_known_by_its_service() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("etc/init.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        for (arguments, is_idle) in [
+            ("'controller' '--single=true' ", false),
+            ("'controller' '--enable-worker=true' '--no-taints=true' ", false),
+            ("'controller' '--config=/etc/k0s/k0s.yaml' ", true),
+        ] {
+            let text =
+                format!("#!/sbin/openrc-run\ncommand=\"/usr/local/bin/k0s\"\ncommand_args=\"{arguments}\"\n");
+            std::fs::write(folder.join("k0scontroller"), text).unwrap();
+            let evidence = probe(root.path());
+            assert_eq!(evidence.is_controller_without_worker(), is_idle, "{arguments}");
+            assert_eq!(evidence.k0s.units.len(), 1);
+        }
+    }
+
+    #[test]
     fn probing_finds_units_programs_and_lived_in_data_folders_and_no_sockets() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -273,5 +292,25 @@ pub(super) mod tests {
         assert_eq!(evidence.k0s.data, Some(root.path().join("var/lib/k0s")));
         assert_eq!(evidence.k3s.data, Some(root.path().join("var/lib/rancher/k3s")));
         assert_eq!(evidence.containerd, Traces::default());
+    }
+
+    #[test]
+    fn a_name_of_k0s_that_leads_to_airgapd_is_no_k0s() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("usr/local/bin");
+        std::fs::create_dir_all(&folder).unwrap();
+        let airgapd = root.path().join("usr/local/bin/airgapd");
+        std::fs::write(&airgapd, "").unwrap();
+        let k0s = folder.join("k0s");
+        for (target, is_k0s) in [
+            (airgapd, false),
+            (std::env::current_exe().unwrap(), false),
+            ("/bin/sh".into(), true),
+        ] {
+            std::os::unix::fs::symlink(&target, &k0s).unwrap();
+            let found = probe(root.path()).k0s.programs;
+            assert_eq!(!found.is_empty(), is_k0s, "{}", target.display());
+            std::fs::remove_file(&k0s).unwrap();
+        }
     }
 }

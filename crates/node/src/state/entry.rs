@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 
+use admission::KeyKind;
 use basics::Foreign;
 use bundle::Identity;
 use import::Outcome;
@@ -68,10 +69,33 @@ pub struct Entry {
     /// the entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gone: Option<Timestamp>,
+    /// The bundle that this file stands for, if it is a receipt. Versions that do not know the key
+    /// do not read receipts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stands_for: Option<StandsFor>,
     /// Crashes of the daemon while it worked on this file. Versions that do not know the key read
     /// the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) crashes: Option<Crashes>,
+}
+
+/// The bundle that a receipt stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StandsFor {
+    /// Name of the bundle in labels.
+    pub(crate) bundle: String,
+    /// The bundle's file as it was read.
+    pub(crate) identity: Identity,
+    /// Time of the receipt, in seconds since 1970.
+    pub(crate) made_at: i64,
+    /// Id of the lease that holds the receipt's blobs.
+    pub(crate) lease: String,
+    /// True if the bundle lay outside the images folders. A bundle of its name there is another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) by_hand: bool,
+    /// Content digest of the bundle. The evidence of its admission has this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) catalog: Option<Digest>,
 }
 
 /// The last try with a bundle, in the words of `airgapd import -o json`.
@@ -95,6 +119,48 @@ pub(crate) struct LastError {
     /// read the rest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) images: usize,
+    /// The rule for signatures that refused the bundle. Versions that do not know the key read the
+    /// rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refused_by: Option<RefusedBy>,
+}
+
+/// The part of the rule for signatures that refuses a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusedBy {
+    /// No signature beside the bundle counts.
+    Signature,
+    /// The bundle would take a name from a bundle of another key.
+    OtherKey,
+    /// The bundle is revoked.
+    Revoked,
+    /// The revoked digests of this node cannot be read.
+    Revocations,
+    /// No key of this node can be used.
+    Keys,
+}
+
+impl RefusedBy {
+    /// Every part.
+    pub const ALL: [RefusedBy; 5] = [
+        RefusedBy::Signature,
+        RefusedBy::OtherKey,
+        RefusedBy::Revoked,
+        RefusedBy::Revocations,
+        RefusedBy::Keys,
+    ];
+
+    /// Returns the word for documents and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RefusedBy::Signature => "signature",
+            RefusedBy::OtherKey => "other-key",
+            RefusedBy::Revoked => "revoked",
+            RefusedBy::Revocations => "revocations",
+            RefusedBy::Keys => "keys",
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -185,6 +251,15 @@ impl Entry {
             .map(|imported| self.first.unwrap_or(imported.at))
     }
 
+    /// Returns the time from which its images are, as far as the entry tells. In seconds since
+    /// 1970.
+    pub(super) fn since(&self) -> Option<i64> {
+        match &self.stands_for {
+            Some(of) => Some(of.made_at),
+            None => self.first_imported().map(Timestamp::as_second),
+        }
+    }
+
     /// Returns true if the images that it imported are wanted.
     pub(crate) fn is_vouching(&self) -> bool {
         !self.is_refused() && self.gone.is_none()
@@ -194,6 +269,20 @@ impl Entry {
     pub(crate) fn is_refused(&self) -> bool {
         let class = self.last_error.as_ref().map(|error| error.class);
         class == Some(ErrorClass::Refused)
+    }
+
+    /// Returns the keys that admitted the images that it imported.
+    pub(crate) fn signers(&self) -> impl Iterator<Item = &SignerEntry> {
+        self.imported.iter().flat_map(|imported| &imported.signers)
+    }
+
+    /// Returns true if other rules, keys or signatures may bring more images of this file.
+    pub(crate) fn lacks_by_rules(&self) -> bool {
+        let class = self.last_error.as_ref().map(|error| error.class);
+        let is_withheld = |imported: &Imported| !imported.withheld.is_empty();
+        self.is_refused()
+            || class == Some(ErrorClass::Permanent)
+            || self.imported.as_ref().is_some_and(is_withheld)
     }
 
     /// Returns true if the daemon crashed over this very file so often that it leaves the file
@@ -219,6 +308,49 @@ pub(crate) struct Imported {
     pub(crate) duration_ms: u64,
     /// Bytes that were sent to containerd.
     pub(crate) sent_bytes: u64,
+    /// The keys that admitted the bundle. Empty if no signature was asked for. Versions that do not
+    /// know the key read the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) signers: Vec<SignerEntry>,
+    /// The images whose names the rule for signatures kept from the bundle. Versions that do not
+    /// know the key read the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) withheld: Vec<ImageEntry>,
+}
+
+/// A key that admitted a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignerEntry {
+    /// Name of the key's file, without its ending.
+    pub key: String,
+    /// Sha256 of the public key.
+    pub fingerprint: Digest,
+    /// Kind of the key.
+    pub kind: KeyKind,
+}
+
+impl From<admission::Signer> for SignerEntry {
+    fn from(signer: admission::Signer) -> Self {
+        SignerEntry {
+            key: signer.key,
+            fingerprint: signer.fingerprint,
+            kind: signer.kind,
+        }
+    }
+}
+
+/// Returns the keys that admitted a bundle as one text. `None` if there is none.
+pub fn signers(signers: &[SignerEntry]) -> Option<String> {
+    let keys: Vec<String> = signers.iter().map(ToString::to_string).collect();
+    (!keys.is_empty()).then(|| keys.join(", "))
+}
+
+impl fmt::Display for SignerEntry {
+    /// Writes the name of the key, and the start of its fingerprint.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = self.fingerprint.digest().get(..16).unwrap_or_default();
+        write!(f, "{} ({short})", Foreign::new(self.key.as_str()))
+    }
 }
 
 /// An image record that a bundle vouches for.

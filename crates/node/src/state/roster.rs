@@ -87,7 +87,7 @@ pub enum Phase {
     Known,
     /// Finished, but a file beside it is missing. The daemon examines it again when that file
     /// appears.
-    Waiting,
+    Waiting(Lack),
     /// Not a bundle by its content. The daemon leaves it alone until it changes.
     Ignored(Reason),
     /// As many of its images as possible are in place.
@@ -97,6 +97,15 @@ pub enum Phase {
         /// Time of the next try. `None` if only another file or a change on the node helps.
         retry: Option<Instant>,
     },
+}
+
+/// The file beside a bundle that the bundle waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lack {
+    /// Its checksum.
+    Checksum,
+    /// A signature of a trusted key.
+    Signature,
 }
 
 impl Phase {
@@ -115,7 +124,7 @@ impl Phase {
             // In place after a comparison or an import, or removed before it was opened.
             (Running | Known | Done | Settling { .. } | Ready | Failed { .. }, Done) => true,
             (Done | Settling { .. }, Known) => true,
-            (Running, Waiting) => true,
+            (Running, Waiting(_)) => true,
             (Settling { .. } | Ready | Failed { .. }, Ignored(_)) => true,
             (Settling { .. } | Ready | Running | Known | Done | Failed { .. }, Failed { .. }) => true,
             _ => false,
@@ -127,7 +136,7 @@ impl Phase {
 enum Remark {
     Ignored(Reason),
     Waiting(Why),
-    NoChecksum,
+    Lacks(Lack),
 }
 
 impl Roster {
@@ -285,10 +294,10 @@ impl Roster {
         ignored
     }
 
-    /// Lets a file wait for its checksum. Returns true if the log does not have this yet.
-    pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
-        self.go(name, Phase::Waiting);
-        self.remark(name, Remark::NoChecksum)
+    /// Lets a bundle wait for a file beside it. Returns true if the log does not have this yet.
+    pub(crate) fn await_file(&mut self, name: &OsStr, lack: Lack) -> bool {
+        self.go(name, Phase::Waiting(lack));
+        self.remark(name, Remark::Lacks(lack))
     }
 
     /// Applies the answer to whether a file is finished. Returns the reason of a stall if the log
@@ -361,7 +370,7 @@ impl Tracked {
             | Phase::Running
             | Phase::Following
             | Phase::Known
-            | Phase::Waiting
+            | Phase::Waiting(_)
             | Phase::Ignored(_)
             | Phase::Done => None,
         }
@@ -488,7 +497,7 @@ mod tests {
         for is_news in [true, false] {
             roster.queue("a.tar".as_ref());
             roster.begin("a.tar".as_ref());
-            assert_eq!(roster.await_checksum("a.tar".as_ref()), is_news);
+            assert_eq!(roster.await_file("a.tar".as_ref(), Lack::Checksum), is_news);
         }
         assert_eq!(
             (first_due(&roster, now, always), roster.next_due(now, true)),

@@ -27,6 +27,16 @@ pub fn read(folder: &Path) -> Option<Ledger> {
     }
 }
 
+/// Reads the ledger like [`read`], and takes an absent ledger as an empty ledger. Returns `None` if
+/// the ledger is there and cannot be read.
+pub fn read_or_empty(folder: &Path) -> Option<Ledger> {
+    match load(&folder.join(FILE)) {
+        Loaded::Ledger(ledger, _) => Some(*ledger),
+        Loaded::Nothing => Some(Ledger::default()),
+        Loaded::Newer(_) | Loaded::Broken(_) | Loaded::Unreadable(_) => None,
+    }
+}
+
 const FILE: &str = "state.json";
 const ASIDE: &str = "state.json.bad";
 const LOCK: &str = "lock";

@@ -9,7 +9,7 @@ use bundle::Identity;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{BundleId, ErrorClass, LastError, LastTry};
+use super::entry::{ErrorClass, LastError, LastTry};
 use super::ledger::Ledger;
 use import::Outcome;
 
@@ -52,7 +52,7 @@ impl Ledger {
         way_out: &str,
     ) -> u32 {
         self.arrive(file, identity);
-        let entry = self.bundles.get_mut(&BundleId::of(file));
+        let entry = self.get_mut(file);
         let entry = entry.expect("a file that has arrived has an entry");
         let before = entry.crashes.take().filter(|before| before.boot == crash.boot);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
@@ -66,6 +66,7 @@ impl Ledger {
                 class: ErrorClass::Permanent,
                 at: crash.at,
                 images: 0,
+                refused_by: None,
             });
         }
         entry.attempts = entry.attempts.saturating_add(1);
@@ -84,12 +85,12 @@ impl Ledger {
 
     /// Returns true if any file is a suspect or set aside.
     pub(crate) fn has_crashes(&self) -> bool {
-        self.bundles.values().any(|entry| entry.crashes.is_some())
+        self.all().any(|entry| entry.crashes.is_some())
     }
 
     /// Lets the daemon retry files that another program crashed over.
     pub(crate) fn acquit_of_others(&mut self, program: &str) {
-        for entry in self.bundles.values_mut() {
+        for entry in self.all_mut() {
             let Some(crashes) = &mut entry.crashes else {
                 continue;
             };

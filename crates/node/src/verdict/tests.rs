@@ -25,6 +25,7 @@ fn bundle(state: State, class: Option<ErrorClass>) -> BundleStatus {
             class,
             at: jiff::Timestamp::UNIX_EPOCH,
             attempts: 1,
+            refused_by: None,
         }),
         ..BundleStatus::named("a.tar".as_ref(), state)
     }
@@ -45,6 +46,7 @@ fn each_state_of_a_bundle_has_its_verdict() {
         (State::Settling, None, "working"),
         (State::Stalled, None, "waiting for the end of an upload"),
         (State::AwaitingChecksum, None, "waiting for a checksum"),
+        (State::AwaitingSignature, None, "waiting for a signature"),
         (State::Queued, None, "working"),
         (State::Importing, None, "working"),
         (State::Following, None, "working"),

@@ -4,7 +4,7 @@
 //! "Configuration options".
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Component;
 use crate::reader::Reader;
@@ -26,10 +26,15 @@ pub struct ClusterConfig {
     pub(super) balancing: bool,
     /// Load balancer of the worker nodes.
     pub(super) balancer: Balancer,
-    /// True if it was found in a configuration of k0sctl, which k0s itself does not read.
-    pub is_of_k0sctl: bool,
+    /// Load balancers that have a mapping of their own.
+    pub(super) balancers: BTreeSet<Component>,
+    /// The same configuration in JSON, if it was found in one of k0sctl. k0s itself does not read
+    /// files of k0sctl.
+    pub of_k0sctl: Option<String>,
     /// Release of k0s, if a configuration of k0sctl names it.
     pub release: Option<String>,
+    /// Values that k0s reads in another way.
+    pub notes: Vec<String>,
 }
 
 /// `image` and `version` of a component.
@@ -61,6 +66,15 @@ pub(super) enum Balancer {
     Envoy,
     /// `Traefik`, from 1.36 on.
     Traefik,
+}
+
+impl Balancer {
+    pub(super) fn component(self) -> Component {
+        match self {
+            Balancer::Envoy => Component::EnvoyProxy,
+            Balancer::Traefik => Component::Traefik,
+        }
+    }
 }
 
 /// The pull policies of k0s's own pods.
@@ -98,7 +112,7 @@ pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
     let problems = RefCell::new(Vec::new());
     let config = match find(documents.iter().map(|document| &document.tree)) {
         Some((tree, release, prefix)) => ClusterConfig {
-            is_of_k0sctl: !prefix.is_empty(),
+            of_k0sctl: (!prefix.is_empty()).then(|| tree.to_json().to_string()),
             release,
             ..read(&Reader::new(tree, prefix, &problems))
         },
@@ -131,15 +145,25 @@ fn find<'t>(trees: impl Iterator<Item = &'t Tree>) -> Option<(&'t Tree, Option<S
             Some(Tree::Text(version)) => Some(version.clone()),
             _ => None,
         };
-        return Some((
-            k0s.get("config").unwrap_or(&Tree::Null),
-            release,
-            "spec.k0s.config",
-        ));
+        let config = k0s.get("config").filter(|config| **config != Tree::Null);
+        return Some((config.unwrap_or(&EMPTY), release, "spec.k0s.config"));
     }
     let bare = of_kind(None).filter(|tree| matches!(tree, Tree::Map(_)))?;
     let has_spec = bare.get("spec").is_some() || *bare == Tree::Map(Vec::new());
     has_spec.then_some((bare, None, ""))
+}
+
+/// A configuration with all defaults.
+static EMPTY: Tree = Tree::Map(Vec::new());
+
+/// Returns the path of the configuration that a running k0s was started with. `text` is its
+/// `k0s.yaml` in `/run/k0s`. Source: k0s, `pkg/config/runtime.go` and `pkg/config/cfgvars.go`.
+#[must_use]
+pub fn startup_config(text: &str, limits: &Limits) -> Option<String> {
+    let (documents, _) = tree::documents(text, limits);
+    let spec = documents.first()?.tree.get("spec")?;
+    let path = spec.get("k0sVars")?.text("StartupConfigPath")?;
+    (!path.is_empty() && path != "-").then(|| path.to_owned())
 }
 
 fn read(config: &Reader<'_>) -> ClusterConfig {
@@ -159,13 +183,25 @@ fn read(config: &Reader<'_>) -> ClusterConfig {
         provider: provider(&network.get("provider")),
         balancing: balancing.get("enabled").bool().unwrap_or(false),
         balancer: balancer(&balancing.get("type")),
-        is_of_k0sctl: false,
+        balancers: BTreeSet::new(),
+        of_k0sctl: None,
         release: None,
+        notes: Vec::new(),
     };
+    let repository = images.get("repository");
+    if repository.text().is_some_and(|text| text.ends_with('/')) {
+        let path = repository.path();
+        found.notes.push(format!(
+            "{path} ends with a slash: k0s lists names with two slashes, which no registry has"
+        ));
+    }
     for component in Component::ALL {
         let given = match component {
             Component::EnvoyProxy | Component::Traefik => {
                 let own = balancing.get(component.key());
+                if own.is_given() {
+                    found.balancers.insert(component);
+                }
                 if let Some(policy) = policy(&own.get("imagePullPolicy")) {
                     found.policies.balancers.insert(component, policy);
                 }
@@ -236,7 +272,7 @@ mod tests {
             "kind: Cluster\nspec: {hosts: [], k0s: {dynamicConfig: false}}\n",
         ] {
             let expected = ClusterConfig {
-                is_of_k0sctl: text.contains("hosts"),
+                of_k0sctl: text.contains("hosts").then(|| "{}".to_owned()),
                 ..ClusterConfig::default()
             };
             assert_eq!(read(text), Ok(expected), "{text}");
@@ -280,7 +316,37 @@ mod tests {
         assert_eq!(config.release.as_deref(), Some("v1.34.10+k0s.0"));
         assert_eq!(config.provider, Provider::Calico);
         assert_eq!(config.policies.of(Component::Pause), "Never");
+        assert_eq!(
+            config.of_k0sctl.as_deref(),
+            Some(r#"{"spec":{"images":{"default_pull_policy":"Never"},"network":{"provider":"calico"}}}"#)
+        );
         let wrong = read(&text.replace("calico", "[calico]")).unwrap_err();
         assert!(wrong.contains("spec.k0s.config.spec.network.provider"), "{wrong}");
+    }
+
+    #[test]
+    fn a_running_k0s_names_the_configuration_that_it_was_started_with() {
+        let running = |path: &str| {
+            let text = format!(
+                "apiVersion: k0s.k0sproject.io/v1beta1\nkind: RuntimeConfig\nmetadata: {{creationTimestamp: null}}\n\
+                 spec:\n  k0sVars:\n    DataDir: /var/lib/k0s\n    StartupConfigPath: {path}\n  nodeConfig: null\n"
+            );
+            startup_config(&text, &Limits::default())
+        };
+        assert_eq!(running("/opt/k0s.yaml").as_deref(), Some("/opt/k0s.yaml"));
+        assert_eq!(running("'-'"), None);
+        assert_eq!(running("''"), None);
+        assert_eq!(startup_config("kind: ClusterConfig\n", &Limits::default()), None);
+        assert_eq!(startup_config("", &Limits::default()), None);
+    }
+
+    #[test]
+    fn a_slash_at_the_end_of_the_repository_is_dropped_and_noted() {
+        let with =
+            |repository: &str| read(&format!("spec: {{images: {{repository: '{repository}'}}}}")).unwrap();
+        assert_eq!(with("r.test/a").notes, Vec::<String>::new());
+        let config = with("r.test/a/");
+        assert_eq!(config.repository.as_deref(), Some("r.test/a"));
+        assert!(config.notes[0].starts_with("spec.images.repository ends with a slash"));
     }
 }

@@ -1,8 +1,9 @@
 //! Image sets: the default images of each release of k0s.
 //!
-//! There is one data file for each minor version. Its facts come from k0s's source code at the tag
-//! of each release. `listing` tells how that generation lists its images. `releases` has the images
-//! of each release by component. For other releases the operator gives a file of the same form, or
+//! There is one data file for each minor version. `cargo xtask k0s-releases` writes it, from k0s's
+//! source code at the tag of each release or from a k0s program. `releases` has the images of each
+//! release by component. `listing` tells how these releases list their images. A release may have
+//! another `listing` of its own. For other releases the operator gives a file of the same form, or
 //! the release's own k0s program.
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use crate::{Limits, Problem, Problems};
 use super::Component;
 
 /// The data files, oldest first.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     include_str!("../../data/k0s-v1.29.yaml"),
     include_str!("../../data/k0s-v1.30.yaml"),
     include_str!("../../data/k0s-v1.31.yaml"),
@@ -23,16 +24,32 @@ const FILES: [&str; 8] = [
     include_str!("../../data/k0s-v1.34.yaml"),
     include_str!("../../data/k0s-v1.35.yaml"),
     include_str!("../../data/k0s-v1.36.yaml"),
+    include_str!("../../data/k0s-v1.37.yaml"),
 ];
 
 /// The way in which a generation of k0s lists its images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listing {
+    /// `early`, the first releases of 1.29 to 1.32: as `fixed`, but without the push gateway. The
+    /// pause image is that of the release, whatever the configuration says.
+    Early,
     /// `fixed`, up to 1.35: the same list for Linux with any network, and the load balancer if it
     /// is enabled.
     Fixed,
     /// `by-platform`, from 1.36: the images that the configuration uses on the platform.
     ByPlatform,
+}
+
+impl Listing {
+    /// Returns the listing of a name in a file.
+    fn of(name: &str) -> Option<Listing> {
+        match name {
+            "early" => Some(Listing::Early),
+            "fixed" => Some(Listing::Fixed),
+            "by-platform" => Some(Listing::ByPlatform),
+            _ => None,
+        }
+    }
 }
 
 /// Origin of an image set.
@@ -87,18 +104,24 @@ impl fmt::Display for UnknownRelease {
     }
 }
 
-/// Returns the set of the newest release that is built in.
+/// Returns the set of the newest final release that is built in.
 ///
 /// # Panics
 ///
 /// Never, since a set is built in and a test checks that.
 #[must_use]
 pub fn newest() -> ImageSet {
-    all().pop().expect("sets come with the program")
+    let mut finals = all().into_iter().rev().filter(|set| !is_preview(&set.release));
+    finals.next().expect("sets come with the program")
+}
+
+/// Returns true for an alpha, beta or release candidate.
+fn is_preview(release: &str) -> bool {
+    release.split('+').next().unwrap_or_default().contains('-')
 }
 
 /// Returns the built-in set of a release: of `v1.34.10+k0s.0`, or of the newest release of `1.34`
-/// or `1.34.10`.
+/// or `1.34.10`. A preview needs its full version: `1.37.0-alpha.1`.
 ///
 /// # Errors
 ///
@@ -108,18 +131,36 @@ pub fn builtin(release: &str) -> Result<ImageSet, UnknownRelease> {
     choose(&all(), release)
 }
 
+/// Returns the newest built-in preview of a minor version without a built-in final release, such as
+/// `1.37`.
+#[must_use]
+pub fn preview(wanted: &str) -> Option<ImageSet> {
+    let sets = all().into_iter().rev();
+    let mut of_minor = sets.filter(|set| is_of_release(&set.release, wanted));
+    of_minor.next().filter(|set| is_preview(&set.release))
+}
+
+/// Returns true if `release` is the wanted one in full, or of the wanted version, such as `1.34` or
+/// `1.34.10`.
+#[must_use]
+pub fn is_of_release(release: &str, wanted: &str) -> bool {
+    let own = release.strip_prefix('v').unwrap_or(release);
+    let wanted = wanted.strip_prefix('v').unwrap_or(wanted);
+    let rest = own.strip_prefix(wanted).filter(|_| !wanted.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+']))
+}
+
 /// Returns the set of a release among several.
 ///
 /// # Errors
 /// Returns the same error as [`builtin`].
 pub(super) fn choose(sets: &[ImageSet], release: &str) -> Result<ImageSet, UnknownRelease> {
-    let wanted = release.strip_prefix('v').unwrap_or(release);
-    let is_wanted = |set: &ImageSet| {
-        let own = set.release.strip_prefix('v').unwrap_or(&set.release);
-        let rest = own.strip_prefix(wanted);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+']))
+    // A version alone stands for no preview, since the images of its releases differ.
+    let may_be_preview = is_preview(release);
+    let is_wanted = |set: &&ImageSet| {
+        is_of_release(&set.release, release) && (may_be_preview || !is_preview(&set.release))
     };
-    if let Some(found) = sets.iter().rev().find(|set| !wanted.is_empty() && is_wanted(set)) {
+    if let Some(found) = sets.iter().rev().find(is_wanted) {
         return Ok(found.clone());
     }
     let same_minor = |set: &&ImageSet| minor(&set.release) == minor(release);
@@ -176,11 +217,7 @@ fn parse(text: &str, origin: Origin, limits: &Limits) -> Result<Vec<ImageSet>, P
         .into_iter()
         .next()
         .map_or(Tree::Null, |document| document.tree);
-    let listing = match root.text("listing") {
-        Some("fixed") => Listing::Fixed,
-        Some("by-platform") => Listing::ByPlatform,
-        _ => return Err(one("listing", "must be `fixed` or `by-platform`".to_owned())),
-    };
+    let listing = listing_of(&root, "listing")?;
     let Some(Tree::Map(releases)) = root.get("releases") else {
         return Err(one(
             "releases",
@@ -188,14 +225,21 @@ fn parse(text: &str, origin: Origin, limits: &Limits) -> Result<Vec<ImageSet>, P
         ));
     };
     let sets = releases.iter().map(|(release, images)| {
+        let own = images.get("listing").is_some();
+        let path = format!("releases.{release}.listing");
         Ok(ImageSet {
             release: release.clone(),
-            listing,
+            listing: if own { listing_of(images, &path)? } else { listing },
             origin,
             images: images_of(release, images)?,
         })
     });
     sets.collect()
+}
+
+fn listing_of(tree: &Tree, path: &str) -> Result<Listing, Problems> {
+    let listing = tree.text("listing").and_then(Listing::of);
+    listing.ok_or_else(|| one(path, "must be `early`, `fixed` or `by-platform`".to_owned()))
 }
 
 fn images_of(release: &str, tree: &Tree) -> Result<BTreeMap<Component, Image>, Problems> {
@@ -219,7 +263,11 @@ fn images_of(release: &str, tree: &Tree) -> Result<BTreeMap<Component, Image>, P
             split(reference).ok_or_else(|| one(&path, "must be an image name with a tag".to_owned()))?;
         Ok((component, Image { name, version }))
     };
-    members.iter().map(image).collect()
+    members
+        .iter()
+        .filter(|(key, _)| key != "listing")
+        .map(image)
+        .collect()
 }
 
 /// Splits a reference into name and tag. A digest belongs to the tag, as in k0s.
@@ -275,6 +323,21 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_a_row_for_each_minor_version() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/preparing.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let mut by_minor: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for set in all() {
+            by_minor.entry(minor(&set.release)).or_default().push(set.release);
+        }
+        for (minor, releases) in by_minor {
+            let (first, last) = (&releases[0], &releases[releases.len() - 1]);
+            let row = format!("| {minor} | {} | {first} | {last} |", releases.len());
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn releases_are_found_in_full_and_by_version() {
         for (wanted, found) in [
             ("v1.34.10+k0s.0", "v1.34.10+k0s.0"),
@@ -282,10 +345,21 @@ mod tests {
             ("v1.34.1", "v1.34.1+k0s.1"),
             ("1.34", "v1.34.10+k0s.0"),
             ("v1.29", "v1.29.15+k0s.0"),
+            ("v1.29.1", "v1.29.1+k0s.1"),
+            ("v1.37.0-alpha.1+k0s.0", "v1.37.0-alpha.1+k0s.0"),
+            ("1.37.0-alpha.1", "v1.37.0-alpha.1+k0s.0"),
         ] {
             assert_eq!(builtin(wanted).unwrap().release, found, "{wanted}");
         }
-        assert_eq!(newest().release, all().last().unwrap().release);
+        let newest = newest().release;
+        assert!(!is_preview(&newest) && minor(&newest) == "1.36", "{newest}");
+        let preview = builtin("1.37").unwrap_err().to_string();
+        assert!(preview.contains("only for v1.37.0-alpha.1+k0s.0"), "{preview}");
+        let release = |wanted: &str| super::preview(wanted).map(|set| set.release);
+        assert_eq!(release("1.37").as_deref(), Some("v1.37.0-alpha.1+k0s.0"));
+        for wanted in ["1.36", "1.37.0", "1.38", ""] {
+            assert_eq!(release(wanted), None, "{wanted}");
+        }
         for wanted in ["", "v", "1.3", "1.34.99", "2.0", "latest"] {
             let error = builtin(wanted).unwrap_err().to_string();
             assert!(
@@ -310,6 +384,9 @@ mod tests {
         );
         assert_eq!(read(None).unwrap().release, "v10.0.0+k0s.0");
         assert!(read(Some("8")).unwrap_err().to_string().contains("v9.9.9"));
+        let early = format!("{text}  v10.0.1+k0s.0: {{listing: early}}\n");
+        let set = parse_sets(&early, None, &Limits::default()).unwrap();
+        assert_eq!((set.listing, set.images.len()), (Listing::Early, 0));
         for (text, part) in [
             ("", "listing"),
             ("listing: x", "listing"),
@@ -318,6 +395,10 @@ mod tests {
             (
                 "listing: fixed\nreleases: {a: []}",
                 "releases.a must be a mapping",
+            ),
+            (
+                "listing: fixed\nreleases: {a: {listing: x}}",
+                "releases.a.listing must be `early`",
             ),
             (
                 "listing: fixed\nreleases: {a: {x: b}}",

@@ -2,6 +2,7 @@
 //! a release.
 
 use std::ffi::OsString;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,8 +18,11 @@ use serde::Serialize;
 
 use super::{Kind, Needs, Source, files};
 
-/// The configuration of a running k0s. k0s's program then answers for this configuration and for no
-/// other.
+/// The configuration that k0s reads by default.
+const DEFAULT: &str = "/etc/k0s/k0s.yaml";
+
+/// The file with which a running k0s names the configuration that it was started with. k0s's
+/// program then answers for this configuration and for no other.
 const RUNNING: &str = "/run/k0s/k0s.yaml";
 
 /// The first minor version whose program knows other platforms than its own.
@@ -31,7 +35,8 @@ const LONGEST_ANSWER: u64 = 1 << 20;
 /// The wanted images of k0s, and the sources for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct K0sQuestion {
-    /// The cluster configuration, of k0s or k0sctl. `-` is standard input.
+    /// The cluster configuration, of k0s or k0sctl. `-` is standard input. The default is the
+    /// configuration of this machine, as k0s itself reads it.
     pub k0s_config: Option<PathBuf>,
     /// The release of k0s, such as v1.34.10+k0s.0 or 1.34.
     pub k0s_version: Option<String>,
@@ -111,13 +116,28 @@ struct Asked<'a> {
 }
 
 async fn list(args: &K0sQuestion, platform: Option<&Platform>, notes: &mut Vec<String>) -> Listed {
-    let text = args.k0s_config.as_deref().map(files::read).transpose()?;
+    let given = args.k0s_config.clone();
+    let of_this_node = match given.is_none() && !args.is_release_wanted {
+        true => of_this_node(),
+        false => None,
+    };
+    let is_of_this_node = of_this_node.is_some();
+    let text = given.or(of_this_node).as_deref().map(files::read).transpose()?;
     let config = match &text {
         Some(text) => {
             k0s::parse(&text.text, &Limits::default()).map_err(|problems| in_file(&text.name, &problems))?
         }
         None => ClusterConfig::default(),
     };
+    if let Some(text) = &text {
+        let name = &text.name;
+        if is_of_this_node {
+            notes.push(format!(
+                "the configuration of k0s is {name}, as k0s reads it (--k0s-config names another)"
+            ));
+        }
+        notes.extend(config.notes.iter().map(|note| format!("{name}: {note}")));
+    }
     let host = platforms::host();
     let platform = platform.cloned().unwrap_or_else(|| host.clone());
     let asked = Asked {
@@ -128,6 +148,25 @@ async fn list(args: &K0sQuestion, platform: Option<&Platform>, notes: &mut Vec<S
         platform,
     };
     asked.list(notes).await
+}
+
+/// Returns the path of the configuration that `k0s airgap list-images` reads on this machine, if it
+/// gets no `--config`. Only the user of k0s can read the file of a running k0s.
+fn of_this_node() -> Option<PathBuf> {
+    let running = is_running()
+        .then(|| std::fs::read_to_string(RUNNING).ok())
+        .flatten();
+    let started = running.and_then(|text| k0s::startup_config(&text, &Limits::default()));
+    let path = started.map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
+    // k0s works without its default file, but not without a file that it was given.
+    (path != Path::new(DEFAULT) || path.exists()).then_some(path)
+}
+
+/// Returns true if k0s runs. It then holds the lock beside its file. A killed k0s leaves both files
+/// behind without the lock. Source: k0s, `pkg/config/runtime.go`.
+fn is_running() -> bool {
+    let lock = File::open(format!("{RUNNING}.lock")).map(|file| file.try_lock_shared());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
 }
 
 fn in_file(name: &str, problems: &requirements::Problems) -> String {
@@ -153,10 +192,7 @@ impl Asked<'_> {
             return self.by_set(&set, Some(text.name));
         }
         if let Some(program) = &self.args.k0s {
-            if self.config.is_of_k0sctl {
-                return Err("k0s itself reads no configuration of k0sctl: leave --k0s out".to_owned());
-            }
-            if Path::new(RUNNING).exists() {
+            if self.is_answered_for_another() {
                 notes.push(format!(
                     "k0s runs here, so its program answers for {RUNNING} and ignores any other configuration"
                 ));
@@ -165,8 +201,16 @@ impl Asked<'_> {
             return self.by_program(program, release).await;
         }
         if let Some(release) = release {
-            let set = k0s::builtin(release).map_err(|error| error.to_string())?;
-            return self.by_set(&set, None);
+            return match k0s::builtin(release) {
+                Ok(set) => self.by_set(&set, None),
+                Err(unknown) => match self.installed_release(release, notes).await {
+                    Some(listed) => Ok(listed),
+                    None => match self.preview(release, notes) {
+                        Some(set) => self.by_set(&set, None),
+                        None => Err(unknown.to_string()),
+                    },
+                },
+            };
         }
         if self.args.is_release_wanted {
             return Err("no release of k0s is given: set `require.k0sVersion`".to_owned());
@@ -186,36 +230,68 @@ impl Asked<'_> {
 
     /// Asks the installed program for its images, or at least for its release.
     async fn installed(&self, notes: &mut Vec<String>) -> Option<(Vec<Source>, K0sAnswer)> {
-        let program = find()?;
-        let release = match version(&program).await {
-            Ok(release) => release,
-            Err(error) => {
-                notes.push(error);
-                return None;
-            }
-        };
-        let knows_platform = minor(&release).is_some_and(|minor| minor >= PLATFORM_SINCE);
-        let cannot = if self.config.is_of_k0sctl {
-            Some("it reads no configuration of k0sctl".to_owned())
-        } else if Path::new(RUNNING).exists() {
-            Some(format!("while k0s runs, it answers only for {RUNNING}"))
-        } else if self.is_foreign && !knows_platform {
-            Some("it lists images only for its own platform".to_owned())
-        } else {
-            None
-        };
-        let why = match cannot {
-            Some(why) => why,
-            None => match self.by_program(&program, release.clone()).await {
-                Ok(listed) => return Some(listed),
-                Err(why) => why,
-            },
-        };
-        notes.push(format!("{} {release} cannot be asked: {why}", program.display()));
+        let (program, release) = installed_k0s(notes).await?;
+        if let Some(listed) = self.by_installed(&program, &release, notes).await {
+            return Some(listed);
+        }
         let set = k0s::builtin(&release)
             .map_err(|unknown| notes.push(unknown.to_string()))
             .ok()?;
         self.by_set(&set, None).map_err(|error| notes.push(error)).ok()
+    }
+
+    /// Asks the installed program if it is of this release.
+    async fn installed_release(
+        &self,
+        wanted: &str,
+        notes: &mut Vec<String>,
+    ) -> Option<(Vec<Source>, K0sAnswer)> {
+        if self.args.is_release_wanted {
+            return None;
+        }
+        let (program, release) = installed_k0s(notes).await?;
+        if !k0s::is_of_release(&release, wanted) {
+            notes.push(format!("{} is k0s {release}, not {wanted}", program.display()));
+            return None;
+        }
+        self.by_installed(&program, &release, notes).await
+    }
+
+    /// Returns the set of a preview if a version without a final release is wanted.
+    fn preview(&self, wanted: &str, notes: &mut Vec<String>) -> Option<ImageSet> {
+        if self.args.is_release_wanted {
+            return None;
+        }
+        let set = k0s::preview(wanted)?;
+        notes.push(format!(
+            "no final release of k0s {wanted} is known: these are the images of the preview {}",
+            set.release
+        ));
+        Some(set)
+    }
+
+    async fn by_installed(
+        &self,
+        program: &Path,
+        release: &str,
+        notes: &mut Vec<String>,
+    ) -> Option<(Vec<Source>, K0sAnswer)> {
+        let knows_platform = minor(release).is_some_and(|minor| minor >= PLATFORM_SINCE);
+        let listed = if self.is_answered_for_another() {
+            Err(format!("while k0s runs, it answers only for {RUNNING}"))
+        } else if self.is_foreign && !knows_platform {
+            Err("it lists images only for its own platform".to_owned())
+        } else {
+            self.by_program(program, release.to_owned()).await
+        };
+        listed
+            .map_err(|why| notes.push(format!("{} {release} cannot be asked: {why}", program.display())))
+            .ok()
+    }
+
+    /// Returns true if the program would answer for another configuration: that of the running k0s.
+    fn is_answered_for_another(&self) -> bool {
+        self.args.k0s_config.is_some() && is_running()
     }
 
     fn by_set(&self, set: &ImageSet, path: Option<String>) -> Listed {
@@ -242,12 +318,13 @@ impl Asked<'_> {
         if self.is_foreign {
             arguments.push(format!("--platform={}", self.platform).into());
         }
-        // Without a configuration the program would read any configuration in /etc/k0s.
         arguments.push("--config=-".into());
+        let of_k0sctl = self.config.of_k0sctl.as_deref();
         let text = self.text.as_ref().map_or("{}", |text| &text.text);
+        let text = of_k0sctl.unwrap_or(text);
         let answer = ask(program, &arguments, text).await?;
-        let sources = lists::parse(&answer).into_iter().map(|line| {
-            let reference = line.reference;
+        let sources = lists::parse(&answer).into_iter().map(|entry| {
+            let reference = entry.reference;
             match reference.parse::<Reference>() {
                 Ok(_) => Ok(Source {
                     pull_policy: Some(self.config.policies.of(k0s::Component::Pause).to_owned()),
@@ -292,13 +369,33 @@ impl Asked<'_> {
     }
 }
 
+/// Returns true if a file is the program of a distribution. The name `k0s` may be a link to this
+/// program, which answers the command lines of k0s.
+#[must_use]
+pub fn is_foreign_program(file: &Path) -> bool {
+    let Ok(target) = std::fs::canonicalize(file) else {
+        return false;
+    };
+    // An update replaces the file of a running daemon. Then only its name tells.
+    let is_own = target.file_name().is_some_and(|name| name == "airgapd")
+        || std::env::current_exe().is_ok_and(|own| std::fs::canonicalize(own).is_ok_and(|own| own == target));
+    target.is_file() && !is_own
+}
+
 /// Finds the program of k0s on this machine.
 fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/local/bin")]);
     folders
         .map(|folder| folder.join("k0s"))
-        .find(|file| file.is_file())
+        .find(|file| is_foreign_program(file))
+}
+
+/// Returns the installed program and its release.
+async fn installed_k0s(notes: &mut Vec<String>) -> Option<(PathBuf, String)> {
+    let program = find()?;
+    let release = version(&program).await.map_err(|error| notes.push(error)).ok()?;
+    Some((program, release))
 }
 
 async fn version(program: &Path) -> Result<String, String> {

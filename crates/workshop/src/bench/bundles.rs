@@ -40,6 +40,13 @@ pub(super) struct Bundle {
     pub(super) records: usize,
 }
 
+impl Bundle {
+    /// Returns the number of its images, each with one name.
+    pub(super) fn images(&self) -> usize {
+        self.records / 2
+    }
+}
+
 impl Bundles {
     pub(super) fn in_target(target: &Path) -> Result<Self> {
         let folder = target.join("bench").join(VERSION);
@@ -189,7 +196,7 @@ fn single(release: &str) -> Layout {
     })
 }
 
-fn image(name: &str, layers: &[Layer]) -> Image {
+pub(super) fn image(name: &str, layers: &[Layer]) -> Image {
     let image = Image::unnamed()
         .containerd_name(name)
         .ref_name("1")
@@ -200,7 +207,7 @@ fn image(name: &str, layers: &[Layer]) -> Image {
 }
 
 /// The platform of this machine, in containerd's words.
-const PLATFORM: &str = if cfg!(target_arch = "aarch64") {
+pub(super) const PLATFORM: &str = if cfg!(target_arch = "aarch64") {
     "linux/arm64"
 } else {
     "linux/amd64"
@@ -287,7 +294,8 @@ impl Noise {
         number % end
     }
 
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
+    /// Returns this number of bytes.
+    pub(super) fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length + 12);
         while bytes.len() < length {
             bytes.extend_from_slice(&self.next().to_le_bytes());

@@ -1,4 +1,5 @@
-//! The contenders: airgapd, two ways of containerd's own importer, and the limits of the machine.
+//! The contenders: airgapd, two ways of containerd's own importer, k0s' way, and the limits of the
+//! machine.
 
 use std::fs::File;
 use std::io;
@@ -7,15 +8,17 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use lab::Generation;
 use lab::runtime::NAMESPACE;
 
 use super::measure::{self, Sample};
 use super::trees::Contents;
 use super::{Bench, machine};
+use crate::daemon::without_our_environment;
 
 /// A program or a limit that is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Contender {
     /// `airgapd import`, or the daemon.
     Airgapd,
@@ -33,6 +36,11 @@ pub(super) enum Contender {
     CtrLocalPiped,
     /// [`Ctr`](Self::Ctr) behind a decompressor.
     CtrPiped,
+    /// `airgapd import -`, which decompresses the bundle itself.
+    AirgapdPiped,
+    /// The importer inside k0s with its watch: [`CtrLocal`](Self::CtrLocal) after ten seconds
+    /// without a change in the folder.
+    K0s,
     /// Only the checksum, with the processor's instructions for SHA-256.
     Hash,
     /// Only the copy, until it is on the disk.
@@ -53,10 +61,18 @@ impl Contender {
             Self::Ctr => "ctr import",
             Self::CtrLocalPiped => "decompressor | ctr import --local --no-unpack",
             Self::CtrPiped => "decompressor | ctr import",
+            Self::AirgapdPiped => "cat | airgapd import -",
+            Self::K0s => "k0s' way",
             Self::Hash => "openssl dgst -sha256",
             Self::Copy => "cp and fsync",
             Self::Extract => "hash, decompress, extract and sync",
         }
+    }
+
+    /// Returns the contender of a name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let mut all = Self::value_variants().iter().copied();
+        all.find(|contender| contender.name() == name)
     }
 
     /// Returns true if its import unpacks the layers.
@@ -64,7 +80,8 @@ impl Contender {
         match self {
             Self::AirgapdUnpacking | Self::AirgapdBackground | Self::CtrLocalUnpacking => true,
             Self::Ctr | Self::CtrPiped => true,
-            Self::Airgapd | Self::CtrLocal | Self::CtrLocalPiped => false,
+            Self::Airgapd | Self::CtrLocal | Self::CtrLocalPiped | Self::K0s => false,
+            Self::AirgapdPiped => false,
             Self::Hash | Self::Copy | Self::Extract => false,
         }
     }
@@ -79,7 +96,7 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     }
     rest(bench, &bundle.path)?;
     let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path)?)?;
-    let _ = std::fs::remove_file(bench.folder.path().join("copy"));
+    let _ = std::fs::remove_file(copied(bench));
     Ok(sample)
 }
 
@@ -100,20 +117,25 @@ pub(super) fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Re
         Contender::AirgapdBackground => vec![airgapd(bench, "background", bundle)],
         Contender::AirgapdUnpacking => vec![airgapd(bench, "before-record", bundle)],
         Contender::CtrLocalUnpacking => vec![ctr(bench, &["--local"], bundle)],
-        Contender::CtrLocal => vec![ctr(bench, local(bench), bundle)],
+        Contender::CtrLocal | Contender::K0s => vec![ctr(bench, local(bench), bundle)],
         Contender::Ctr => vec![ctr(bench, &[], bundle)],
         Contender::CtrLocalPiped => vec![
             decompressor(bench, bundle),
             ctr(bench, local(bench), Path::new("-")),
         ],
         Contender::CtrPiped => vec![decompressor(bench, bundle), ctr(bench, &[], Path::new("-"))],
+        Contender::AirgapdPiped => {
+            let mut cat = Command::new("cat");
+            cat.arg(bundle);
+            vec![cat, airgapd(bench, "none", Path::new("-"))]
+        }
         Contender::Hash => {
             let mut openssl = Command::new("openssl");
             openssl.args(["dgst", "-sha256"]).arg(bundle);
             vec![openssl]
         }
         Contender::Copy => {
-            let copy = bench.folder.path().join("copy");
+            let copy = copied(bench);
             let mut shell = Command::new("sh");
             shell
                 .args(["-c", "cp \"$0\" \"$1\" && sync \"$1\""])
@@ -123,6 +145,11 @@ pub(super) fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Re
         }
         Contender::Extract => vec![extract(bench, bundle)?],
     })
+}
+
+/// Returns the path of the file of [`Contender::Copy`].
+pub(super) fn copied(bench: &Bench) -> PathBuf {
+    bench.folder.path().join("copy")
 }
 
 /// Returns the folder for the files of [`Contender::Extract`], on the disk of containerd's
@@ -168,13 +195,6 @@ fn airgapd(bench: &Bench, unpack: &str, bundle: &Path) -> Command {
         .arg(bundle);
     without_our_environment(&mut command);
     command
-}
-
-/// Removes the bench's own `AIRGAPD_` variables, so that they do not configure the daemon.
-pub(super) fn without_our_environment(command: &mut Command) {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AIRGAPD_")) {
-        command.env_remove(name);
-    }
 }
 
 fn ctr(bench: &Bench, flags: &[&str], bundle: &Path) -> Command {

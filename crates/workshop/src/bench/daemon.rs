@@ -1,23 +1,26 @@
 //! Measures the daemon: the time until it is ready after a restart, and until a new bundle is
 //! imported.
 
-use std::fs;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::fs::{self, File};
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
-use super::bundles::RUNNABLE;
-use super::contender::{Contender, without_our_environment};
+use super::bundles::{Bundle, RUNNABLE};
+use super::contender::{self, Contender};
 use super::events::Events;
 use super::measure::{self, Sample};
 use super::{Bench, Scenario};
+use crate::daemon::{Daemon, Places};
 
 /// Longest time for any step here.
-const WITHIN: Duration = Duration::from_secs(120);
+const WITHIN: Duration = Duration::from_secs(600);
 
 /// Number of bundles, with ten images each, in the folder of the restarted daemon.
 const MANY: usize = 50;
@@ -31,17 +34,17 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
             let bundle = bench.bundles.many(number)?;
             fs::copy(&bundle.path, node.images.join(format!("many-{number}.tar")))?;
         }
-        let mut first = Daemon::start(bench, &node)?;
+        let mut first = node.start(bench, &[])?;
         first.until_in_place(MANY, 10 * MANY)?;
         first.stop()?;
     }
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
         let started = Instant::now();
-        let mut daemon = Daemon::start(bench, &node)?;
+        let mut daemon = node.start(bench, &[])?;
         daemon.until_in_place(MANY, 10 * MANY)?;
         let wall = started.elapsed().as_secs_f64();
-        let (cpu, peak) = daemon.usage()?;
+        let (cpu, peak) = usage(&daemon)?;
         daemon.stop()?;
         Ok(Sample {
             wall,
@@ -52,29 +55,91 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
     })
 }
 
-/// Copies a bundle into the folder of a running daemon, and waits until containerd reports the last
-/// record.
-pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
+/// Puts a bundle into the folder, and waits until containerd reports the importer's last record.
+///
+/// The other importers make one record of each image. airgapd also makes one with the digest.
+pub(super) fn drop_in(bench: &Bench, contender: Contender) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
     let node = Node::anew(bench)?;
     let events = Events::of(bench)?;
-    let mut daemon = Daemon::start(bench, &node)?;
-    daemon.until_in_place(0, 0)?;
-    rustix::fs::sync();
+    let mut daemon = match contender {
+        Contender::Airgapd => Some(node.start(bench, &[])?),
+        _ => None,
+    };
+    if let Some(daemon) = &mut daemon {
+        daemon.until_in_place(0, 0)?;
+    }
+    let changes = match contender {
+        Contender::K0s => Some(Changes::of(&node.images)?),
+        _ => None,
+    };
+    contender::rest(bench, &bundle.path)?;
     measure::around(&bench.containerd, || {
-        let (before, _) = daemon.usage()?;
-        fs::copy(&bundle.path, node.images.join("dropped.tar"))?;
-        let closed = Instant::now();
-        let last = events.wait_for(bundle.records)?;
-        let (cpu, peak) = daemon.usage()?;
-        daemon.stop()?;
+        let before = daemon.as_ref().map(usage).transpose()?;
+        let dropped = node.drop_in(bench.scenario, &bundle)?;
+        let since = |last: Instant| last.duration_since(dropped).as_secs_f64();
+        if let (Some(daemon), Some((before, _))) = (&mut daemon, before) {
+            let last = events.wait_for(bundle.records)?;
+            let (cpu, peak) = usage(daemon)?;
+            daemon.stop()?;
+            return Ok(Sample {
+                wall: since(last),
+                cpu: cpu - before,
+                peak,
+                ..Sample::default()
+            });
+        }
+        if let Some(changes) = changes {
+            changes.until_none_for(K0S_WAITS)?;
+        }
+        let import = measure::run(contender::commands(bench, contender, &node.dropped())?)?;
+        let last = events.wait_for(bundle.images())?;
         Ok(Sample {
-            wall: last.duration_since(closed).as_secs_f64(),
-            cpu: cpu - before,
-            peak,
-            ..Sample::default()
+            wall: since(last),
+            ..import
         })
     })
+}
+
+/// Time without a change in the folder after which k0s imports it: `installWatcher` in k0s,
+/// pkg/component/worker/ocibundle.go.
+const K0S_WAITS: Duration = Duration::from_secs(10);
+
+/// The changes of a folder that wake k0s: all but the closing of files.
+struct Changes(Receiver<()>);
+
+impl Changes {
+    fn of(folder: &Path) -> Result<Self> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC)?;
+        let wanted = WatchFlags::CREATE
+            | WatchFlags::MODIFY
+            | WatchFlags::ATTRIB
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE;
+        inotify::add_watch(&inotify, folder, wanted)?;
+        let (teller, told) = channel();
+        // The thread ends with the folder, which the next run removes.
+        thread::spawn(move || {
+            let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+            let mut reader = inotify::Reader::new(inotify, &mut buffer);
+            while let Ok(event) = reader.next() {
+                if event.events().contains(ReadFlags::IGNORED) || teller.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self(told))
+    }
+
+    /// Waits for a first change, and then until there is none for this time.
+    fn until_none_for(&self, quiet: Duration) -> Result<()> {
+        self.0
+            .recv_timeout(WITHIN)
+            .context("the kernel reports no change of the folder")?;
+        while self.0.recv_timeout(quiet).is_ok() {}
+        Ok(())
+    }
 }
 
 /// Copies a bundle into the folder of a running daemon, waits for its records and runs a container.
@@ -87,13 +152,12 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
         _ => "none",
     };
     let events = Events::of(bench)?;
-    let mut daemon = Daemon::start_with(bench, &node, &[("AIRGAPD_UNPACK", unpack)])?;
+    let mut daemon = node.start(bench, &[("AIRGAPD_UNPACK", unpack)])?;
     daemon.until_in_place(0, 0)?;
     rustix::fs::sync();
     measure::around(&bench.containerd, || {
-        let (before, _) = daemon.usage()?;
-        fs::copy(&bundle.path, node.images.join("dropped.tar"))?;
-        let mut since = Instant::now();
+        let (before, _) = usage(&daemon)?;
+        let mut since = node.drop_in(bench.scenario, &bundle)?;
         events.wait_for(bundle.records)?;
         if bench.scenario == Scenario::First {
             daemon.until_in_place(1, 1)?;
@@ -101,7 +165,7 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
         }
         bench.containerd.run(RUNNABLE, &["/bin/busybox", "true"])?;
         let wall = since.elapsed().as_secs_f64();
-        let (cpu, peak) = daemon.usage()?;
+        let (cpu, peak) = usage(&daemon)?;
         daemon.stop()?;
         Ok(Sample {
             wall,
@@ -113,13 +177,13 @@ pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
 }
 
 /// The folders of a node.
-struct Node {
-    images: PathBuf,
-    state: PathBuf,
+pub(super) struct Node {
+    pub(super) images: PathBuf,
+    pub(super) state: PathBuf,
 }
 
 impl Node {
-    fn of(bench: &Bench) -> Self {
+    pub(super) fn of(bench: &Bench) -> Self {
         let folder = bench.folder.path();
         Self {
             images: folder.join("images"),
@@ -138,7 +202,40 @@ impl Node {
         Ok(node)
     }
 
-    fn create(&self) -> Result<()> {
+    /// Returns the path of a dropped bundle.
+    fn dropped(&self) -> PathBuf {
+        self.images.join("dropped.tar")
+    }
+
+    /// Puts a bundle into the folder the way of a scenario. Returns the time of the last change.
+    fn drop_in(&self, scenario: Scenario, bundle: &Bundle) -> Result<Instant> {
+        // rsync and others write into a hidden file and rename it.
+        let hidden = self.images.join(".dropped.tar.part");
+        let written = match scenario {
+            Scenario::DropRenamed => &hidden,
+            _ => &self.dropped(),
+        };
+        let mut file = File::create(written)?;
+        io::copy(&mut File::open(&bundle.path)?, &mut file)?;
+        drop(file);
+        if scenario == Scenario::DropRenamed {
+            fs::rename(&hidden, self.dropped())?;
+        }
+        Ok(Instant::now())
+    }
+
+    /// Starts a daemon on this node.
+    pub(super) fn start(&self, bench: &Bench, settings: &[(&str, &str)]) -> Result<Daemon> {
+        let places = Places {
+            folder: bench.folder.path(),
+            images: &self.images,
+            state: &self.state,
+            address: &bench.containerd.socket(),
+        };
+        Daemon::start(&bench.program, &places, settings)
+    }
+
+    pub(super) fn create(&self) -> Result<()> {
         fs::create_dir(&self.images)?;
         fs::create_dir(&self.state)?;
         Ok(())
@@ -151,134 +248,11 @@ impl Node {
     }
 }
 
-/// A running daemon that sends this program the messages for systemd.
-struct Daemon {
-    child: Child,
-    notifications: UnixDatagram,
-}
-
-impl Daemon {
-    fn start(bench: &Bench, node: &Node) -> Result<Self> {
-        Self::start_with(bench, node, &[])
-    }
-
-    /// Starts the daemon with settings as environment variables.
-    fn start_with(bench: &Bench, node: &Node, settings: &[(&str, &str)]) -> Result<Self> {
-        let path = bench.folder.path().join("notify.sock");
-        if path.exists() {
-            fs::remove_file(&path)?;
-        }
-        let notifications = UnixDatagram::bind(&path)?;
-        let mut command = Command::new(&bench.program);
-        command
-            .args(["run", "--quiet", "--config"])
-            .arg(bench.folder.path().join("config.yaml"))
-            .arg("--images-dir")
-            .arg(&node.images)
-            .arg("--state-dir")
-            .arg(&node.state)
-            .arg("--address")
-            .arg(bench.containerd.socket())
-            .stdin(Stdio::null());
-        without_our_environment(&mut command);
-        // The removal of this process's variables comes first, since the daemon needs this one.
-        command.env("NOTIFY_SOCKET", &path).envs(settings.iter().copied());
-        let child = command.spawn().context("cannot start the daemon")?;
-        Ok(Self { child, notifications })
-    }
-
-    /// Waits until the daemon is healthy with this number of bundles, and all their images are in
-    /// place.
-    fn until_in_place(&mut self, bundles: usize, images: usize) -> Result<()> {
-        self.notifications
-            .set_read_timeout(Some(Duration::from_millis(200)))?;
-        let deadline = Instant::now() + WITHIN;
-        let (mut message, mut last) = ([0; 4096], String::new());
-        while Instant::now() < deadline {
-            if let Ok(length) = self.notifications.recv(&mut message) {
-                last = String::from_utf8_lossy(&message[..length]).into_owned();
-                if last.lines().any(|line| is_in_place(line, bundles, images)) {
-                    return Ok(());
-                }
-            }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the daemon exited on its own ({status})");
-            }
-        }
-        bail!(
-            "the daemon did not report {bundles} bundles and {images} images in place in {} s. Its last status was {last:?}",
-            WITHIN.as_secs()
-        )
-    }
-
-    /// Returns the processor time in seconds and the peak memory in MiB so far.
-    fn usage(&self) -> Result<(f64, f64)> {
-        let pid = self.child.id();
-        Ok((
-            measure::cpu_of(pid)?,
-            measure::mib(measure::peak_of(pid).unwrap_or(0)),
-        ))
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Returns true if a line for systemd reports a healthy daemon with this number of bundles.
-fn is_in_place(line: &str, bundles: usize, images: usize) -> bool {
-    let Some(line) = line.strip_prefix("STATUS=healthy; ") else {
-        return false;
-    };
-    let mut parts = line.split([',', ';']).map(str::trim);
-    let number = |text: &str| text.split(' ').next()?.parse().ok();
-    let is_whole = parts
-        .next()
-        .is_some_and(|text| text.starts_with(&format!("{images} of {images} ")));
-    is_whole && parts.next().and_then(number) == Some(bundles)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_in_place;
-
-    #[test]
-    fn a_healthy_daemon_with_all_images_is_recognised() {
-        let table = [
-            (
-                "STATUS=healthy; 0 of 0 images in place, 0 bundles; containerd 2.1.9",
-                (0, 0),
-                true,
-            ),
-            (
-                "STATUS=healthy; 1 of 1 image in place, 1 bundle; containerd 2.1.9",
-                (1, 1),
-                true,
-            ),
-            (
-                "STATUS=healthy; 0 of 1 images in place, 1 bundle, 1 importing",
-                (1, 1),
-                false,
-            ),
-            (
-                "STATUS=healthy; 20 of 20 images in place, 20 bundles",
-                (2, 20),
-                false,
-            ),
-            ("STATUS=waiting; 0 of 0 images in place, 0 bundles", (0, 0), false),
-            ("READY=1", (0, 0), false),
-        ];
-        for (line, (bundles, images), expected) in table {
-            assert_eq!(is_in_place(line, bundles, images), expected, "{line}");
-        }
-    }
+/// Returns the processor time of a daemon in seconds and its peak memory in MiB so far.
+pub(super) fn usage(daemon: &Daemon) -> Result<(f64, f64)> {
+    let pid = daemon.pid();
+    Ok((
+        measure::cpu_of(pid)?,
+        measure::mib(measure::peak_of(pid).unwrap_or(0)),
+    ))
 }

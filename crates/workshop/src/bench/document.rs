@@ -1,7 +1,8 @@
-//! Makes `docs/performance.md` from the results of the bench.
+//! Makes `docs/performance.md` and `docs/performance-details.md` from the results of the bench.
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lab::workspace;
@@ -9,26 +10,47 @@ use lab::workspace;
 use super::contender::Contender;
 use super::measure::Sample;
 use super::results::Outcome;
+use super::scenario::Scenario;
 
 /// The method and the meaning of the figures. This text is written by hand.
 const METHOD: &str = include_str!("method.md");
 
+/// The first lines of the page with the details.
+const DETAILS: &str = "# Performance in detail\n\n[performance.md](performance.md) has the ratios and the method. This page has all measurements, and\nshows where the time goes. `cargo xtask bench` makes it.\n";
+
 /// The anatomy of the times. This text is written by hand.
 const ANATOMY: &str = include_str!("anatomy.md");
 
-/// Writes the document from all results that this machine has.
+/// Writes both documents from all saved results.
 pub(super) fn write() -> Result<()> {
-    let outcomes = Outcome::all_saved()?;
-    let path = workspace().join("docs/performance.md");
-    fs::write(&path, text(&outcomes)).with_context(|| format!("cannot write {}", path.display()))
+    for (path, text) in pages(&Outcome::all_saved()?) {
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
-fn text(outcomes: &[Outcome]) -> String {
-    let mut text = "# Performance\n\nThe figures are airgapd's time, divided by the time in the head of the column. Below 1, airgapd is\nfaster. [Method](#method) explains the columns.\n\n"
+/// Returns each document with its path.
+fn pages(outcomes: &[Outcome]) -> [(PathBuf, String); 2] {
+    let docs = workspace().join("docs");
+    [
+        (docs.join("performance.md"), summary(outcomes)),
+        (docs.join("performance-details.md"), details(outcomes)),
+    ]
+}
+
+/// Returns the page with the ratios, the targets and the method.
+fn summary(outcomes: &[Outcome]) -> String {
+    let mut text = "# Performance\n\nThe figures are airgapd's time, divided by the time in the head of the column. Below 1, airgapd is\nfaster. [Method](#method) explains the columns. An empty cell has no comparison to the same end.\n\n"
         .to_owned();
-    text += "| scenario | containerd | `ctr import --local --no-unpack` | `ctr import` | floor |\n|---|---|---:|---:|---:|\n";
+    text += "| scenario | containerd | `ctr import` | `ctr import --local --no-unpack` | k0s' way | floor |\n|---|---|---:|---:|---:|---:|\n";
     for outcome in outcomes {
         ratios(&mut text, outcome);
+    }
+    text += "\n## Targets and results\n\n";
+    text +=
+        "| scenario | containerd | measure | measured | target, at most | |\n|---|---|---|---:|---:|---|\n";
+    for outcome in outcomes {
+        promises(&mut text, outcome);
     }
     text += "\n";
     text += METHOD;
@@ -37,12 +59,12 @@ fn text(outcomes: &[Outcome]) -> String {
     machines.sort();
     machines.dedup();
     text += &machines.join("\n");
-    text += "\n## Targets and results\n\n";
-    text +=
-        "| scenario | containerd | measure | measured | target, at most | |\n|---|---|---|---:|---:|---|\n";
-    for outcome in outcomes {
-        promises(&mut text, outcome);
-    }
+    text
+}
+
+/// Returns the page with all measurements and the anatomy of the times.
+fn details(outcomes: &[Outcome]) -> String {
+    let mut text = DETAILS.to_owned();
     text += "\n## All measurements\n";
     for outcome in outcomes {
         figures(&mut text, outcome);
@@ -54,11 +76,20 @@ fn text(outcomes: &[Outcome]) -> String {
 
 /// Writes airgapd's shares of the times of others. A scenario without others gets no row.
 fn ratios(text: &mut String, outcome: &Outcome) {
+    use Contender::{Ctr, CtrLocal, CtrLocalPiped, CtrPiped, K0s};
     let share = |others: &[Contender]| outcome.share_of_time(others);
+    let scenario = Scenario::named(&outcome.scenario);
+    let local = share(&[CtrLocal]).or_else(|| share(&[CtrLocalPiped]));
+    // k0s leaves the layers packed, and the first containers unpack them.
+    let (local, k0s) = match scenario {
+        Some(Scenario::Runnable | Scenario::RunnableZstd) => (None, local),
+        _ => (local, share(&[K0s])),
+    };
     let shares = [
-        share(&[Contender::CtrLocal]).or_else(|| share(&[Contender::CtrLocalPiped])),
-        share(&[Contender::Ctr]).or_else(|| share(&[Contender::CtrPiped])),
-        share(&[Contender::Hash, Contender::Copy]).or_else(|| share(&[Contender::Extract])),
+        share(&[Ctr]).or_else(|| share(&[CtrPiped])),
+        local,
+        k0s,
+        scenario.and_then(|scenario| share(scenario.floor())),
     ];
     if shares.iter().all(Option::is_none) {
         return;
@@ -75,7 +106,7 @@ fn ratios(text: &mut String, outcome: &Outcome) {
 }
 
 fn promises(text: &mut String, outcome: &Outcome) {
-    for promise in &outcome.promises {
+    for promise in &outcome.promises() {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {:.3} | {} | {} |",
@@ -225,52 +256,60 @@ mod tests {
     }
 
     #[test]
-    fn the_page_begins_with_the_ratios_and_ends_with_the_anatomy() {
+    fn the_page_begins_with_the_ratios_and_the_details_have_the_rest() {
         use Contender::{
-            Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Extract, Hash,
+            Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Extract, Hash, K0s,
         };
         let cold = [
             (Airgapd, 1.0),
+            (AirgapdUnpacking, 6.0),
             (CtrLocal, 2.0),
             (Ctr, 8.0),
             (Hash, 0.3),
             (Copy, 0.5),
         ];
-        let text = text(&[
+        let outcomes = [
             outcome("cold", &cold),
             outcome("zstd", &[(Airgapd, 1.0), (CtrLocalPiped, 4.0), (CtrPiped, 5.0)]),
             outcome("restart", &[(Airgapd, 1.0)]),
+            outcome("drop", &[(Airgapd, 1.0), (CtrLocal, 0.8), (K0s, 10.0)]),
             outcome(
                 "runnable",
                 &[
                     (AirgapdUnpacking, 3.0),
                     (Airgapd, 9.0),
                     (Ctr, 4.0),
+                    (CtrLocal, 5.0),
                     (Extract, 2.0),
                 ],
             ),
             outcome("first", &[(AirgapdUnpacking, 1.0), (Airgapd, 9.0)]),
-        ]);
-        let (ratios, rest) = text.split_once("\n## Method\n").expect("the method follows");
+        ];
+        let [(_, summary), (_, details)] = pages(&outcomes);
+        let (ratios, rest) = summary.split_once("\n## Targets").expect("the targets follow");
         let rows: Vec<_> = ratios.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(
             rows,
             [
-                "| `cold`: an import | 2.1.9 | 0.500 | 0.125 | 1.250 |",
-                "| `zstd`: an import | 2.1.9 | 0.250 | 0.200 | |",
-                "| `runnable`: an import | 2.1.9 | | 0.750 | 1.500 |",
+                "| `cold`: an import | 2.1.9 | 0.750 | 0.500 | | 1.250 |",
+                "| `zstd`: an import | 2.1.9 | | 0.250 | | |",
+                "| `drop`: an import | 2.1.9 | | 1.250 | 0.100 | 1.250 |",
+                "| `runnable`: an import | 2.1.9 | 0.750 | | 0.600 | 1.500 |",
             ]
         );
-        assert!(rest.contains("### `restart` on containerd 2.1.9: an import"));
-        assert!(text.ends_with(ANATOMY));
+        assert!(rest.contains(METHOD));
+        assert!(details.contains("### `restart` on containerd 2.1.9: an import"));
+        assert!(details.ends_with(ANATOMY));
     }
 
     #[test]
-    fn the_committed_page_is_made_from_the_saved_results() {
-        let page = fs::read_to_string(workspace().join("docs/performance.md")).unwrap();
-        assert!(
-            page == super::text(&Outcome::all_saved().unwrap()),
-            "docs/performance.md differs from its parts: run `cargo xtask bench --document`"
-        );
+    fn the_committed_pages_are_made_from_the_saved_results() {
+        for (path, text) in pages(&Outcome::all_saved().unwrap()) {
+            assert!(
+                fs::read_to_string(&path).unwrap() == text,
+                "{} differs from its parts: run `cargo xtask bench --document`",
+                path.display()
+            );
+        }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::contender::Contender;
 use super::machine::{self, Machine};
 use super::measure::Sample;
-use super::scenario::{self, Measure, Scenario, Target};
+use super::scenario::{Measure, Scenario, Target};
 
 /// The results of a scenario on one containerd.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -32,7 +32,6 @@ pub(super) struct Outcome {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) yardsticks: Vec<String>,
     pub(super) contenders: Vec<Measured>,
-    pub(super) promises: Vec<Promise>,
 }
 
 /// The cost of a contender.
@@ -58,7 +57,7 @@ pub(super) struct Shares {
 }
 
 /// A promise and its result.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub(super) struct Promise {
     /// Subject of the promise, in words.
     pub(super) measure: String,
@@ -79,10 +78,6 @@ impl Outcome {
             median: median_of(samples),
             walls: samples.iter().map(|sample| rounded(sample.wall)).collect(),
         });
-        let promises = scenario
-            .targets()
-            .iter()
-            .filter_map(|target| promise(target, measured));
         Self {
             scenario: scenario.name().to_owned(),
             title: scenario.title().to_owned(),
@@ -97,14 +92,44 @@ impl Outcome {
                 .map(|yardstick| yardstick.name().to_owned())
                 .collect(),
             contenders: contenders.collect(),
-            promises: promises.collect(),
         }
+    }
+
+    /// Returns the promises about this scenario. Leaves out a promise that names a contender
+    /// without figures.
+    pub(super) fn promises(&self) -> Vec<Promise> {
+        let targets = Scenario::named(&self.scenario).map_or(&[][..], Scenario::targets);
+        targets.iter().filter_map(|target| self.promise(target)).collect()
+    }
+
+    fn promise(&self, target: &Target) -> Option<Promise> {
+        let ours = self.median(target.of)?;
+        let share = |figure: Figure, others: &[Contender]| {
+            let theirs: Option<Vec<_>> = others.iter().map(|other| self.median(*other)).collect();
+            Some(figure(ours) / theirs?.into_iter().map(figure).sum::<f64>())
+        };
+        Some(Promise {
+            measure: target.in_words(),
+            measured: match target.measure {
+                Measure::Time => ours.wall,
+                Measure::Processor => ours.cpu,
+                Measure::TimeAgainst(others) => share(|sample| sample.wall, others)?,
+                Measure::ProcessorAgainst(other) => share(|sample| sample.cpu, &[other])?,
+                Measure::MemoryAgainst(other) => share(|sample| sample.peak, &[other])?,
+            },
+            at_most: target.at_most,
+        })
+    }
+
+    fn median(&self, of: Contender) -> Option<&Sample> {
+        let mut all = self.contenders.iter();
+        Some(&all.find(|measured| measured.name == of.name())?.median)
     }
 
     /// Returns a table for the screen, ratios first.
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
-        for promise in &self.promises {
+        for promise in &self.promises() {
             let _ = writeln!(text, "  {}", promise.in_words());
         }
         let shares = self.shares();
@@ -156,7 +181,11 @@ impl Outcome {
         if self.yardsticks.is_empty() {
             return vec![Shares {
                 heading: "airgapd's share of its time".to_owned(),
-                of_each: self.contenders.iter().map(|row| self.ratio_to(row)).collect(),
+                of_each: self
+                    .contenders
+                    .iter()
+                    .map(|row| self.ratio_to(row).unwrap_or(0.0))
+                    .collect(),
             }];
         }
         let figures: [(&str, Figure); 4] = [
@@ -195,32 +224,35 @@ impl Outcome {
         self.contenders.iter().any(|row| row.median.first > 0.0)
     }
 
-    /// Returns airgapd's wall time as a share of the time of `other`.
-    pub(super) fn ratio_to(&self, other: &Measured) -> f64 {
-        let ours = self.contenders.first().map_or(0.0, |first| first.median.wall);
-        ours / other.median.wall
+    /// Returns the wall time of airgapd's way to the same end, as a share of the time of `other`.
+    /// `None` if that way did not take part.
+    pub(super) fn ratio_to(&self, other: &Measured) -> Option<f64> {
+        self.share_of_time(&[Contender::named(&other.name)?])
     }
 
-    /// Returns airgapd's wall time as a share of the sum of the times of `others`. `None` if one of
-    /// them did not take part.
+    /// Returns the time of airgapd's way to the same end, as a share of the sum of other times.
+    /// `None` if one of these contenders did not take part.
     pub(super) fn share_of_time(&self, others: &[Contender]) -> Option<f64> {
-        let time_of = |wanted: &Contender| {
-            let mut all = self.contenders.iter();
-            let found = all.find(|measured| measured.name == wanted.name())?;
-            Some(found.median.wall)
-        };
-        let times: Option<Vec<_>> = others.iter().map(time_of).collect();
-        Some(self.contenders.first()?.median.wall / times?.iter().sum::<f64>())
+        let ours = Scenario::named(&self.scenario)?.ours(*others.first()?);
+        let wall = |contender: Contender| Some(self.median(contender)?.wall);
+        let times: Option<Vec<_>> = others.iter().copied().map(wall).collect();
+        Some(wall(ours)? / times?.iter().sum::<f64>())
     }
 
-    /// Puts these results in the place of earlier ones of the scenario on that containerd.
+    /// Puts these results in the place of earlier results of the scenario on that containerd.
     pub(super) fn save(self) -> Result<()> {
-        let mut outcomes = Self::all_saved()?;
+        let outcomes = self.among(Self::all_saved()?);
+        let text = serde_json::to_string_pretty(&outcomes)? + "\n";
+        fs::write(path(), text).with_context(|| format!("cannot write {}", path().display()))
+    }
+
+    /// Returns results with these in the place of the earlier ones. All results of other scenarios
+    /// and of other generations of containerd stay as they are.
+    fn among(self, mut outcomes: Vec<Self>) -> Vec<Self> {
         outcomes.retain(|other| !other.is_of(&self.scenario, &self.generation));
         outcomes.push(self);
         outcomes.sort_by_cached_key(Self::order);
-        let text = serde_json::to_string_pretty(&outcomes)? + "\n";
-        fs::write(path(), text).with_context(|| format!("cannot write {}", path().display()))
+        outcomes
     }
 
     /// Returns all results, in the order of the scenarios. The newest containerd comes first.
@@ -234,9 +266,9 @@ impl Outcome {
         self.scenario == scenario && self.generation == generation
     }
 
-    fn order(&self) -> (usize, Reverse<Option<Generation>>) {
+    fn order(&self) -> (Option<Scenario>, Reverse<Option<Generation>>) {
         let generation = self.generation.parse().ok();
-        (scenario::position_of(&self.scenario), Reverse(generation))
+        (Scenario::named(&self.scenario), Reverse(generation))
     }
 }
 
@@ -264,30 +296,6 @@ impl Promise {
 /// comparisons.
 fn path() -> PathBuf {
     workspace().join("crates/workshop/src/bench/figures.json")
-}
-
-/// Returns the promise, or `None` if a contender that it names did not take part.
-fn promise(target: &Target, measured: &[(Contender, Vec<Sample>)]) -> Option<Promise> {
-    let of = |wanted: Contender| {
-        let samples = measured.iter().find(|(contender, _)| *contender == wanted);
-        samples.map(|(_, samples)| median_of(samples))
-    };
-    let ours = of(target.of)?;
-    let share = |figure: fn(&Sample) -> f64, others: &[Contender]| {
-        let theirs: Option<Vec<_>> = others.iter().map(|other| of(*other)).collect();
-        Some(figure(&ours) / theirs?.iter().map(figure).sum::<f64>())
-    };
-    Some(Promise {
-        measure: target.in_words(),
-        measured: rounded(match target.measure {
-            Measure::Time => ours.wall,
-            Measure::Processor => ours.cpu,
-            Measure::TimeAgainst(others) => share(|sample| sample.wall, others)?,
-            Measure::ProcessorAgainst(other) => share(|sample| sample.cpu, &[other])?,
-            Measure::MemoryAgainst(other) => share(|sample| sample.peak, &[other])?,
-        }),
-        at_most: target.at_most,
-    })
 }
 
 fn median_of(samples: &[Sample]) -> Sample {
@@ -319,6 +327,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     impl Measured {
@@ -341,6 +351,88 @@ mod tests {
         walls.iter().map(sample).collect()
     }
 
+    /// Makes the results of a scenario from the time of each contender, in seconds.
+    fn outcome(scenario: &str, times: &[(Contender, f64)]) -> Outcome {
+        let contenders = times.iter();
+        Outcome {
+            scenario: scenario.to_owned(),
+            generation: "2.1".to_owned(),
+            contenders: contenders
+                .map(|(contender, wall)| Measured::fixture(contender.name(), *wall))
+                .collect(),
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn only_times_to_the_same_end_are_compared() {
+        use Contender::{Airgapd, AirgapdUnpacking, Ctr, CtrLocal};
+        let times = [
+            (Airgapd, 1.0),
+            (AirgapdUnpacking, 6.0),
+            (CtrLocal, 2.0),
+            (Ctr, 8.0),
+        ];
+        let shares = |scenario, times: &[_]| outcome(scenario, times).shares()[0].of_each.clone();
+        assert_eq!(shares("cold", &times), [1.0, 1.0, 0.5, 0.75]);
+        assert_eq!(
+            shares("cold", &[(Airgapd, 1.0), (Ctr, 8.0)]),
+            [1.0, 0.0],
+            "nothing of airgapd has unpacked"
+        );
+        assert_eq!(outcome("cold", &times).share_of_time(&[Ctr]), Some(0.75));
+        assert_eq!(
+            outcome("runnable", &times).share_of_time(&[CtrLocal]),
+            Some(3.0),
+            "containers have run"
+        );
+    }
+
+    #[test]
+    fn the_way_to_the_same_end_takes_part_in_each_scenario() {
+        for scenario in Scenario::value_variants() {
+            for generation in Generation::ALL {
+                let contenders = scenario.contenders(generation);
+                for contender in &contenders {
+                    let ours = scenario.ours(*contender);
+                    assert!(contenders.contains(&ours), "{scenario:?}: {contender:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn new_results_replace_those_of_their_scenario_and_generation_only() {
+        let of = |scenario, generation: &str, wall| Outcome {
+            generation: generation.to_owned(),
+            ..outcome(scenario, &[(Contender::Airgapd, wall)])
+        };
+        let saved = vec![
+            of("cold", "2.1", 1.0),
+            of("cold", "1.7", 2.0),
+            of("warm", "2.1", 3.0),
+            of("gone", "2.1", 4.0),
+        ];
+        let after = of("warm", "2.3", 6.0).among(of("cold", "2.1", 5.0).among(saved));
+        let figures: Vec<_> = after
+            .iter()
+            .map(|outcome| {
+                let wall = outcome.contenders[0].median.wall;
+                (outcome.scenario.as_str(), outcome.generation.as_str(), wall)
+            })
+            .collect();
+        assert_eq!(
+            figures,
+            [
+                ("gone", "2.1", 4.0),
+                ("cold", "2.1", 5.0),
+                ("cold", "1.7", 2.0),
+                ("warm", "2.3", 6.0),
+                ("warm", "2.1", 3.0),
+            ]
+        );
+    }
+
     #[test]
     fn the_median_is_the_middle_one_or_between_the_middle_two() {
         assert_eq!(median(vec![3.0, 1.0, 100.0]), 3.0);
@@ -350,17 +442,20 @@ mod tests {
 
     #[test]
     fn a_promise_against_several_is_against_their_sum() {
-        let measured = [
-            (Contender::Airgapd, samples(&[1.0, 2.0, 9.0])),
-            (Contender::Hash, samples(&[1.0])),
-            (Contender::Copy, samples(&[3.0])),
-        ];
+        let outcome = outcome(
+            "cold",
+            &[
+                (Contender::Airgapd, 2.0),
+                (Contender::Hash, 1.0),
+                (Contender::Copy, 3.0),
+            ],
+        );
         let target = Target {
             of: Contender::Airgapd,
             measure: Measure::TimeAgainst(&[Contender::Hash, Contender::Copy]),
             at_most: 0.4,
         };
-        let promise = promise(&target, &measured).unwrap();
+        let promise = outcome.promise(&target).unwrap();
         assert!((promise.measured - 0.5).abs() < 1e-9);
         assert_eq!(promise.verdict(), "missed");
         assert_eq!(
@@ -371,11 +466,12 @@ mod tests {
 
     #[test]
     fn every_contender_is_compared_with_each_yardstick() {
-        let mut contenders = vec![
-            Measured::fixture("airgapd", 3.0),
-            Measured::fixture("ctr", 6.0),
-            Measured::fixture("limit", 2.0),
+        let times = [
+            (Contender::Airgapd, 3.0),
+            (Contender::CtrLocal, 6.0),
+            (Contender::Hash, 2.0),
         ];
+        let Outcome { mut contenders, .. } = outcome("cold", &times);
         contenders[0].median.first = 1.0;
         contenders[1].median.first = 5.0;
         for contender in &mut contenders {
@@ -383,23 +479,25 @@ mod tests {
         }
         let mut outcome = Outcome {
             contenders,
-            ..Outcome::default()
+            ..outcome("cold", &[])
         };
         let alone = outcome.shares();
         assert_eq!(alone.len(), 1);
         assert_eq!(alone[0].of_each, [1.0, 0.5, 1.5]);
-        outcome.yardsticks = vec!["ctr".to_owned(), "limit".to_owned()];
+        outcome.yardsticks = [Contender::CtrLocal, Contender::Hash]
+            .map(|yardstick| yardstick.name().to_owned())
+            .to_vec();
         let shares = outcome.shares();
         let headings: Vec<_> = shares.iter().map(|share| share.heading.as_str()).collect();
         assert_eq!(
             headings,
             [
-                "time against ctr",
-                "first image against ctr",
-                "CPU of both sides against ctr",
-                "containerd's memory against ctr",
-                "time against limit",
-                "CPU of both sides against limit",
+                "time against ctr import --local --no-unpack",
+                "first image against ctr import --local --no-unpack",
+                "CPU of both sides against ctr import --local --no-unpack",
+                "containerd's memory against ctr import --local --no-unpack",
+                "time against openssl dgst -sha256",
+                "CPU of both sides against openssl dgst -sha256",
             ]
         );
         assert_eq!(shares[0].of_each, [0.5, 1.0, 2.0 / 6.0]);
@@ -410,12 +508,12 @@ mod tests {
 
     #[test]
     fn nothing_is_promised_against_somebody_who_did_not_take_part() {
-        let measured = [(Contender::Airgapd, samples(&[1.0]))];
+        let outcome = outcome("cold", &[(Contender::Airgapd, 1.0)]);
         let target = Target {
             of: Contender::Airgapd,
             measure: Measure::TimeAgainst(&[Contender::Ctr]),
             at_most: 1.0,
         };
-        assert!(promise(&target, &measured).is_none());
+        assert!(outcome.promise(&target).is_none());
     }
 }

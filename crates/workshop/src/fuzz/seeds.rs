@@ -1,9 +1,13 @@
 //! The corpus with which a fuzzer starts: good bundles of every form, and known attacks.
 //!
-//! The builders of the tests make the corpus, so that the repository needs no binary files.
+//! The builders of the tests make the corpus, so that the repository needs no binary files. Keys
+//! and signatures are fixtures of the tests, since only their programs can make them.
+
+use std::fs;
 
 use bundle::Compression;
 use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest, Node};
+use lab::workspace;
 use serde_json::json;
 use tar::{EntryType, Header};
 
@@ -50,7 +54,44 @@ pub(super) fn all() -> Vec<Seed> {
             add(target, at.to_string(), name.as_bytes().to_vec());
         }
     }
+    for (name, proof) in proofs() {
+        add("proofs", name, proof);
+    }
     seeds
+}
+
+/// Returns the keys, signatures and lists of the fixtures. The first byte names the reader. For the
+/// verdict, a signature and its list follow, with a zero between them.
+fn proofs() -> Vec<(String, Vec<u8>)> {
+    let folder = workspace().join("crates/admission/tests/fixtures");
+    let read = |name: &str| fs::read(folder.join(name)).expect("a fixture can be read");
+    let mut proofs = Vec::new();
+    for entry in fs::read_dir(&folder).expect("the fixtures are there") {
+        let name = entry.expect("a folder can be read").file_name();
+        let name = name.to_string_lossy().into_owned();
+        let readers: &[u8] = match name.rsplit_once('.').map_or(name.as_str(), |(_, ending)| ending) {
+            "pub" => &[0],
+            "sig" => &[1, 6],
+            "json" => &[2, 14],
+            "minisig" => &[3, 22],
+            "catalogs" | "files" => &[4, 5],
+            _ => continue,
+        };
+        let list = if name.starts_with("files.") {
+            "files"
+        } else {
+            "catalogs"
+        };
+        for reader in readers {
+            let mut bytes = [&[*reader], read(&name).as_slice()].concat();
+            if *reader > 5 {
+                bytes.push(0);
+                bytes.extend_from_slice(&read(list));
+            }
+            proofs.push((format!("{name}-{reader}"), bytes));
+        }
+    }
+    proofs
 }
 
 const CODECS: [Compression; 5] = [

@@ -61,7 +61,7 @@ impl BundleProof {
                 }
             }
         }
-        if artifacts.len() == images.len() {
+        if !images.is_empty() && artifacts.len() == images.len() {
             refused.append(&mut artifacts);
         }
         if !refused.is_empty() {

@@ -5,9 +5,11 @@ use import::labels::EXPIRES;
 use import::space::Disk;
 use jiff::Timestamp;
 use node::decide::coexistence::{self, Sight};
+use node::decide::desired;
 use node::place::Place;
 use node::runtime::{self, Containerd, Unusable};
-use node::settings::{PlatformChoice, Settings};
+use node::settings::{AfterImport, PlatformChoice, Settings, Signatures};
+use node::state::ledger;
 use platforms::Matcher;
 
 use super::{Finding, gzip, note, ok, problem};
@@ -64,6 +66,7 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
     findings.extend(of_namespace(settings));
     findings.extend(of_platform(&runtime, settings));
     findings.push(of_disk(&runtime, settings));
+    findings.extend(of_receipts(&runtime, node, settings).await);
     findings.push(of_others(&runtime, node, settings).await);
     findings.extend(gzip::of_gzip(node, settings, &runtime.version).await);
     findings.extend(of_expiry(&runtime).await);
@@ -200,6 +203,39 @@ fn of_disk(runtime: &Containerd, settings: &Settings) -> Finding {
     }
 }
 
+/// Reports the space that receipts keep from kubelet's garbage collection. Recommends receipts if
+/// the disk of the images folder is short, and they would free a part of it.
+async fn of_receipts(runtime: &Containerd, node: &Place, settings: &Settings) -> Vec<Finding> {
+    let Some(ledger) = ledger::read(&settings.state_dir) else {
+        return Vec::new();
+    };
+    let receipts: Vec<String> = ledger.receipts().map(ledger::label_name).collect();
+    let mut findings = Vec::new();
+    if !receipts.is_empty()
+        && let Ok(survey) = runtime::glance(runtime, &ledger).await
+    {
+        let used = desired::disk_use(&ledger, &survey);
+        let held = receipts.iter().filter_map(|name| used.get(name));
+        let held = bytes(held.map(|used| used.store_bytes).sum());
+        let count = basics::counted(receipts.len(), "receipt");
+        let text = format!("{count}: kubelet's garbage collection does not get their {held} in containerd");
+        findings.push(ok("receipts", text));
+    }
+    let savings = ledger.bytes_of_files();
+    let is_short = |disk: Disk| disk.free < disk.size / 100 * EVICTION_PERCENT;
+    let wants_keep = settings.after_import == AfterImport::Keep;
+    if wants_keep && savings > 0 && Disk::of(&node.images_dir).is_ok_and(is_short) {
+        let folder = node.images_dir.display();
+        let text = format!(
+            "the disk of {folder} is short, and its bundles in place take {}",
+            bytes(savings)
+        );
+        let remedy = "set `afterImport: receipt`, if another place keeps the bundles";
+        findings.push(note("receipts", text, remedy));
+    }
+    findings
+}
+
 async fn of_others(runtime: &Containerd, node: &Place, settings: &Settings) -> Finding {
     let client = &runtime.client;
     let sight = match Sight::look(client, Timestamp::now()).await {
@@ -207,6 +243,12 @@ async fn of_others(runtime: &Containerd, node: &Place, settings: &Settings) -> F
         Err(error) => return problem("others", basics::chain(&error), "read containerd's log"),
     };
     let evidence = sight.evidence(&node.images_dir, node.is_home.then_some(node.distribution));
+    if settings.signatures == Some(Signatures::Require)
+        && let Some(why) = coexistence::unguarded(settings.coexistence, &evidence)
+    {
+        let remedy = "set imagesDir to a folder of its own (docs/coexistence.md)";
+        return problem("others", format!("the daemon imports nothing: {why}"), remedy);
+    }
     match coexistence::judge(settings.coexistence, &evidence) {
         None => ok("others", "no other importer uses this folder"),
         Some((importer, why)) => note(

@@ -1,18 +1,65 @@
 //! Checks of the images folder and of the daemon's state folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use node::images::folder::{self, Folder, FolderTrust};
+use node::images::keys::TrustedKeys;
 use node::place::Place;
-use node::settings::Settings;
+use node::settings::{Settings, Signatures};
 
 use super::{Finding, note, ok, problem};
 
-pub(super) fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
-    let path = &node.images_dir;
+pub(super) fn of_folders(node: &Place, settings: &Settings) -> Vec<Finding> {
+    let folders = node.images_dirs();
+    let folders = folders.iter().enumerate();
+    let findings = folders.flat_map(|(at, path)| of_folder(path, at == 0, settings));
+    findings.collect()
+}
+
+/// Checks the folder of trusted keys, if signatures are asked for.
+pub(super) fn of_keys(settings: &Settings) -> Vec<Finding> {
+    if settings.signatures.is_none() {
+        return Vec::new();
+    }
+    let trusted = TrustedKeys::read(&settings.trusted_keys);
+    let (keys, folder) = (trusted.keys(), settings.trusted_keys.display());
+    let usable = basics::counted(keys.usable().len(), "usable key");
+    let unusable = keys.problems().iter().map(|why| {
+        note(
+            "keys",
+            format!("a key cannot be used: {why}"),
+            "correct or remove it (docs/admission.md)",
+        )
+    });
+    let all = match keys.lack() {
+        None => ok("keys", format!("{folder}: {usable}")),
+        Some(why) => {
+            let text = format!("{folder}: no key can be used: {why}");
+            let remedy = "make a key usable as docs/admission.md describes";
+            match settings.signatures {
+                Some(Signatures::Require) => problem("keys", text, remedy),
+                _ => note("keys", text, remedy),
+            }
+        }
+    };
+    let is_usable = !keys.usable().is_empty();
+    std::iter::once(all)
+        .chain(unusable.filter(|_| is_usable))
+        .collect()
+}
+
+/// Checks an images folder. The daemon creates only the first one.
+fn of_folder(path: &Path, is_first: bool, settings: &Settings) -> Vec<Finding> {
     let folder = match Folder::open_dir(path) {
         Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_first => {
+            return vec![note(
+                "folder",
+                format!("{} does not exist: no bundle comes from it", path.display()),
+                "mount it, or take it out of `imagesDirs:`",
+            )];
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return vec![note(
                 "folder",
@@ -67,12 +114,12 @@ fn quiet_file_system(path: &Path) -> Option<&'static str> {
     }
 }
 
-pub(super) fn of_watches(folder: &Path) -> Finding {
+pub(super) fn of_watches(folders: &[PathBuf]) -> Finding {
     let limit = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).unwrap_or_default();
         text.trim().to_owned()
     };
-    let watched = node::images::try_watch(folder);
+    let watched = node::images::try_watch(folders);
     let limits = format!(
         "{} instances and {} watches for each user",
         limit("max_user_instances"),
@@ -88,6 +135,17 @@ pub(super) fn of_watches(folder: &Path) -> Finding {
             "sysctl -w fs.inotify.max_user_instances=1024 fs.inotify.max_user_watches=524288, and the same in /etc/sysctl.d",
         ),
     }
+}
+
+/// Reports the blobs that the last scrub left wrong.
+pub(super) fn of_scrub(state_dir: &Path) -> Option<Finding> {
+    let wrong = node::scrub::known_wrong(state_dir);
+    let text = format!(
+        "{} wrong in containerd after the last scrub",
+        basics::counted(wrong, "blob")
+    );
+    let remedy = "`airgapd scrub` names each with its images, and the bundle to bring";
+    (wrong > 0).then(|| note("scrub", text, remedy))
 }
 
 pub(super) fn of_state(folder: &Path) -> Finding {

@@ -25,7 +25,7 @@ struct Decoder {
     since: u64,
     /// Variable that keeps containerd from the program if it is true.
     switch: &'static str,
-    /// Effect on unpacking. docs/performance.md has the measurement.
+    /// Effect on unpacking. docs/performance-details.md has the measurement.
     gain: &'static str,
 }
 

@@ -12,7 +12,7 @@ use node::progress::{self, Doing};
 use node::state::ledger::ErrorClass;
 use node::status::{
     BundleStatus, DiskUse, IgnoredStatus, ImageCount, ImageStatus, RequiredStatus, State, Status,
-    UnpackStatus,
+    UnpackStatus, savings,
 };
 use node::verdict::{Health, Reason, Verdict};
 
@@ -106,7 +106,7 @@ fn urgency(state: State) -> u8 {
     match state {
         State::Failed => 0,
         State::Retrying => 1,
-        State::Stalled | State::AwaitingChecksum => 2,
+        State::Stalled | State::AwaitingChecksum | State::AwaitingSignature => 2,
         State::Importing => 3,
         State::Checking | State::Following | State::Queued | State::Settling => 4,
         State::Gone => 5,
@@ -253,7 +253,13 @@ fn head(text: &mut Page, status: &Status, view: &View) {
             .unwrap_or_else(|| format!("not connected to {}", containerd.socket)),
     };
     output::paragraph(text, "containerd  ", &which);
-    output::paragraph(text, "folder      ", &status.folder.path);
+    for (at, path) in status.folder_paths().into_iter().enumerate() {
+        let label = if at == 0 { "folder      " } else { "            " };
+        output::paragraph(text, label, path);
+    }
+    for why in &status.unusable_keys {
+        output::paragraph(text, "unusable    ", &format!("key {why}"));
+    }
     if let Some(disk) = status.disk.as_ref().filter(|_| view.is_verbose) {
         let free = format!(
             "{} of {} free, {} must stay free (minFree)",
@@ -262,6 +268,11 @@ fn head(text: &mut Page, status: &Status, view: &View) {
             bytes(disk.min_free_bytes)
         );
         output::paragraph(text, "disk        ", &free);
+    }
+    let freed = savings(&status.bundles);
+    if view.is_verbose && freed > 0 {
+        let would = format!("would free {} (`afterImport: receipt`)", bytes(freed));
+        output::paragraph(text, "receipts    ", &would);
     }
 }
 
@@ -286,7 +297,11 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
     }
     let colour = match bundle.state {
         State::Failed => Some(Colour::Red),
-        State::Retrying | State::Stalled | State::AwaitingChecksum | State::Gone => Some(Colour::Yellow),
+        State::Retrying
+        | State::Stalled
+        | State::AwaitingChecksum
+        | State::AwaitingSignature
+        | State::Gone => Some(Colour::Yellow),
         State::Importing => Some(Colour::Cyan),
         State::Done => Some(Colour::Green),
         State::Settling | State::Queued | State::Following | State::Checking | State::Skipped => None,
@@ -319,6 +334,16 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
             output::paragraph(&mut text, "    ", &text_of);
         }
         None => {}
+    }
+    if let Some(why) = &bundle.unadmitted {
+        output::paragraph(&mut text, "    ", &format!("unadmitted: {why}"));
+    }
+    if let Some(of) = bundle.receipt_of.as_ref().filter(|_| view.is_verbose) {
+        let line = format!("receipt of {}, whose file had {}", of.bundle, bytes(of.size));
+        output::paragraph(&mut text, "    ", &line);
+    }
+    for signer in bundle.signers.iter().filter(|_| view.is_verbose) {
+        output::paragraph(&mut text, "    ", &format!("signed by {signer}, {}", signer.kind));
     }
     if let Some(disk_use) = bundle.disk_use.filter(|_| view.is_verbose) {
         let DiskUse {
@@ -402,6 +427,7 @@ mod tests {
             class: ErrorClass::Space,
             at: jiff::Timestamp::UNIX_EPOCH,
             attempts: 1,
+            refused_by: None,
         };
         for state in State::ALL {
             let bundle = BundleStatus {

@@ -1,8 +1,9 @@
 //! Places: paths, sockets, addresses, the namespace.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use node::settings::MOST_IMAGES_DIRS;
 use serde_yaml::Value;
 
 use super::{Kind, expects, got, list, quoted, text};
@@ -53,6 +54,44 @@ impl Kind for AbsolutePaths {
 
     fn show(setting: &Vec<PathBuf>) -> Value {
         setting.iter().map(AbsolutePath::show).collect()
+    }
+}
+
+/// The images folders, the first of which takes new bundles.
+pub(in crate::config) struct ImagesDirs;
+
+impl Kind for ImagesDirs {
+    type Setting = Vec<PathBuf>;
+
+    fn read(value: &Value) -> Result<Vec<PathBuf>, String> {
+        let folders = AbsolutePaths::read(value)?;
+        // The names of bundles contain these paths, so each folder has one spelling.
+        let folders: Vec<PathBuf> = folders.iter().map(|path| path.components().collect()).collect();
+        if folders.len() > MOST_IMAGES_DIRS {
+            let wanted = format!("at most {MOST_IMAGES_DIRS} folders");
+            return Err(expects(&wanted, folders.len()));
+        }
+        for (at, folder) in folders.iter().enumerate() {
+            if folder.components().any(|part| part == Component::ParentDir) {
+                return Err(expects("paths without ..", folder.display()));
+            }
+            let other = |(other_at, other): &(usize, &PathBuf)| *other_at != at && folder.starts_with(other);
+            match folders.iter().enumerate().find(other) {
+                Some((_, other)) if other == folder => {
+                    return Err(format!("{} is there twice", folder.display()));
+                }
+                Some((_, other)) => {
+                    let (folder, other) = (folder.display(), other.display());
+                    return Err(format!("{folder} is below {other}: name one of them"));
+                }
+                None => {}
+            }
+        }
+        Ok(folders)
+    }
+
+    fn show(setting: &Vec<PathBuf>) -> Value {
+        AbsolutePaths::show(setting)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Reads the bytes of an archive from a file or a stream.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
+
+use crate::archive::ArchiveFile;
 
 /// The source of an archive's bytes: a file, which is skipped by seeking, or a stream.
 pub(crate) trait Input {
@@ -18,13 +18,13 @@ pub(crate) trait Input {
 
 /// An archive in a file, read at offsets.
 pub(crate) struct FileInput<'a> {
-    file: &'a File,
+    file: &'a ArchiveFile,
     length: u64,
     position: u64,
 }
 
 impl<'a> FileInput<'a> {
-    pub(crate) fn new(file: &'a File, length: u64) -> Self {
+    pub(crate) fn new(file: &'a ArchiveFile, length: u64) -> Self {
         Self {
             file,
             length,
@@ -73,6 +73,10 @@ impl<R: Read> StreamInput<R> {
             position: 0,
             passed_over: vec![0; 64 << 10],
         }
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.source
     }
 
     pub(crate) fn into_inner(self) -> R {

@@ -154,3 +154,36 @@ fn other_importers_are_looked_for_while_a_file_waits_for_them_and_there_is_a_con
     world.take(Event::Ended);
     assert!(!looks(&mut world));
 }
+
+#[test]
+fn a_folder_that_signatures_cannot_guard_is_looked_at_until_they_can() {
+    for policy in [Some(Signatures::Require), None] {
+        let mut world = following();
+        settings(&mut world).signatures = policy;
+        settings(&mut world).coexistence = Coexistence::Follow;
+        world.state.following = Following::new(None);
+        let sighted = || Event::Sighted(Box::default(), Duration::ZERO);
+        after(&mut world, sighted());
+        assert_eq!(world.state.unguarded(Some(0)).is_some(), policy.is_some());
+        assert_eq!(world.state.following.next_look().is_some(), policy.is_some());
+        if policy.is_none() {
+            continue;
+        }
+        // The folder has no bundle that waits, and the looks go on.
+        world.state.roster.queue(OsStr::new("a.tar"));
+        let version = version(&world, "a.tar");
+        let opening = Opening::Open(Some(Ending::Marker));
+        after(&mut world, Event::Opened("a.tar".into(), version, opening));
+        assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry: None }));
+        world.pass(Duration::from_secs(5));
+        let asked = errands(&mut world);
+        assert!(asked.iter().any(|errand| matches!(errand, Errand::Sight)));
+        settings(&mut world).coexistence = Coexistence::Auto;
+        world.state.relist = false;
+        after(&mut world, sighted());
+        assert_eq!(world.state.unguarded(Some(0)), None);
+        assert!(world.state.relist, "the folder is listed again");
+        assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready));
+        assert_eq!(world.state.following.next_look(), None);
+    }
+}

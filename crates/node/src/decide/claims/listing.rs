@@ -42,13 +42,14 @@ fn the_folder_is_found_fault_with_once_for_each_reason() {
             ..self::seen(Vec::new())
         };
         assert_eq!(says(&list(&mut world, seen), text), !text.is_empty(), "{text}");
-        assert_eq!(world.state.folder.trouble.as_deref(), problem);
+        assert_eq!(world.state.folders[0].trouble.as_deref(), problem);
         assert!(
             !says(&list(&mut world, again), ""),
             "nothing is said again after {text}"
         );
     }
     let created = Seen {
+        keeps: None,
         is_created: true,
         ..seen(Vec::new())
     };
@@ -75,7 +76,7 @@ fn a_bundle_is_gone_if_it_is_missing_in_the_same_folder_and_can_be_told_to_be() 
         assert_eq!(says(&turn, "the bundle is gone"), gone > 0);
         (
             gone,
-            world.state.folder.vanished.as_ref().map(ToString::to_string),
+            world.state.folders[0].vanished.as_ref().map(ToString::to_string),
         )
     };
     assert_eq!(gone((1, 1), &[], &["0.tar"]), (1, None));
@@ -135,6 +136,7 @@ fn a_file_that_was_found_bad_is_told_of_and_not_read_again_by_the_same_program()
             class,
             at: Timestamp::UNIX_EPOCH,
             images: 0,
+            refused_by: None,
         };
         let state = &mut world.state;
         state
@@ -167,17 +169,22 @@ fn a_file_that_was_found_bad_is_told_of_and_not_read_again_by_the_same_program()
 fn set_aside() -> World {
     let mut world = world();
     drop_in(&mut world, "a.tar", &image(0), digest(1));
+    panic_over(&mut world, "a.tar");
+    world
+}
+
+/// Has three jobs of a file panic.
+fn panic_over(world: &mut World, name: &str) {
     for _ in 0..3 {
         world.pass(Duration::from_secs(60));
-        run(&mut world);
+        run(world);
         let panicked = Came::Panicked {
             cause: "a panic".to_owned(),
             program: Some("1".to_owned()),
         };
-        world.take(Event::Job("a.tar".into(), Box::new(panicked)));
+        world.take(Event::Job(name.into(), Box::new(panicked)));
     }
-    assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry: None }));
-    world
+    assert_eq!(phase(world, name), Some(Phase::Failed { retry: None }));
 }
 
 #[test]
@@ -214,6 +221,94 @@ fn a_file_that_was_set_aside_stays_so_whatever_rules_and_trusted_digests_say() {
     assert_eq!(phase(&next, "a.tar"), Some(Phase::Failed { retry: None }));
 }
 
+/// Puts a bundle into the second folder, whose files have no time of change of their own.
+fn drop_into_image(world: &mut World, name: &str, image: &str, target: Digest) {
+    world.is_second_read_only = true;
+    drop_in(world, name, image, target);
+    let file = world.folder.get_mut(OsStr::new(name)).unwrap();
+    file.identity.ctime_ns = file.identity.mtime_ns;
+}
+
+#[test]
+fn a_file_of_an_os_image_that_was_set_aside_stays_so_after_a_restart() {
+    let name = "/os/a.tar";
+    let mut world = world();
+    drop_into_image(&mut world, name, &image(0), digest(1));
+    panic_over(&mut world, name);
+    let arrival = |world: &World| world.state.ledger.get(OsStr::new(name)).unwrap().arrival;
+    let before = arrival(&world);
+    world.restart("boot");
+    world.settle();
+    assert_eq!(phase(&world, name), Some(Phase::Failed { retry: None }));
+    assert_eq!((world.starts[OsStr::new(name)], arrival(&world)), (3, before));
+}
+
+#[test]
+fn bundles_of_an_os_image_are_read_again_after_a_restart_and_keep_their_places() {
+    for is_read_only in [true, false] {
+        let mut world = world();
+        // The names have the opposite order.
+        drop_into_image(&mut world, "/os/b.tar", &image(0), digest(1));
+        world.settle();
+        drop_into_image(&mut world, "/os/a.tar", &image(0), digest(2));
+        drop_into_image(&mut world, "/os/broken.tar", &image(1), digest(3));
+        let broken = world.folder.get_mut(OsStr::new("/os/broken.tar")).unwrap();
+        broken.content = Content::Broken;
+        world.settle();
+        world.is_second_read_only = is_read_only;
+        let before = world.starts.clone();
+        world.restart("boot");
+        world.settle();
+        for name in ["/os/a.tar", "/os/b.tar", "/os/broken.tar"].map(OsStr::new) {
+            assert_eq!(world.starts[name] > before[name], is_read_only, "{name:?}");
+        }
+        assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+        world.check();
+    }
+}
+
+#[test]
+fn after_a_reboot_a_read_only_folder_may_be_that_of_another_os_image() {
+    // The first flags are true if the folder is read-only, and if a bundle is missing. Then comes
+    // the boot of a restart. The last flag is true if the bundle counts as lost.
+    let table = [
+        (true, true, Some("another boot"), true),
+        (true, false, Some("another boot"), false),
+        (false, true, Some("another boot"), false),
+        (true, true, Some("boot"), false),
+        (true, true, None, false),
+    ];
+    for (is_read_only, is_missing, boot, is_lost) in table {
+        let claim = format!("read-only: {is_read_only}, missing: {is_missing}, {boot:?}");
+        let mut world = world();
+        for number in 0..2 {
+            let name = format!("/os/{number}.tar");
+            drop_into_image(&mut world, &name, &image(number), digest(number + 1));
+        }
+        world.is_second_read_only = is_read_only;
+        world.settle();
+        if is_missing {
+            world.folder.remove(OsStr::new("/os/0.tar"));
+        }
+        if let Some(boot) = boot {
+            world.restart(boot);
+        }
+        world.state.relist = true;
+        world.settle();
+        assert_eq!(world.has_vanished(), is_lost, "{claim}");
+        let wanted = if is_missing && !is_lost { 1 } else { 2 };
+        assert_eq!(pinned(&world), wanted, "{claim}");
+        // A restart in this boot changes nothing.
+        world.restart(boot.unwrap_or("boot"));
+        world.settle();
+        assert_eq!(
+            (world.has_vanished(), pinned(&world)),
+            (is_lost, wanted),
+            "{claim}"
+        );
+    }
+}
+
 #[test]
 fn new_trusted_digests_have_bundles_judged_again_that_they_may_decide_otherwise() {
     let stamp = |world: &mut World| vec![("trusted.txt".into(), world.identity())];
@@ -223,6 +318,7 @@ fn new_trusted_digests_have_bundles_judged_again_that_they_may_decide_otherwise(
         class: ErrorClass::Refused,
         at: Timestamp::UNIX_EPOCH,
         images: 0,
+        refused_by: None,
     };
     let (refused, outcome) = (OsStr::new("0.tar"), import::Outcome::Failed);
     let identity = version(&world, "0.tar").identity;

@@ -15,7 +15,7 @@ fn a_checksum_that_is_missing_is_waited_for_a_wrong_one_refused_and_an_unreadabl
         expected: digest(1),
         found: digest(2),
     };
-    let waiting = |phase| phase == Some(Phase::Waiting);
+    let waiting = |phase| phase == Some(Phase::Waiting(Lack::Checksum));
     let refused = |phase| phase == Some(Phase::Failed { retry: None });
     let retried = |phase| matches!(phase, Some(Phase::Failed { retry: Some(_) }));
     type Is = fn(Option<Phase>) -> bool;
@@ -67,6 +67,8 @@ fn landed(world: &World, outcome: import::Outcome) -> Landed {
     Landed {
         identity: version(world, "a.tar").identity,
         catalog: digest(9),
+        kept: None,
+        is_read_back: false,
         outcome,
         has_landed: is_in_place,
         images: vec![LandedImage {
@@ -252,7 +254,9 @@ fn names_that_a_bundle_has_no_more_go_back_to_the_bundle_before_it_at_once() {
             broken: None,
             unfinished: None,
             may_go_on: false,
-            distrust: None,
+            catalog: digest(9),
+            stands_for: None,
+            verdict: Verdict::Allowed,
         };
         after(
             &mut world,
@@ -313,4 +317,102 @@ fn after_an_import_everything_is_compared_if_others_wrote_its_records_or_its_ima
         );
         assert!(acts(&turn, |action| matches!(action, Action::Save)));
     }
+}
+
+#[test]
+fn a_withheld_name_is_written_down_and_wanted_again_once_its_owner_has_it_no_more() {
+    use super::admit::{keys, signer, with_verdict};
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum End {
+        Removed,
+        Dropped,
+        Restarted,
+        None,
+    }
+    let entry = |world: &World, name: &str| {
+        let entry = world.state.ledger.get(OsStr::new(name)).unwrap();
+        entry.imported.clone().unwrap()
+    };
+    let put = |world: &mut World, name: &str, imported: ledger::Imported| {
+        let outcome = import::Outcome::Imported;
+        let ledger = &mut world.state.ledger;
+        ledger.record_import(OsStr::new(name), outcome, imported, Vec::new());
+    };
+    for end in [End::Removed, End::Dropped, End::Restarted, End::None] {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(5), digest(2));
+        drop_in(&mut world, "late.tar", &image(8), digest(3));
+        drop_in(&mut world, "gone.tar", &image(9), digest(4));
+        world.settle();
+        let mut imported = entry(&world, "a.tar");
+        imported.signers = vec![signer("theirs", 8)];
+        put(&mut world, "a.tar", imported);
+        // Another bundle wants the name of the first one.
+        let mut imported = entry(&world, "late.tar");
+        imported.signers = vec![signer("ours", 7)];
+        imported.withheld = vec![ImageEntry {
+            name: image(5),
+            target: digest(1),
+        }];
+        put(&mut world, "late.tar", imported);
+        settings(&mut world).signatures = Some(Signatures::IfPresent);
+        world.state.keys = Some(keys(&[7, 8]));
+        match end {
+            End::Removed | End::None => {
+                let gone = if end == End::None { "gone.tar" } else { "a.tar" };
+                let entries = listed(&world, |name| name != gone);
+                list(&mut world, seen(entries));
+            }
+            End::Dropped => {
+                // The bundle has other names in its next file.
+                drop_in(&mut world, "a.tar", &image(6), digest(1));
+                queue(&mut world, "a.tar");
+                opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+                let came = with_verdict(Verdict::Allowed);
+                after(&mut world, Event::Job("a.tar".into(), Box::new(came)));
+                let mut landed = landed(&world, import::Outcome::Imported);
+                landed.images[0].name = image(6);
+                let came = Came::Imported(Box::new(landed));
+                after(&mut world, Event::Job("a.tar".into(), Box::new(came)));
+            }
+            End::Restarted => {
+                let entries = listed(&world, |_| true);
+                world.state.keys = None;
+                let seen = Seen {
+                    keys: Some(keys(&[7, 8])),
+                    ..seen(entries)
+                };
+                list(&mut world, seen);
+            }
+        }
+        let is_queued = phase(&world, "late.tar") == Some(Phase::Ready);
+        assert_eq!(is_queued, end != End::None, "{end:?}");
+    }
+}
+
+#[test]
+fn names_that_an_import_may_not_write_are_kept_for_the_next_daemon() {
+    use super::admit::{keys, record, signer, with_verdict};
+    let mut world = world();
+    drop_in(&mut world, "old.tar", &image(0), digest(2));
+    world.settle();
+    record(&mut world, "old.tar", digest(2), vec![signer("theirs", 8)]);
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    queue(&mut world, "a.tar");
+    opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+    settings(&mut world).signatures = Some(Signatures::IfPresent);
+    world.state.keys = Some(keys(&[8]));
+    let came = with_verdict(Verdict::Allowed);
+    after(&mut world, Event::Job("a.tar".into(), Box::new(came)));
+    let mut landed = landed(&world, import::Outcome::Imported);
+    landed.images[0].outcome = ImageOutcome::Skipped;
+    let came = Came::Imported(Box::new(landed));
+    after(&mut world, Event::Job("a.tar".into(), Box::new(came)));
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Done));
+    let entry = world.state.ledger.get(OsStr::new("a.tar")).unwrap();
+    let imported = entry.imported.as_ref().unwrap();
+    let name = image(0);
+    let target = digest(1);
+    assert_eq!(imported.withheld, [ImageEntry { name, target }]);
+    assert!(imported.images.is_empty(), "{:?}", imported.images);
 }

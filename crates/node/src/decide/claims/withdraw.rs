@@ -179,6 +179,7 @@ fn a_bundle_vouches_for_a_record_as_long_as_nothing_certain_says_otherwise() {
                     class: ErrorClass::Bundle,
                     at: Timestamp::UNIX_EPOCH,
                     images: 0,
+                    refused_by: None,
                 };
                 let identity = version(world, "0.tar").identity;
                 let failed = import::Outcome::Partial;

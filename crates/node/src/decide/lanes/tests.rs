@@ -35,7 +35,7 @@ impl Scene {
     }
 
     fn wait(&mut self, name: &str) {
-        self.lanes.wait(name.as_ref(), BTreeMap::new());
+        self.lanes.wait(name.as_ref(), BTreeMap::new(), Vec::new());
     }
 
     fn idle_before(&self, name: &str, is_alone: bool, now: Instant) -> Option<&OsStr> {
@@ -157,11 +157,11 @@ fn of_the_bundles_that_wait_the_first_to_arrive_goes_on_that_disagrees_with_no_i
         ("3.tar", &[("b", '1')]),
     ] {
         scene.begin(name, Lane::Main);
-        scene.lanes.wait(name.as_ref(), records(pairs));
+        scene.lanes.wait(name.as_ref(), records(pairs), Vec::new());
     }
     scene.begin("importing.tar", Lane::Main);
     let importing = OsStr::new("importing.tar");
-    scene.lanes.wait(importing, records(&[("a", '1')]));
+    scene.lanes.wait(importing, records(&[("a", '1')]), Vec::new());
     scene.import("importing.tar");
     let early = |name: &OsStr| u64::from(name.as_encoded_bytes()[0]);
     let late = |name: &OsStr| u64::MAX - early(name);

@@ -14,7 +14,7 @@ use import::labels::{OUR_PIN, PINNED};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 
 use super::super::Event;
-use super::{Content, File, World, digest, layer};
+use super::{Content, File, SECOND, World, digest, is_in_second, layer};
 use crate::state::roster::Phase;
 
 /// Number of histories, unless `AIRGAPD_TEST_ROUNDS` has another one.
@@ -25,7 +25,10 @@ const STEPS: u64 = 60;
 impl World {
     /// Plays a random event.
     fn happen(&mut self) {
-        let name: OsString = format!("{}.tar", self.dice(5)).into();
+        let name: OsString = match self.dice(5) {
+            number @ 0..3 => format!("{number}.tar").into(),
+            number => format!("{SECOND}/{number}.tar").into(),
+        };
         let image = format!("registry.test/app:{}", self.dice(4));
         let target = digest(self.dice(6) + 1);
         match self.dice(19) {
@@ -87,6 +90,15 @@ impl World {
                 self.history.push("the daemon dies, and begins again".to_owned());
                 self.restart("boot");
             }
+            14 => {
+                self.second = match self.second {
+                    Some(_) => None,
+                    None => Some((3, 3)),
+                };
+                self.history
+                    .push(format!("the second folder is there: {}", self.second.is_some()));
+                self.state.relist = true;
+            }
             _ => self.end_some_job(),
         }
         self.deliver();
@@ -118,6 +130,8 @@ impl World {
     pub(in crate::decide) fn settle(&mut self) {
         self.is_up = true;
         self.is_shaky = false;
+        self.state.relist |= self.second.is_none();
+        self.second.get_or_insert((3, 3));
         self.state.relist = true;
         for _ in 0..2000 {
             let due = self.go_on();
@@ -182,7 +196,7 @@ impl World {
                 self.fail(&format!("{target} of {name} is not unpacked"));
             }
         }
-        let mut wanted: BTreeMap<String, (u64, Digest, &OsString)> = BTreeMap::new();
+        let mut wanted: BTreeMap<String, ((bool, u64), Digest, &OsString)> = BTreeMap::new();
         for (name, file) in &self.folder {
             let Some(entry) = self.state.ledger.get(name) else {
                 self.fail(&format!("the ledger does not know {name:?}"))
@@ -204,9 +218,11 @@ impl World {
                 ));
             }
             for (image, target) in images {
-                let before = wanted.get(&image).map_or(0, |(arrival, ..)| *arrival);
-                if entry.arrival > before {
-                    wanted.insert(image, (entry.arrival, target, name));
+                // The first folder comes before the second.
+                let rank = (!is_in_second(name), entry.arrival);
+                let before = wanted.get(&image).map(|(rank, ..)| *rank);
+                if before.is_none_or(|before| rank > before) {
+                    wanted.insert(image, (rank, target, name));
                 }
             }
         }
@@ -219,7 +235,9 @@ impl World {
                 self.fail(&format!("{image} is missing"))
             };
             if record.target.digest() != target && !self.moved.contains(image) {
-                self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
+                self.fail(&format!(
+                    "{image} is not what {bundle:?} says, which has the name"
+                ));
             }
             let is_pinned = record.labels.contains_key(PINNED) && record.labels.contains_key(OUR_PIN);
             if !is_pinned && !self.moved.contains(image) {
@@ -236,7 +254,7 @@ impl World {
             .values()
             .any(|file| matches!(file.content, Content::Broken));
         for (name, record) in &self.records {
-            let is_kept = has_broken || self.moved.contains(name) || self.state.folder.vanished.is_some();
+            let is_kept = has_broken || self.moved.contains(name) || self.has_vanished();
             if !wanted.contains_key(name) && record.labels.contains_key(OUR_PIN) && !is_kept {
                 self.fail(&format!("{name} has a pin, and no bundle has it"));
             }

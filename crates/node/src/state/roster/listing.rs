@@ -14,26 +14,38 @@ use crate::images::sidecar::sidecar_of;
 use crate::state::ledger::Ledger;
 
 impl Roster {
-    /// Applies a listing. `known` returns true if the ledger has an import of this very file with
-    /// this very checksum file. Returns the entries that are no bundles and that the log does not
-    /// have yet.
+    /// Applies a listing of everything, see `Roster::list_in`.
     pub fn list(
         &mut self,
         listed: Vec<Listed>,
         now: Instant,
         known: impl Fn(&OsStr, &Version) -> bool,
     ) -> Vec<(OsString, Reason)> {
+        self.list_in(|_| true, listed, now, known)
+    }
+
+    /// Applies a listing of the folders whose names `is_in` selects. Files of other folders stay as
+    /// they are. `known` returns true if the ledger has an import of this very file with this very
+    /// checksum file. Returns the entries that are no bundles and that the log does not have yet.
+    pub(crate) fn list_in(
+        &mut self,
+        is_in: impl Fn(&OsStr) -> bool,
+        listed: Vec<Listed>,
+        now: Instant,
+        known: impl Fn(&OsStr, &Version) -> bool,
+    ) -> Vec<(OsString, Reason)> {
         let mut ignored = Vec::new();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
-        self.said.retain(|name, _| names.contains(name));
+        self.said.retain(|name, _| names.contains(name) || !is_in(name));
         let (listed, mut sidecars) = split_off_sidecars(listed);
         let bundles: HashSet<&OsString> = listed
             .iter()
             .filter(|entry| is_bundle(entry))
             .map(|entry| &entry.name)
             .collect();
-        self.files.retain(|name, _| bundles.contains(name));
-        self.others.clear();
+        self.files
+            .retain(|name, _| bundles.contains(name) || !is_in(name));
+        self.others.retain(|name, _| !is_in(name));
         let mut seen = Vec::new();
         for entry in listed {
             let is_layout = match entry.class {
@@ -233,6 +245,12 @@ mod tests {
             ("images.txt", true, None),
             ("sha256sum.txt", true, Some(Reason::Companion)),
             ("images.TXT", true, Some(Reason::Companion)),
+            ("images.tar.digest", true, Some(Reason::Companion)),
+            ("images.tar.digest.sig", true, Some(Reason::Companion)),
+            ("images.tar.sha256.minisig", true, Some(Reason::Companion)),
+            ("images.txt.sigstore.json", true, Some(Reason::Companion)),
+            ("sha256sum-amd64.txt.sig", true, Some(Reason::Companion)),
+            ("SHA256SUMS.minisig", true, Some(Reason::Companion)),
             ("install.sh", false, None),
         ] {
             assert_eq!(why(&ledger, name, pull_lists), reason, "{name} {pull_lists}");
@@ -245,6 +263,8 @@ mod tests {
             at: jiff::Timestamp::UNIX_EPOCH,
             duration_ms: 1,
             sent_bytes: 1,
+            signers: Vec::new(),
+            withheld: Vec::new(),
         };
         let outcome = crate::state::ledger::Outcome::Imported;
         ledger.record_import("README.md".as_ref(), outcome, imported, []);

@@ -3,7 +3,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
 use super::super::crash::boot_id;
-use super::super::entry::{ErrorClass, Imported, LastError};
+use super::super::entry::{ErrorClass, Imported, LastError, StandsFor};
 use super::super::ledger::tests::{digest, failure, identity, imported, name, sample};
 use super::super::suspects::Crash;
 use super::*;
@@ -222,7 +222,7 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
         at: jiff::Timestamp::UNIX_EPOCH,
     };
     ledger.record_crash(name("new.tar"), &identity(1), crash, "the way out");
-    ledger.mark_gone(|file| file != "bad-0.tar", jiff::Timestamp::UNIX_EPOCH);
+    ledger.mark_gone(|file| Some(file != "bad-0.tar"), jiff::Timestamp::UNIX_EPOCH);
     let text = serde_json::to_string(&ledger).unwrap();
     for key in ["\"first\"", "\"crashes\"", "\"images\":5"] {
         assert!(text.contains(key), "{key} is not in {text}");
@@ -243,6 +243,82 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
     assert_eq!(of("bad-3.tar").last_error.as_ref().unwrap().text, "bad");
     assert!(of("bad-0.tar").gone.is_some());
     assert_eq!(read.bundles.len(), 9);
+}
+
+/// A rollback: a bundle whose file a receipt has replaced is no bundle that 0.1.0 calls gone.
+#[test]
+fn receipts_are_none_to_0_1_0() {
+    let mut ledger = sample();
+    let receipt = name("/var/lib/airgapd/receipts/a.tar");
+    ledger.arrive(receipt, &identity(7));
+    let of = StandsFor {
+        bundle: "a.tar".to_owned(),
+        identity: identity(1),
+        made_at: 1,
+        lease: "airgapd-receipt-a".to_owned(),
+        by_hand: false,
+        catalog: None,
+    };
+    ledger.stand_for(receipt, of);
+    let images = imported(7, &[("docker.io/library/x:1", '1')]);
+    ledger.record_import(receipt, Outcome::Imported, images, []);
+    ledger.forget(name("a.tar"));
+    let text = serde_json::to_string(&ledger).unwrap();
+    let read: as_of_0_1_0::Ledger = serde_json::from_str(&text).unwrap();
+    assert!(
+        read.bundles.is_empty(),
+        "it would call a bundle gone and take off its labels"
+    );
+    let again: Ledger = serde_json::from_str(&text).unwrap();
+    assert_eq!(again.receipts().collect::<Vec<_>>(), [receipt]);
+}
+
+/// A rollback: 0.1.0 has one folder, and would take off the pins of bundles that it lacks.
+#[test]
+fn bundles_of_further_folders_are_none_to_0_1_0_and_everything_else_is_as_without_them() {
+    let mut ledger = sample();
+    let mut before = serde_json::to_value(&ledger).unwrap();
+    let file = name("/usr/share/images/a.tar");
+    let images = imported(2, &[("docker.io/library/y:1", '3')]);
+    ledger.record_import(
+        file,
+        Outcome::Imported,
+        images,
+        [(digest('3'), vec![digest('3')])],
+    );
+    ledger
+        .context
+        .more_folders
+        .insert("/usr/share/images".into(), (1, 2));
+    let text = serde_json::to_string(&ledger).unwrap();
+
+    let read: as_of_0_1_0::Ledger = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        read.bundles.values().map(|entry| &entry.file).collect::<Vec<_>>(),
+        ["a.tar"]
+    );
+    let mut written: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let keys = written.as_object_mut().unwrap();
+    assert!(keys.remove("more_bundles").is_some());
+    assert!(
+        keys["context"]
+            .as_object_mut()
+            .unwrap()
+            .remove("more_folders")
+            .is_some()
+    );
+    // The number of the next bundle and the blobs of its images are all that remains.
+    keys["next_arrival"] = before["next_arrival"].take();
+    keys["closures"]
+        .as_object_mut()
+        .unwrap()
+        .remove(&digest('3').to_string());
+    before["next_arrival"] = keys["next_arrival"].clone();
+    assert_eq!(written, before);
+
+    let again: Ledger = serde_json::from_str(&text).unwrap();
+    assert_eq!(again, ledger);
+    assert!(again.get(file).is_some());
 }
 
 /// An upgrade: a file that 0.1.0 wrote is whole, and the daemon does not write it again.
