@@ -69,6 +69,9 @@ pub struct Status {
     /// Number of images that the bundles bring.
     #[serde(default)]
     pub image_count: ImageCount,
+    /// The releases that bundles of this node name, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releases: Vec<ReleaseStatus>,
     /// The bundles, by file name.
     pub bundles: Vec<BundleStatus>,
     /// The ignored entries of the folder, by file name.
@@ -86,6 +89,27 @@ impl Status {
     pub fn folder_paths(&self) -> Vec<&str> {
         self.folders().map(|folder| folder.path.as_str()).collect()
     }
+}
+
+/// A release: a set of bundles that carry the same list of members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseStatus {
+    /// Its name.
+    pub name: String,
+    /// True if every member is in place.
+    pub in_place: bool,
+    /// Number of members.
+    pub members: usize,
+    /// Number of members that are not in place.
+    pub missing: usize,
+    /// The first members that are not in place, by image name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_names: Vec<Foreign>,
+    /// The reason why the release is not in place, in a line. Absent if it is in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The bundles that carry it.
+    pub bundles: Vec<Foreign>,
 }
 
 /// An entry of an images folder that is no bundle.
