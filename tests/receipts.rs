@@ -4,13 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bundle::fixtures::Image;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
 
-use crate::support::bundles::{self, image, text};
+use crate::merge_split_diff::delta;
+use crate::support::bundles::{self, documents_first, image, native, text};
 use crate::support::node::bundle;
 use crate::support::target::{BUNDLE, BY_HAND};
-use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_until};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique, wait_until};
 
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
@@ -122,7 +124,7 @@ fn an_import_with_keep_leaves_a_receipt_from_which_a_daemon_restores_records_wit
     assert_eq!(shown["receipt_of"], of, "{shown:#}");
     assert!(shown["disk_use"]["store_bytes"].as_u64() > Some(0), "{shown:#}");
     let page = node.airgapd(["status", "-v"]).exits(0).stdout;
-    assert!(page.contains("receipt of shop.tar, whose file had"), "{page}");
+    assert!(page.contains("receipt of shop.tar, which had"), "{page}");
     let report = node.airgapd(["report", "-o", "json"]).exits(0).stdout;
     assert!(report.contains(&text(&kept)), "{report}");
     let findings = node.airgapd(["doctor"]).said();
@@ -394,6 +396,173 @@ fn a_bundle_from_a_pipe_leaves_a_receipt_too(target: &Target) {
     assert!(is_let_go(target, ONE) && target.leases().is_empty());
 }
 
+fn a_receipt_of_a_pipe_has_the_size_of_the_stream_and_is_known_by_its_content_digest(target: &Target) {
+    let node = Node::on(target);
+    for form in [|archive| archive, documents_first] {
+        let archive = form(bundles::layout([image(ONE)]).build());
+        let bytes = archive.to_bytes();
+        node.pipe_in(&["--keep", "-"], &bytes).exits(0);
+        let kept = receipt_by_hand(&node, "stdin");
+        let daemon = node.start();
+        daemon.wait_until("the receipt is in place", || {
+            state(&node, &kept)["state"] == "done"
+        });
+        let shown = state(&node, &kept);
+        assert_eq!(
+            shown["receipt_of"],
+            json!({"bundle": "stdin", "size": bytes.len()}),
+            "{shown:#}"
+        );
+        let content = shown["catalog"].as_str().unwrap().to_owned();
+        let page = node.airgapd(["status", "-v"]).exits(0).stdout.replace("\n", " ");
+        let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(page.contains(&format!("content digest {content}")), "{page}");
+        let lost = &archive.images[0].manifests[0].layers[0];
+        target.block_on(target.client().delete_blob(lost)).unwrap();
+        daemon.wait_until("the degraded receipt names the content", || {
+            let error = state(&node, &kept)["error"]["text"].to_string();
+            let words = format!("Bring the bundle with content digest {content} (");
+            error.contains(&words) && error.contains("it came from stdin") && !error.contains("Place stdin")
+        });
+        daemon.stop();
+        node.airgapd(["release", &content]).exits(0);
+        assert!(is_let_go(target, ONE) && target.leases().is_empty() && !kept.exists());
+        target.remove_record(ONE);
+        target.collect_garbage();
+    }
+}
+
+fn a_receipt_has_the_images_that_this_node_took_and_no_other(target: &Target) {
+    const FREE: &str = "registry.test/free:1";
+    let node = Node::on(target);
+    node.configure_also("exclude: [\"registry.test/two:*\"]\nonConflict: keep");
+    let file = node.path("shop.tar");
+    let archive = bundles::write(&file, [image(ONE), image(TWO), image(FREE)]);
+    // Another program has the third name.
+    let theirs = node.path("theirs.tar");
+    bundles::write(&theirs, [image("registry.test/theirs:1")]);
+    node.import([&theirs]).exits(0);
+    let other = target.expect_record("registry.test/theirs:1").target;
+    target.put_record(FREE, &other, &[]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    assert!(is_held_by(target, ONE, &kept), "{:?}", target.labels(ONE));
+    let inside = bundle::Bundle::open(&kept, &bundle::Limits::default()).unwrap();
+    let names = inside.catalog().images.iter().flat_map(|image| &image.names);
+    let names = names
+        .map(|name| format!("{name:?}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(names.contains(ONE), "{names}");
+    assert!(!names.contains(TWO) && !names.contains(FREE), "{names}");
+    let daemon = node.start();
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    node.airgapd(["wait"]).exits(0);
+    let blobs = bundles::needed_here(&archive.images[..1]);
+    assert!(blobs.is_subset(&target.digests()));
+    assert!(target.record(TWO).is_none());
+    assert_eq!(target.expect_record(FREE).target.digest(), other.digest());
+    daemon.stop();
+    give_back(&node, target);
+}
+
+fn a_bundle_of_which_this_node_took_nothing_leaves_no_receipt_and_says_so(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("exclude: [\"registry.test/*\"]");
+    let file = node.path("shop.tar");
+    bundles::write(&file, [image(ONE)]);
+    let plain = node.import([&file]);
+    let kept = node.import(["--keep", &text(&file)]);
+    let warned = kept.bundle()["warnings"].to_string();
+    assert!(warned.contains("no receipt"), "{kept:?}");
+    assert_eq!(kept.bundle()["outcome"], plain.bundle()["outcome"]);
+    assert_eq!(kept.bundle()["error"], plain.bundle()["error"]);
+    assert_eq!(kept.status.code(), plain.status.code());
+    assert!(!node.state().join("receipts").exists() && target.leases().is_empty());
+}
+
+fn a_degraded_receipt_of_a_delta_names_the_bundle_that_had_the_lost_layer(target: &Target) {
+    let node = Node::on(target);
+    let shared = unique();
+    let on_base = |name: &str| Image::new(name).platform(native()).layer(shared.as_str());
+    let [base, whole, file] = ["base.tar", "whole.tar", "shop.tar"].map(|name| node.path(name));
+    bundles::write(&base, [on_base(ONE)]);
+    let archive = bundles::write(&whole, [on_base(TWO).layer(unique())]);
+    delta(&whole, &base, &file);
+    node.import([&base]).exits(0);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    let daemon = node.start();
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    let [of_base, own] = [0, 1].map(|at| archive.images[0].manifests[0].layers[at].clone());
+    let lose = |blob: &Digest| target.block_on(target.client().delete_blob(blob)).unwrap();
+    let error = || {
+        state(&node, &kept)["error"]["text"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    lose(&of_base);
+    daemon.wait_until("the base is named", || error().contains("Place base.tar"));
+    let text = error();
+    assert!(
+        text.contains("the base of shop.tar") && !text.contains("Place shop.tar"),
+        "{text}"
+    );
+    lose(&own);
+    daemon.wait_until("both are named", || error().contains(own.as_ref()));
+    let text = error();
+    for word in ["Place shop.tar (", "and its base base.tar", of_base.as_ref()] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    node.drop_in(&base);
+    daemon.wait_until("the base is no longer named", || !error().contains("base.tar"));
+    assert!(error().contains("Place shop.tar ("), "{}", error());
+    daemon.stop();
+    fs::remove_file(node.images().join("base.tar")).unwrap();
+    give_back(&node, target);
+}
+
+fn a_degraded_receipt_names_another_file_on_this_node_that_has_the_lost_layer(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("exclude: [\"registry.test/two:*\"]");
+    let layer = unique();
+    let with_layer = |name: &str| Image::new(name).platform(native()).layer(layer.as_str());
+    let [file, other] = ["shop.tar", "other.tar"].map(|name| node.path(name));
+    let archive = bundles::write(&file, [with_layer(ONE)]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    // Its only image is excluded, so it heals nothing by itself.
+    bundles::write(
+        &other,
+        [with_layer(TWO).layer(unique()), image("registry.test/three:1")],
+    );
+    node.drop_in(&other);
+    let daemon = node.start();
+    daemon.wait_until("both are in place", || {
+        state(&node, &kept)["state"] == "done" && state(&node, Path::new("other.tar"))["state"] == "done"
+    });
+    let lost = &archive.images[0].manifests[0].layers[0];
+    target.block_on(target.client().delete_blob(lost)).unwrap();
+    let error = || {
+        state(&node, &kept)["error"]["text"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    daemon.wait_until("it is degraded", || error().contains("degraded"));
+    assert!(error().contains("other.tar on this node has"), "{}", error());
+    let found = node.airgapd(["doctor"]).exits(1).said();
+    assert!(found.contains("other.tar on this node has"), "{found}");
+    daemon.stop();
+    fs::remove_file(node.images().join("other.tar")).unwrap();
+    give_back(&node, target);
+}
+
 fn releasing_everything_leaves_no_lease_of_a_receipt(target: &Target) {
     let node = Node::on(target);
     let file = node.path("shop.tar");
@@ -449,6 +618,11 @@ on_the_fake!(
     bundles_of_one_name_from_elsewhere_have_receipts_of_their_own,
     without_its_receipt_an_import_with_keep_leaves_what_any_import_by_hand_leaves,
     a_bundle_from_a_pipe_leaves_a_receipt_too,
+    a_receipt_of_a_pipe_has_the_size_of_the_stream_and_is_known_by_its_content_digest,
+    a_receipt_has_the_images_that_this_node_took_and_no_other,
+    a_bundle_of_which_this_node_took_nothing_leaves_no_receipt_and_says_so,
+    a_degraded_receipt_of_a_delta_names_the_bundle_that_had_the_lost_layer,
+    a_degraded_receipt_names_another_file_on_this_node_that_has_the_lost_layer,
     releasing_everything_leaves_no_lease_of_a_receipt,
     an_interrupted_removal_is_undone_at_the_next_start_and_then_made_whole,
     a_file_in_the_folder_of_receipts_that_is_none_stays_and_is_named,

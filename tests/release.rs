@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fake_containerd::Fault;
 use lab::workspace;
+use serde_json::json;
 
 use crate::support::bundles::{self, image, text};
 use crate::support::node::Answer;
@@ -203,12 +205,137 @@ fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_no
     assert!(removed.stderr.contains("could not be counted"), "{removed:?}");
 }
 
+/// Imports a bundle whose receipt stays, and removes the bundle.
+fn keep_only_its_receipt(node: &Node, folder: &Path) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    let file = folder.join("shop.tar");
+    bundles::write(&file, [image(BY_FOLDER)]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    fs::remove_file(&file).unwrap();
+    file
+}
+
+/// Returns the paths of all receipts.
+fn receipts(node: &Node) -> Vec<PathBuf> {
+    let entries = fs::read_dir(node.state().join("receipts"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// A receipt is meant by its path, by the path or the name of its bundle, and by the content digest
+/// of its bundle.
+fn a_released_bundle_does_not_come_back_from_its_receipt(target: &Target) {
+    let node = Node::on(target);
+    let more = node.path("more");
+    fs::create_dir(&more).unwrap();
+    let before = fs::read_to_string(node.path("config.yaml")).unwrap();
+    let folders = format!("imagesDirs: [{}, {}]", node.images().display(), more.display());
+    let kept = before.lines().filter(|line| !line.starts_with("imagesDir"));
+    let kept = kept.collect::<Vec<_>>().join("\n");
+    node.configure(&format!("{kept}\n{folders}\n"));
+    for folder in [node.images(), more.clone(), node.path("elsewhere")] {
+        let ways = [
+            "path of the receipt",
+            "relative path",
+            "file name of the receipt",
+            "path",
+            "name",
+            "content",
+        ];
+        for way in ways {
+            // A path elsewhere is no name of anything on this node.
+            if way == "path" && folder.ends_with("elsewhere") {
+                continue;
+            }
+            let file = keep_only_its_receipt(&node, &folder);
+            let [receipt] = receipts(&node).try_into().unwrap();
+            let opened = bundle::Bundle::open(&receipt, &bundle::Limits::default()).unwrap();
+            let meant = match way {
+                "path of the receipt" => text(&receipt),
+                "relative path" => format!("./receipts/{}", text(receipt.file_name().unwrap().as_ref())),
+                "file name of the receipt" => text(receipt.file_name().unwrap().as_ref()),
+                "path" => text(&file),
+                "name" => "shop.tar".to_owned(),
+                _ => opened.catalog().stood_for().to_string(),
+            };
+            let release = |arguments: &[&str]| {
+                let mut command = node.command([&["release", &meant], arguments].concat());
+                Answer::from(command.current_dir(node.state()).output().unwrap())
+            };
+            let leases = target.leases();
+            assert_eq!(leases.len(), 1, "{leases:?}");
+            let dry = release(&["--dry-run"]).exits(0);
+            assert!(dry.stdout.contains(&text(&receipt)), "{way}: {dry:?}");
+            assert!(receipt.exists() && has_ours(target, BY_FOLDER) && target.leases() == leases);
+            let document = release(&["-o", "json"]).exits(0).json();
+            let expected = json!([{"receipt": text(&receipt), "file": true, "leases": leases}]);
+            assert_eq!(document["receipts"], expected, "{way}: {document:#}");
+            assert_eq!(document["released"][0]["name"], BY_FOLDER, "{way}: {document:#}");
+            assert!(!receipt.exists() && target.leases().is_empty(), "{way}");
+            let daemon = node.start();
+            node.airgapd(["wait", "--allow-empty"]).exits(0);
+            assert!(!has_ours(target, BY_FOLDER), "{way}");
+            daemon.stop();
+        }
+    }
+}
+
+/// The state folder went with its disk. No daemon reads the receipts any more.
+fn the_lease_of_a_receipt_that_vanished_with_its_state_ends(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.path("hand.tar"), [image(IN_HAND)]);
+    node.import([node.path("hand.tar")]).exits(0);
+    keep_only_its_receipt(&node, &node.path("elsewhere"));
+    let [receipt] = receipts(&node).try_into().unwrap();
+    // A record is gone too, so nothing but the lease holds its blobs.
+    let lost = keep_only_its_receipt(&node, &node.path("lost"));
+    assert!(!lost.exists());
+    let leases = target.leases();
+    assert_eq!(leases.len(), 2, "{leases:?}");
+    target.remove_record(BY_FOLDER);
+
+    // A folder that cannot be read may still have them.
+    let aside = node.path("aside");
+    fs::rename(node.state(), &aside).unwrap();
+    fs::write(node.state(), "").unwrap();
+    let answer = node.airgapd(["release", "--vanished"]).exits(0);
+    assert_eq!(target.leases(), leases, "{answer:?}");
+    assert!(answer.stderr.contains("2 receipts"), "{answer:?}");
+    assert!(!answer.said().contains("imagesDirs"), "{answer:?}");
+    fs::remove_file(node.state()).unwrap();
+
+    // Receipts whose files are there stay.
+    fs::rename(&aside, node.state()).unwrap();
+    node.airgapd(["release", "--vanished"]).exits(0);
+    assert_eq!(target.leases(), leases);
+
+    fs::remove_dir_all(node.state()).unwrap();
+    let dry = node.airgapd(["release", "--vanished", "--dry-run"]).exits(0);
+    assert!(dry.stdout.contains(&text(&receipt)), "{dry:?}");
+    assert_eq!(target.leases(), leases, "a dry run changes nothing");
+    let answer = node.airgapd(["release", "--vanished"]).exits(0);
+    assert!(target.leases().is_empty(), "{answer:?}");
+    assert!(
+        answer.stdout.contains(&text(&receipt)) && answer.stderr.is_empty(),
+        "{answer:?}"
+    );
+    assert!(
+        !target
+            .names()
+            .iter()
+            .any(|name| name.contains("by-folder") && has_ours(target, name))
+    );
+    assert!(has_ours(target, IN_HAND), "an import by hand does not vanish");
+}
+
 on_each_containerd!(
     everything_of_ours_is_taken_back_and_the_records_stay,
     a_pin_that_was_there_before_ours_stays
 );
 on_the_fake!(
     a_name_or_a_bundle_takes_back_just_that,
+    a_released_bundle_does_not_come_back_from_its_receipt,
+    the_lease_of_a_receipt_that_vanished_with_its_state_ends,
     a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_nor_waits_long,
     a_release_touches_no_record_of_others
 );

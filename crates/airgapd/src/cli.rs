@@ -505,13 +505,13 @@ pub(crate) struct WaitArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ReleaseArgs {
-    /// Bundles by path or file name, or images by name
+    /// Bundles by path or file name, receipts also by content digest, or images by name
     #[arg(value_name = "NAME", required_unless_present_any = ["all", "vanished"], conflicts_with_all = ["all", "vanished"])]
     pub(crate) names: Vec<String>,
     /// Every image that airgapd labelled or pinned
     #[arg(long)]
     pub(crate) all: bool,
-    /// Images of bundles that are no longer in an images folder
+    /// Images of bundles that are no longer in an images folder, and receipts without a file
     #[arg(long, conflicts_with = "all")]
     pub(crate) vanished: bool,
     /// Only print what the command would remove

@@ -38,7 +38,7 @@ pub mod write;
 pub use archive::{Compression, Ending, Hashed, Identity, Truncation, sniff};
 pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
-pub use image::{BlobRef, Inventory, InventoryImage, Receipt, Reliance, Store, is_index, resolve};
+pub use image::{BlobRef, DeltaBase, Inventory, InventoryImage, Receipt, Reliance, Store, is_index, resolve};
 pub use image::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use limits::Limits;
 pub use pipe::Pipe;

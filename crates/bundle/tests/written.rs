@@ -9,7 +9,7 @@ use crate::common::*;
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
 use airgapd_bundle::{
-    BlobRef, Bundle, Catalog, Compression, Content, Identity, Part, PartState, Receipt, Warning,
+    BlobRef, Bundle, Catalog, Compression, Content, DeltaBase, Identity, Part, PartState, Receipt, Warning,
 };
 use oci_spec::image::Digest;
 
@@ -467,7 +467,15 @@ fn a_receipt_has_every_document_no_layer_and_the_bundle_that_it_stands_for() {
         },
         made_at: 6,
         by_hand: true,
+        bases: vec![DeltaBase {
+            name: "os.tar".to_owned(),
+            blobs: vec![layers.iter().next().unwrap().clone()],
+        }],
     };
+    for layer in &layers {
+        let is_of_base = receipt.bases[0].blobs.contains(layer);
+        assert_eq!(receipt.base_of(layer), is_of_base.then_some("os.tar"));
+    }
     draft.stand_for(receipt.clone());
     let bundle = open(&written(&draft, &source, Compression::None)).unwrap();
     let catalog = bundle.catalog();

@@ -1,5 +1,6 @@
 //! The errors that stop an import before its end.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -77,7 +78,7 @@ pub enum Error {
     #[error(
         "{} is a delta on {base}, and blobs of {base} are missing: import {base} first. {}",
         path.display(),
-        missing_text(.missing)
+        missing_text(.missing.iter().map(|blob| (blob, None)))
     )]
     BaseMissing {
         /// The bundle.
@@ -104,27 +105,60 @@ pub enum Error {
 pub struct Degradation {
     /// Name of the bundle that the receipt stands for, fit to print.
     pub bundle: String,
+    /// True if that bundle came from a pipe, so that its name finds no file.
+    pub is_nameless: bool,
     /// Size of that bundle in bytes.
     pub size: u64,
     /// Content digest of that bundle.
     pub catalog: Digest,
     /// The images that lack a blob, fit to print.
     pub images: Vec<String>,
-    /// The missing blobs.
-    pub missing: Vec<BlobRef>,
+    /// The missing blobs. Each has the name of the base that has it, fit to print, if that bundle
+    /// was a delta without it.
+    pub missing: Vec<(BlobRef, Option<String>)>,
+}
+
+impl Degradation {
+    /// Returns the bundle to bring, by its name or by its content digest.
+    fn bundle_to_bring(&self) -> String {
+        let (bundle, size, catalog) = (&self.bundle, basics::bytes(self.size), &self.catalog);
+        match self.is_nameless {
+            false => format!("Place {bundle} ({size}, content {catalog})"),
+            true => format!("Bring the bundle with content digest {catalog} ({size}, it came from {bundle})"),
+        }
+    }
+
+    /// Returns the way out: the bundles that had the missing blobs.
+    fn remedy(&self) -> String {
+        let bases: BTreeSet<&str> = self
+            .missing
+            .iter()
+            .filter_map(|(_, base)| base.as_deref())
+            .collect();
+        let bases = bases.into_iter().collect::<Vec<_>>().join(" and ");
+        let is_own = self.missing.iter().any(|(_, base)| base.is_none());
+        match (is_own, bases.is_empty()) {
+            (_, true) => format!("{} or another bundle with these blobs", self.bundle_to_bring()),
+            (true, false) => format!(
+                "{} and its base {bases}, or other bundles with these blobs",
+                self.bundle_to_bring()
+            ),
+            (false, false) => format!(
+                "Place {bases}, the base of {}, or another bundle with these blobs",
+                self.bundle
+            ),
+        }
+    }
 }
 
 impl fmt::Display for Degradation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "containerd has lost blobs of {}, and the receipt has no layers. Place {} ({}, content {}) or another \
-             bundle with these blobs. {}",
+            "containerd has lost blobs of {}, and the receipt has no layers. {}. {}",
             self.images.join(", "),
-            self.bundle,
-            basics::bytes(self.size),
-            self.catalog,
-            missing_text(&self.missing)
+            self.remedy(),
+            missing_text(self.missing.iter().map(|(blob, base)| (blob, base.as_deref())))
         )
     }
 }
@@ -225,14 +259,15 @@ fn counted_text(census: Census, new: usize, most: usize) -> String {
 }
 
 /// Lists the first few missing blobs and the number of the rest.
-fn missing_text(missing: &[BlobRef]) -> String {
+fn missing_text<'a>(missing: impl ExactSizeIterator<Item = (&'a BlobRef, Option<&'a str>)>) -> String {
     const SHOWN: usize = 5;
-    let shown: Vec<_> = missing
-        .iter()
-        .take(SHOWN)
-        .map(|blob| format!("{} ({})", blob.digest, counted(blob.size, "byte")))
-        .collect();
-    let more = match missing.len().saturating_sub(SHOWN) {
+    let number = missing.len();
+    let one = |(blob, base): (&BlobRef, Option<&str>)| {
+        let of_base = base.map(|base| format!(", of {base}")).unwrap_or_default();
+        format!("{} ({}{of_base})", blob.digest, counted(blob.size, "byte"))
+    };
+    let shown: Vec<_> = missing.take(SHOWN).map(one).collect();
+    let more = match number.saturating_sub(SHOWN) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };

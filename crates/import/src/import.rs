@@ -286,12 +286,19 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
         let images = selection.choices.iter().filter(is_hit);
         return Some(Error::Degraded(Box::new(Degradation {
             bundle: basics::foreign::shown(&receipt.bundle),
+            is_nameless: receipt.is_nameless(),
             size: receipt.identity.size,
             catalog: receipt.catalog.clone(),
             images: images
                 .map(|choice| basics::foreign::shown(&choice.label))
                 .collect(),
-            missing,
+            missing: missing
+                .into_iter()
+                .map(|blob| {
+                    let base = receipt.base_of(&blob.digest).map(basics::foreign::shown);
+                    (blob, base)
+                })
+                .collect(),
         })));
     }
     (!missing.is_empty()).then(|| Error::BaseMissing {

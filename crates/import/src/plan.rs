@@ -129,6 +129,11 @@ impl RecordAction {
             RecordAction::Create(_) | RecordAction::Retarget { .. } | RecordAction::Relabel(_)
         )
     }
+
+    /// Returns true if the bundle does not get the name.
+    fn leaves(&self) -> bool {
+        matches!(self, RecordAction::Conflict { .. } | RecordAction::Leave(_))
+    }
 }
 
 impl Plan {
@@ -136,6 +141,13 @@ impl Plan {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.images.iter().all(ImagePlan::is_done)
+    }
+
+    /// Returns true if the bundle does not get all its names.
+    #[must_use]
+    pub fn leaves_names(&self) -> bool {
+        let mut steps = self.images.iter().flat_map(|image| &image.records);
+        steps.any(|step| step.action.leaves())
     }
 
     /// Returns the number of new records.
@@ -173,12 +185,7 @@ impl ImagePlan {
     /// Returns true if the bundle gets none of the image's names. Blobs of an image without a
     /// record are not sent.
     fn is_unwanted(&self) -> bool {
-        self.records.iter().all(|record| {
-            matches!(
-                record.action,
-                RecordAction::Conflict { .. } | RecordAction::Leave(_)
-            )
-        })
+        self.records.iter().all(|record| record.action.leaves())
     }
 
     /// Returns the position of the first pattern that one of the image's names matches.

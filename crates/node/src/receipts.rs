@@ -7,31 +7,32 @@
 //!
 //! This module makes receipts, and removes the files that they stand for. It decides neither.
 
-use std::collections::{BTreeSet, HashSet};
+mod removal;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, ErrorKind, Read};
-use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use basics::digest;
 use bundle::write::{Draft, DraftImage, Layout, Output, WriteError, write};
-use bundle::{Bundle, Compression, Identity, Limits, Receipt};
+use bundle::{BlobRef, Bundle, Catalog, Compression, DeltaBase, Identity, Image, Limits, Receipt};
 use containerd::{Client, ImageUpdate};
 use import::content::digest_in_containerd;
 use import::names::DigestReferences;
+use import::select::{NamedTarget, Taken};
 use import::{Intent, Naming, Pace, Policy, Silent, Verdict, labels, lease};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
+pub(crate) use self::removal::{may_remove, remove, undo_removals, why_folder_keeps};
 use crate::images::folder::is_candidate;
 use crate::settings::Settings;
 use crate::state::ledger::{Ledger, label_name};
-use crate::sys::{self, Probe};
 
 /// Name of the folder in the state folder.
 const FOLDER: &str = "receipts";
@@ -39,8 +40,9 @@ const FOLDER: &str = "receipts";
 /// Longest name of a receipt's file in bytes. The temporary name of a file in progress is longer.
 const LONGEST_NAME: usize = 200;
 
-/// Start of the name that a bundle has while it is removed. Its own name follows.
-const GOING: &str = ".airgapd-going-";
+/// Most receipts of one name that are read for the base of a delta. Each has the documents of a
+/// bundle.
+const MOST_BASES: usize = 16;
 
 /// Returns the folder of receipts.
 pub fn folder(settings: &Settings) -> PathBuf {
@@ -69,22 +71,49 @@ fn file_name_by_hand(bundle: &str, content: &Digest) -> String {
     format!("{BY_HAND}{id}-{}", file_name(bundle))
 }
 
-/// Returns the paths of the receipts of all bundles with this name.
-pub fn paths_of(folder: &Path, bundle: &str) -> Vec<PathBuf> {
-    let name = file_name(bundle);
-    let is_by_hand = |file: &OsString| {
-        let rest = file.to_str().and_then(|file| file.strip_prefix(BY_HAND));
-        let after_id = rest.and_then(|rest| rest.split_once('-'));
-        after_id.is_some_and(|(_, after)| after == name)
+/// Returns true if a receipt with this file name is that of a bundle with this name in labels.
+/// Bundles from elsewhere count by their file names.
+pub fn is_of(receipt: &OsStr, bundle: &str) -> bool {
+    let Some(receipt) = receipt.to_str() else {
+        return false;
     };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let files = entries.map(|entry| entry.file_name());
-    let mut paths: Vec<PathBuf> = files
-        .filter(|file| *file == *name || is_by_hand(file))
-        .map(|file| folder.join(file))
+    let after_id = receipt
+        .strip_prefix(BY_HAND)
+        .and_then(|rest| rest.split_once('-'));
+    let name = file_name(bundle);
+    receipt == name || after_id.is_some_and(|(_, after)| after == name)
+}
+
+/// Returns the paths of all receipts, sorted. A folder that does not exist has none.
+///
+/// # Errors
+///
+/// Returns the error of the folder.
+pub fn all_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+    // A receipt that is being written has a hidden name.
+    let is_whole = |name: &io::Result<OsString>| {
+        let name = name.as_ref();
+        name.map_or(true, |name| !name.as_bytes().starts_with(b"."))
+    };
+    let paths: io::Result<Vec<PathBuf>> = names
+        .filter(is_whole)
+        .map(|name| Ok(folder.join(name?)))
         .collect();
+    let mut paths = paths?;
     paths.sort();
-    paths
+    Ok(paths)
+}
+
+/// Returns the bundle that a receipt stands for. `None` if the file is no receipt that this version
+/// can read. The call blocks.
+pub fn stood_for(receipt: &Path, limits: &Limits) -> Option<Receipt> {
+    let receipt = Bundle::open(receipt, limits).ok()?;
+    receipt.catalog().receipt().cloned()
 }
 
 /// Returns true if the folder may have a receipt that no daemon has read yet. Its images may need
@@ -107,6 +136,9 @@ pub enum Unmade {
     /// An image of the bundle is not whole in containerd, or cannot be read there.
     #[error("{0}")]
     NotWhole(String),
+    /// No image of the bundle is in containerd under a name of its own.
+    #[error("this node has taken no image of the bundle")]
+    Nothing,
     /// containerd does not answer.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
@@ -123,12 +155,17 @@ pub enum Unmade {
 /// The bundle that a receipt is made of.
 #[derive(Clone, Debug)]
 pub struct Of<'a> {
-    /// The bundle, all of whose images are in containerd.
+    /// The bundle.
     pub bundle: &'a Arc<Bundle>,
+    /// The names and targets of the records that are in place by its import. The receipt has no
+    /// other image and no other name.
+    pub records: &'a BTreeMap<String, Digest>,
     /// Its name in labels, or its file name if it lies outside the images folders.
     pub name: &'a str,
     /// True if it lies outside the images folders.
     pub by_hand: bool,
+    /// Size in bytes of a bundle that came from a pipe or from standard input.
+    pub nameless: Option<u64>,
     /// The rules by which its images were selected.
     pub policy: &'a Policy,
 }
@@ -139,6 +176,34 @@ impl Of<'_> {
         match self.by_hand {
             true => file_name_by_hand(self.name, &self.bundle.catalog().digest),
             false => file_name(self.name),
+        }
+    }
+
+    /// Returns the receipt without the bases of a delta.
+    fn receipt(&self) -> Receipt {
+        Receipt {
+            // A bundle may claim to be a receipt. Only files of the folder of receipts are
+            // believed.
+            catalog: self.bundle.catalog().digest.clone(),
+            bundle: self.name.to_owned(),
+            identity: self.identity(),
+            made_at: Timestamp::now().as_second(),
+            by_hand: self.by_hand,
+            bases: Vec::new(),
+        }
+    }
+
+    /// Returns the identity of the bundle's file. Without a file it has the size only.
+    fn identity(&self) -> Identity {
+        match self.nameless {
+            None => self.bundle.identity().clone(),
+            Some(size) => Identity {
+                device: 0,
+                inode: 0,
+                size,
+                mtime_ns: 0,
+                ctime_ns: 0,
+            },
         }
     }
 }
@@ -159,7 +224,7 @@ pub async fn make(
     pace: &Pace,
     note: impl Fn(u64),
 ) -> Result<PathBuf, Unmade> {
-    let drawn = drawn(&of).await?;
+    let drawn = drawn(&of, settings).await?;
     for (digest, size) in &drawn.blobs {
         read_back(client, digest, pace).await?;
         note(*size);
@@ -272,43 +337,57 @@ struct Drawn {
 }
 
 /// Draws the receipt on a thread of its own, since a selection takes a while.
-async fn drawn(of: &Of<'_>) -> Result<Drawn, Unmade> {
-    let (bundle, name, policy) = (Arc::clone(of.bundle), of.name.to_owned(), of.policy.clone());
-    let by_hand = of.by_hand;
-    let drawing = tokio::task::spawn_blocking(move || draw(&bundle, (&name, by_hand), &policy));
+async fn drawn(of: &Of<'_>, settings: &Settings) -> Result<Drawn, Unmade> {
+    let (bundle, policy, receipt) = (Arc::clone(of.bundle), of.policy.clone(), of.receipt());
+    let (records, folder, limits) = (of.records.clone(), folder(settings), settings.limits.clone());
+    let drawing = tokio::task::spawn_blocking(move || {
+        let catalog = bundle.catalog().with_its_base();
+        let bases = |layers: &[BlobRef]| bases(&catalog, layers, &folder, &limits);
+        draw(&catalog, receipt, &records, &policy, bases)
+    });
     let drawn = drawing.await;
-    drawn
-        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-        .map_err(Unmade::NotWhole)
+    drawn.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn draw(bundle: &Bundle, (name, by_hand): (&str, bool), policy: &Policy) -> Result<Drawn, String> {
-    let catalog = bundle.catalog().with_its_base();
-    let selection = import::select(&catalog, policy);
-    let (mut taken, mut needed, mut blobs) = (HashSet::new(), HashSet::new(), Vec::new());
+/// Draws the receipt of a bundle, of the images that are in place under these `records`. `bases`
+/// tells which of these layers the bundle itself lacks.
+fn draw(
+    catalog: &Catalog,
+    receipt: Receipt,
+    records: &BTreeMap<String, Digest>,
+    policy: &Policy,
+    bases: impl FnOnce(&[BlobRef]) -> Vec<DeltaBase>,
+) -> Result<Drawn, Unmade> {
+    let selection = import::select(catalog, policy);
+    // The targets of the images that this node took, with their names.
+    let mut taken: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let (mut needed, mut blobs) = (HashSet::new(), Vec::new());
     for choice in &selection.choices {
-        match &choice.verdict {
-            Verdict::Take(image) => {
-                taken.insert(choice.target.digest());
-                for blob in &image.closure.blobs {
-                    if needed.insert(blob.digest.clone()) {
-                        blobs.push((blob.digest.clone(), blob.size));
-                    }
-                }
-            }
+        let image = match &choice.verdict {
+            Verdict::Take(image) => image,
             Verdict::Broken(problems) => {
-                return Err(format!(
-                    "{}: {}",
-                    choice.label,
-                    import::result::in_short(problems)
-                ));
+                let why = import::result::in_short(problems);
+                return Err(Unmade::NotWhole(format!("{}: {why}", choice.label)));
             }
-            Verdict::Forbidden(why) => return Err(format!("{}: {why}", choice.label)),
-            Verdict::Skip(_) => {}
+            Verdict::Forbidden(why) => return Err(Unmade::NotWhole(format!("{}: {why}", choice.label))),
+            Verdict::Skip(_) => continue,
+        };
+        let names = names_in_place(image, records);
+        if names.is_empty() {
+            continue;
+        }
+        taken
+            .entry(choice.target.digest().as_ref())
+            .or_default()
+            .extend(names);
+        for blob in &image.closure.blobs {
+            if needed.insert(blob.digest.clone()) {
+                blobs.push((blob.digest.clone(), blob.size));
+            }
         }
     }
     if taken.is_empty() {
-        return Err("the bundle has no image for this node".to_owned());
+        return Err(Unmade::Nothing);
     }
     // The import of the receipt adds what follows from the settings of its time.
     let naming = Naming {
@@ -316,26 +395,93 @@ fn draw(bundle: &Bundle, (name, by_hand): (&str, bool), policy: &Policy) -> Resu
         digest_references: DigestReferences::None,
         ..policy.naming.clone()
     };
-    let images = catalog.images.iter();
-    let images = images.filter(|image| taken.contains(image.root.descriptor.digest()));
-    let images = images.map(|image| {
-        let names = naming.names_of(&image.names, image.root.descriptor.digest());
-        let names = names.references.iter().map(ToString::to_string).collect();
-        DraftImage::part(names, &image.root, &needed)
-    });
+    let mut images = Vec::new();
+    for (target, in_place) in taken {
+        let same = |image: &&Image| image.root.descriptor.digest().as_ref() == target;
+        let mut same: Vec<(Vec<String>, &Image)> = catalog
+            .images
+            .iter()
+            .filter(same)
+            .map(|image| {
+                let names = naming
+                    .names_of(&image.names, image.root.descriptor.digest())
+                    .references;
+                let names = names.iter().map(ToString::to_string);
+                (names.filter(|name| in_place.contains(name)).collect(), image)
+            })
+            .collect();
+        // If only names that follow from the settings are in place, the image has those.
+        if same.iter().all(|(names, _)| names.is_empty())
+            && let Some((names, _)) = same.first_mut()
+        {
+            *names = in_place;
+        }
+        same.retain(|(names, _)| !names.is_empty());
+        images.extend(
+            same.into_iter()
+                .map(|(names, image)| DraftImage::part(names, &image.root, &needed)),
+        );
+    }
     let mut draft = Draft {
-        images: images.collect(),
+        images,
         relies_on: None,
     };
-    draft.stand_for(Receipt {
-        // A bundle may claim to be a receipt. Only files of the folder of receipts are believed.
-        catalog: bundle.catalog().digest.clone(),
-        bundle: name.to_owned(),
-        identity: bundle.identity().clone(),
-        made_at: Timestamp::now().as_second(),
-        by_hand,
-    });
+    draft.stand_for(receipt);
+    if let Some(reliance) = &mut draft.relies_on
+        && let Some(receipt) = &mut reliance.receipt
+    {
+        receipt.bases = bases(&reliance.blobs);
+    }
     Ok(Drawn { draft, blobs })
+}
+
+/// Returns the names of an image's records that are in place.
+fn names_in_place(image: &Taken, records: &BTreeMap<String, Digest>) -> Vec<String> {
+    let is_in_place = |record: &&NamedTarget| {
+        records
+            .get(&record.name)
+            .is_some_and(|target| target == record.target.digest())
+    };
+    let names = image.records.iter().filter(is_in_place);
+    names.map(|record| record.name.clone()).collect()
+}
+
+/// Returns the layers that a delta lacks, by the base that has them. A base with a receipt may have
+/// been a delta itself, so its receipt names the base of some of them.
+fn bases(catalog: &Catalog, layers: &[BlobRef], folder: &Path, limits: &Limits) -> Vec<DeltaBase> {
+    let Some(reliance) = &catalog.relies_on else {
+        return Vec::new();
+    };
+    let lacking: HashSet<&Digest> = reliance.blobs.iter().map(|blob| &blob.digest).collect();
+    let of_base: Vec<Receipt> = receipts_of(folder, &reliance.base)
+        .into_iter()
+        .filter_map(|path| stood_for(&path, limits))
+        .collect();
+    let mut bases: BTreeMap<&str, Vec<Digest>> = BTreeMap::new();
+    for layer in layers.iter().map(|layer| &layer.digest) {
+        if !lacking.contains(layer) {
+            continue;
+        }
+        // The bundle may itself be a copy of a receipt.
+        let mut known = reliance.receipt.iter().chain(&of_base);
+        let base = known.find_map(|receipt| receipt.base_of(layer));
+        bases
+            .entry(base.unwrap_or(&reliance.base))
+            .or_default()
+            .push(layer.clone());
+    }
+    let base = |(name, blobs): (&str, Vec<Digest>)| DeltaBase {
+        name: name.to_owned(),
+        blobs,
+    };
+    bases.into_iter().map(base).collect()
+}
+
+/// Returns the paths of the receipts of all bundles with this name, at most [`MOST_BASES`].
+fn receipts_of(folder: &Path, bundle: &str) -> Vec<PathBuf> {
+    let receipts = all_in(folder).unwrap_or_default().into_iter();
+    let is_of = |path: &PathBuf| path.file_name().is_some_and(|name| is_of(name, bundle));
+    receipts.filter(is_of).take(MOST_BASES).collect()
 }
 
 async fn read_back(client: &Client, digest: &Digest, pace: &Pace) -> Result<(), Unmade> {
@@ -378,129 +524,6 @@ fn put(
     output.commit()
 }
 
-/// Returns why the daemon must not remove files of an images folder, if it must not.
-pub(crate) fn why_folder_keeps(owner: u32, is_read_only: bool) -> Option<&'static str> {
-    match (is_read_only, owner) {
-        (true, _) => Some("the folder is read-only"),
-        (false, 0) => None,
-        (false, _) => Some("root does not own the folder"),
-    }
-}
-
-/// Returns why a file must not be removed, if it must not.
-///
-/// # Errors
-///
-/// Returns the reason.
-pub(crate) fn may_remove(folder: &Path, name: &OsStr, identity: &Identity) -> Result<(), String> {
-    let (folder, name) = parent_of(folder, name).map_err(|error| error.to_string())?;
-    may_remove_in(&folder, &name, identity).map(drop)
-}
-
-/// Opens the folder that a file lies in. Returns it with the file's name there.
-fn parent_of(folder: &Path, name: &OsStr) -> io::Result<(File, OsString)> {
-    let path = folder.join(name);
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
-    let parent = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    Ok((File::open(parent)?, name))
-}
-
-fn may_remove_in(folder: &File, name: &OsStr, identity: &Identity) -> Result<File, String> {
-    let owner = folder.metadata().map_err(|error| error.to_string())?.uid();
-    if let Some(why) = why_folder_keeps(owner, false) {
-        return Err(why.to_owned());
-    }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(folder, name, flags, Mode::empty());
-    let file = File::from(file.map_err(|errno| match errno {
-        rustix::io::Errno::LOOP => "it is a symbolic link".to_owned(),
-        errno => io::Error::from(errno).to_string(),
-    })?);
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("it is no regular file".to_owned());
-    }
-    if metadata.nlink() != 1 {
-        return Err("it has other names (hard links), so its removal frees no space".to_owned());
-    }
-    match Identity::of(&metadata) == *identity {
-        true => Ok(file),
-        false => Err("it has changed since its import".to_owned()),
-    }
-}
-
-/// Returns why an open file that was renamed must stay, if it must. The new name keeps later
-/// writers out. An earlier writer may have changed the file, or still have it open.
-fn is_still(folder: &File, going: &OsStr, file: &File, identity: &Identity) -> Result<(), String> {
-    let text = |errno: rustix::io::Errno| io::Error::from(errno).to_string();
-    let renamed = rustix::fs::statat(folder, going, AtFlags::SYMLINK_NOFOLLOW).map_err(text)?;
-    let now = Identity::of(&file.metadata().map_err(|error| error.to_string())?);
-    if (renamed.st_dev, renamed.st_ino, renamed.st_nlink) != (now.device, now.inode, 1) {
-        return Err("another file took its place".to_owned());
-    }
-    // The other time changes with the name.
-    if (now.size, now.mtime_ns) != (identity.size, identity.mtime_ns) {
-        return Err("it has changed since its import".to_owned());
-    }
-    match sys::probe_writers(file.as_fd()) {
-        Probe::Busy => Err("another program has it open for writing".to_owned()),
-        // A file system that cannot tell has the size and the time only.
-        Probe::NoWriter | Probe::Unsupported => Ok(()),
-    }
-}
-
-/// Removes the file of a bundle that a receipt stands for. The file is first renamed. Another file
-/// that was placed under its name at that moment comes back. So does a file with a writer.
-///
-/// A crash between the two steps leaves a file with a name that begins with a dot.
-/// [`undo_removals`] gives it its name back.
-///
-/// # Errors
-///
-/// Returns the reason why the file stays.
-pub(crate) fn remove(folder: &Path, name: &OsStr, identity: &Identity) -> Result<(), String> {
-    let (folder, name) = parent_of(folder, name).map_err(|error| error.to_string())?;
-    let file = may_remove_in(&folder, &name, identity)?;
-    let mut going = OsString::from(GOING);
-    going.push(&name);
-    let text = |errno: rustix::io::Errno| io::Error::from(errno).to_string();
-    rustix::fs::renameat_with(&folder, &name, &folder, &going, RenameFlags::NOREPLACE).map_err(text)?;
-    if let Err(why) = is_still(&folder, &going, &file, identity) {
-        rustix::fs::renameat_with(&folder, &going, &folder, &name, RenameFlags::NOREPLACE).map_err(text)?;
-        return Err(why);
-    }
-    rustix::fs::unlinkat(&folder, &going, AtFlags::empty()).map_err(text)?;
-    folder.sync_all().map_err(|error| error.to_string())
-}
-
-/// Gives the files of a folder back their names, if a crash has interrupted their removal. Such a
-/// file may be the last copy, because the crash may have cost blobs of containerd or the receipt.
-/// The daemon then looks at the file as at any other, and removes it once more. `complain` hears of
-/// each file that stays under its other name.
-///
-/// # Errors
-///
-/// Returns the error of the folder. The next call does the rest.
-pub(crate) fn undo_removals(folder: &Path, complain: impl Fn(&OsStr, io::Error)) -> io::Result<()> {
-    let open = File::open(folder)?;
-    let mut is_changed = false;
-    for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let Some(before) = name.as_bytes().strip_prefix(GOING.as_bytes()) else {
-            continue;
-        };
-        let before = OsStr::from_bytes(before);
-        match rustix::fs::renameat_with(&open, &name, &open, before, RenameFlags::NOREPLACE) {
-            Ok(()) => is_changed = true,
-            Err(errno) => complain(&name, errno.into()),
-        }
-    }
-    match is_changed {
-        true => open.sync_all(),
-        false => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -539,9 +562,13 @@ mod tests {
             assert!(is_candidate(OsStr::new(name)), "{name}");
             fs::write(folder.path().join(name), "").unwrap();
         }
-        let found = paths_of(folder.path(), "shop.tar");
+        fs::write(folder.path().join(".unfinished"), "").unwrap();
+        let found = all_in(folder.path()).unwrap();
+        assert_eq!(found.len(), 4);
+        let found = receipts_of(folder.path(), "shop.tar");
         let expected = [receipts[0].as_str(), &receipts[1], "shop.tar"];
         assert_eq!(found, expected.map(|name| folder.path().join(name)));
+        assert_eq!(all_in(&folder.path().join("none")).unwrap(), [PathBuf::new(); 0]);
     }
 
     #[test]
@@ -563,107 +590,110 @@ mod tests {
             identity: source.identity().clone(),
             made_at: 1,
             by_hand: false,
+            bases: Vec::new(),
         });
+        let bundle = written(&draft, &source, &claim);
+        assert_eq!(bundle.catalog().stood_for(), &claimed);
+        let receipt = receipt_of(bundle, folder.path());
+        assert_ne!(receipt.catalog, claimed);
+    }
+
+    /// Returns the receipt of a bundle, all of whose images are in place.
+    fn receipt_of(bundle: Bundle, state_dir: &Path) -> Receipt {
+        let (bundle, settings) = (
+            Arc::new(bundle),
+            Settings {
+                state_dir: state_dir.to_owned(),
+                ..Settings::default()
+            },
+        );
+        let policy = crate::runtime::policy(&settings, None);
+        let selection = import::select(&bundle.catalog().with_its_base(), &policy);
+        let records = selection.taken().flat_map(|taken| &taken.records);
+        let of = Of {
+            bundle: &bundle,
+            records: &records
+                .map(|record| (record.name.clone(), record.target.digest().clone()))
+                .collect(),
+            name: "shop.tar",
+            by_hand: false,
+            nameless: None,
+            policy: &policy,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let Ok(drawn) = runtime.block_on(drawn(&of, &settings)) else {
+            panic!("the bundle has a receipt");
+        };
+        drawn.draft.relies_on.unwrap().receipt.unwrap()
+    }
+
+    /// Writes a draft with the documents of a bundle.
+    fn written(draft: &Draft, source: &Bundle, path: &Path) -> Bundle {
         let mut feed = |blob: &bundle::BlobRef| {
             let blob = source.blob(&blob.digest).expect("the source has every document");
             Ok(blob.open(0)? as Box<dyn Read>)
         };
-        let layout = Layout::of(&draft).unwrap();
-        let mut output = Output::create(&claim).unwrap();
+        let layout = Layout::of(draft).unwrap();
+        let mut output = Output::create(path).unwrap();
         write(&layout, Compression::None, &mut output, &mut feed).unwrap();
         output.commit().unwrap();
-        let bundle = Bundle::open(&claim, &Limits::default()).unwrap();
-        assert_eq!(bundle.catalog().stood_for(), &claimed);
-        let policy = crate::runtime::policy(&Settings::default(), None);
-        let drawn = draw(&bundle, ("claim.tar", false), &policy).unwrap();
-        let receipt = drawn.draft.relies_on.unwrap().receipt.unwrap();
-        assert_eq!(receipt.catalog, bundle.catalog().digest);
+        Bundle::open(path, &Limits::default()).unwrap()
     }
 
-    /// A folder with a file, and the file's identity. Only root can own the folder of a removal.
-    fn placed() -> Option<(tempfile::TempDir, Identity)> {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("a.tar"), "bundle").unwrap();
-        let identity = identity(folder.path(), "a.tar");
-        rustix::process::geteuid().is_root().then_some((folder, identity))
-    }
-
-    fn identity(folder: &Path, name: &str) -> Identity {
-        Identity::of(&fs::symlink_metadata(folder.join(name)).unwrap())
-    }
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
+    /// `shop.tar` is a delta on `base.tar`, which was a delta on `os.tar` itself.
     #[test]
-    fn only_the_very_file_is_removed_and_only_if_it_has_one_name() {
-        let Some((folder, as_imported)) = placed() else {
-            return;
+    fn a_layer_that_a_delta_lacks_is_of_the_base_that_has_it() {
+        use bundle::fixtures::{Image, Layout as Fixture};
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let layers = [b"of os", b"of ba", b"of sh"];
+        let image = layers
+            .iter()
+            .fold(Image::new("registry.test/one:1"), |image, layer| {
+                image.layer(layer.as_slice())
+            });
+        fs::write(path("whole.tar"), Fixture::new().image(image).build().to_bytes()).unwrap();
+        let whole = Bundle::open(&path("whole.tar"), &Limits::default()).unwrap();
+        let digests = layers.map(|layer| digest::sha256(layer));
+        let draft = || Draft {
+            images: whole.catalog().images.iter().map(DraftImage::of).collect(),
+            relies_on: None,
         };
-        let (path, name) = (folder.path(), OsStr::new("a.tar"));
-        fs::hard_link(path.join("a.tar"), path.join("b.tar")).unwrap();
-        let linked = identity(path, "a.tar");
-        assert!(remove(path, name, &linked).unwrap_err().contains("hard links"));
-        fs::remove_file(path.join("b.tar")).unwrap();
-        assert!(remove(path, name, &as_imported).unwrap_err().contains("changed"));
-        std::os::unix::fs::symlink("a.tar", path.join("link.tar")).unwrap();
-        let link = identity(path, "link.tar");
-        let refused = remove(path, OsStr::new("link.tar"), &link).unwrap_err();
-        assert!(refused.contains("symbolic link"), "{refused}");
-        std::os::unix::fs::chown(path, Some(1), None).unwrap();
-        let now = identity(path, "a.tar");
-        assert!(
-            remove(path, name, &now)
-                .unwrap_err()
-                .contains("root does not own")
+        let mut delta = draft();
+        delta.leave_out("base.tar", &digests[..2].iter().cloned().collect());
+        written(&delta, &whole, &path("shop.tar"));
+        let shop = || Bundle::open(&path("shop.tar"), &Limits::default()).unwrap();
+        let base_of = |receipt: &Receipt| {
+            digests
+                .each_ref()
+                .map(|digest| receipt.base_of(digest).map(str::to_owned))
+        };
+        let named = |bases: [Option<&str>; 3]| bases.map(|base| base.map(str::to_owned));
+        let receipt = receipt_of(shop(), folder.path());
+        let expected = named([Some("base.tar"), Some("base.tar"), None]);
+        assert_eq!(base_of(&receipt), expected);
+
+        // The receipt of the base tells what the base lacked.
+        fs::create_dir(path(FOLDER)).unwrap();
+        let mut of_base = draft();
+        of_base.stand_for(Receipt {
+            bases: vec![DeltaBase {
+                name: "os.tar".to_owned(),
+                blobs: vec![digests[0].clone()],
+            }],
+            bundle: "base.tar".to_owned(),
+            ..receipt
+        });
+        written(&of_base, &whole, &path(FOLDER).join("base.tar"));
+        let expected = named([Some("os.tar"), Some("base.tar"), None]);
+        assert_eq!(base_of(&receipt_of(shop(), folder.path())), expected);
+
+        // A copy of a receipt has no layer itself.
+        let copy = receipt_of(
+            Bundle::open(&path(FOLDER).join("base.tar"), &Limits::default()).unwrap(),
+            folder.path(),
         );
-        std::os::unix::fs::chown(path, Some(0), None).unwrap();
-        assert_eq!(names(path), ["a.tar", "link.tar"]);
-        assert_eq!(may_remove(path, name, &now), Ok(()));
-        remove(path, name, &now).unwrap();
-        assert_eq!(names(path), ["link.tar"]);
-    }
-
-    #[test]
-    fn a_file_that_a_program_may_still_write_stays_under_its_name() {
-        let Some((folder, identity)) = placed() else {
-            return;
-        };
-        let (path, name) = (folder.path(), OsStr::new("a.tar"));
-        let writer = fs::OpenOptions::new().write(true).open(path.join("a.tar"));
-        let why = remove(path, name, &identity).unwrap_err();
-        assert!(why.contains("open for writing"), "{why}");
-        assert_eq!(names(path), ["a.tar"]);
-        drop(writer.unwrap());
-        let file = File::open(path.join("a.tar")).unwrap();
-        let open = File::open(path).unwrap();
-        assert_eq!(is_still(&open, name, &file, &identity), Ok(()));
-        fs::write(path.join("a.tar"), "bundle of another size").unwrap();
-        let changed = is_still(&open, name, &file, &identity).unwrap_err();
-        assert!(changed.contains("changed"), "the same inode: {changed}");
-    }
-
-    #[test]
-    fn an_interrupted_removal_is_undone_file_by_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path();
-        for name in ["a.tar", "b.tar", "c.tar"] {
-            fs::write(path.join(format!("{GOING}{name}")), name).unwrap();
-        }
-        // A later bundle has the name.
-        fs::write(path.join("b.tar"), "later").unwrap();
-        let complaints = std::cell::RefCell::new(Vec::new());
-        let complain = |name: &OsStr, _| complaints.borrow_mut().push(name.to_owned());
-        undo_removals(path, complain).unwrap();
-        let going = format!("{GOING}b.tar");
-        assert_eq!(names(path), [going.as_str(), "a.tar", "b.tar", "c.tar"]);
-        assert_eq!(complaints.into_inner(), [OsString::from(going)]);
-        assert_eq!(fs::read_to_string(path.join("b.tar")).unwrap(), "later");
+        let expected = named([Some("os.tar"), Some("base.tar"), Some("base.tar")]);
+        assert_eq!(base_of(&copy), expected);
     }
 }

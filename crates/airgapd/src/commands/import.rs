@@ -7,12 +7,13 @@
 mod answer;
 mod input;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bundle::Bundle;
@@ -35,7 +36,7 @@ use node::images::keys::TrustedKeys;
 use node::images::sidecar::{self, Failure, sidecar_of};
 use node::place::Place;
 use node::progress::Doing;
-use node::receipts;
+use node::receipts::{self, Unmade};
 use node::runtime::{self, Containerd};
 use node::settings::{Checksums, Settings};
 use node::spool::Spool;
@@ -134,6 +135,8 @@ type Refused = Box<BundleResult>;
 struct Owner {
     source: Source,
     lease_id: String,
+    /// The bytes of an input without a file name, see [`Input::nameless`].
+    nameless: Option<Arc<AtomicU64>>,
 }
 
 impl Import<'_> {
@@ -147,7 +150,8 @@ impl Import<'_> {
     ) -> (BundleResult, String, bool) {
         let started = Instant::now();
         let is_stream = matches!(input, Ok(Input::Stream(_)));
-        let (owner, turn) = self.owner(path, is_stream);
+        let (mut owner, turn) = self.owner(path, is_stream);
+        owner.nameless = input.as_ref().ok().and_then(|input| input.nameless(path));
         let lease_id = owner.lease_id.clone();
         let import = async {
             match input {
@@ -303,8 +307,16 @@ impl Import<'_> {
         let mut result = imported.result.with_sent(&imported.selection, sent);
         let landed = evidence.map(|evidence| evidence.with_landed(result.landed_records()));
         let mut problem = landed.and_then(|evidence| self.keep(evidence, &withheld).err());
-        if self.leaves_receipts && problem.is_none() && failure(&result).is_none() {
-            problem = self.leave_receipt(&bundle, &policy, &intent).await.err();
+        let is_whole = failure(&result).is_none() || result.outcome == Outcome::Skipped;
+        if self.leaves_receipts && problem.is_none() && is_whole {
+            let left = self
+                .leave_receipt(&bundle, &policy, &intent, &result, owner.nameless)
+                .await;
+            match left {
+                Ok(None) => {}
+                Ok(Some(note)) => result.warnings.push(note),
+                Err(why) => problem = Some(why),
+            }
         }
         if let Some(why) = problem {
             (result.error, result.cause) = (Some(why), Some(Cause::Other));
@@ -372,13 +384,19 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
-    /// Makes the receipt of a bundle that is in place, and imports it as the daemon would.
+    /// Makes the receipt of a bundle that is in place, and imports it as the daemon would. Returns
+    /// a note if the bundle needs none. `nameless` has the bytes of a bundle without a file name.
     async fn leave_receipt(
         &self,
         bundle: &Arc<Bundle>,
         policy: &Policy,
         intent: &Intent,
-    ) -> Result<(), String> {
+        result: &BundleResult,
+        nameless: Option<Arc<AtomicU64>>,
+    ) -> Result<Option<String>, String> {
+        if bundle.is_piped() {
+            read_to_end(bundle).await;
+        }
         let client = &self.runtime.client;
         let (name, mark) = match &intent.source {
             Source::Bundle(name) | Source::Receipt(name) => (name, None),
@@ -386,25 +404,28 @@ impl Import<'_> {
         };
         let of = receipts::Of {
             bundle,
+            records: &result.landed_records().collect(),
             name,
             by_hand: mark.is_some(),
+            nameless: nameless.map(|bytes| bytes.load(Ordering::Relaxed)),
             policy,
         };
-        let path = receipts::make(client, of, self.settings, &self.pace, |_| {})
-            .await
-            .map_err(|error| {
-                format!(
-                    "the images are in place, without a receipt: {}",
-                    basics::chain(&error)
-                )
-            })?;
+        let path = match receipts::make(client, of, self.settings, &self.pace, |_| {}).await {
+            Ok(path) => path,
+            Err(error @ Unmade::Nothing) => return Ok(Some(format!("there is no receipt: {error}"))),
+            Err(error) => {
+                let why = basics::chain(&error);
+                return Err(format!("the images are in place, without a receipt: {why}"));
+            }
+        };
         let name = ledger::label_name(path.as_os_str());
         let taking = Intent {
             source: Source::Receipt(name.clone()),
             ..intent.clone()
         };
         let taken = receipts::take(client, &path, policy, &taking, mark, &self.settings.limits).await;
-        taken.map_err(|error| format!("the receipt {name} is written, but not taken: {error}"))
+        taken.map_err(|error| format!("the receipt {name} is written, but not taken: {error}"))?;
+        Ok(None)
     }
 
     /// Returns the unpacker and the time to unpack. A command has no background, so it unpacks
@@ -467,6 +488,21 @@ impl Import<'_> {
             opened.map_err(|failure| not_opened(path, failure, started))?,
             started,
         )
+    }
+}
+
+/// Reads the rest of a pipe of which the node needed nothing more, so that its size is known.
+async fn read_to_end(bundle: &Arc<Bundle>) {
+    let bundle = Arc::clone(bundle);
+    let reading = tokio::task::spawn_blocking(move || {
+        // The import has read a pipe from which it took blobs. The images are in place, and an
+        // error of the rest changes nothing about them.
+        if let Ok(mut stream) = bundle.stream(&HashSet::new()) {
+            while matches!(stream.next_blob(), Ok(Some(_))) {}
+        }
+    });
+    if let Err(error) = reading.await {
+        tracing::debug!(%error, "the rest of the pipe was not read");
     }
 }
 
@@ -573,8 +609,11 @@ fn whose(path: &Path, node: &Place, recursive: bool) -> Owner {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     if let Some(name) = name_of(&path, node, recursive) {
         let lease_id = bundle_id(&name);
-        let source = Source::Bundle(name);
-        return Owner { source, lease_id };
+        return Owner {
+            source: Source::Bundle(name),
+            lease_id,
+            nameless: None,
+        };
     }
     by_hand(path.file_name().unwrap_or(path.as_os_str()), path.as_os_str())
 }
@@ -584,6 +623,7 @@ fn by_hand(name: &OsStr, place: &OsStr) -> Owner {
     Owner {
         source: Source::Hand(name.to_string_lossy().into_owned()),
         lease_id: basics::digest::short(place.as_encoded_bytes()),
+        nameless: None,
     }
 }
 

@@ -64,6 +64,40 @@ pub struct Receipt {
     /// True if the bundle lay outside the images folders. Its name then is no name there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_hand: bool,
+    /// The layers that the bundle itself lacked, if it was a delta. Each base occurs once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<DeltaBase>,
+}
+
+/// The layers that a delta lacked, and that one of its bases has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaBase {
+    /// Name of the base: the file name of a bundle, or the name of a node.
+    pub name: String,
+    /// The layers.
+    pub blobs: Vec<Digest>,
+}
+
+impl Receipt {
+    /// Returns the name of the base that has a layer. `None` if the bundle had it itself.
+    pub fn base_of(&self, layer: &Digest) -> Option<&str> {
+        let base = self.bases.iter().find(|base| base.blobs.contains(layer));
+        base.map(|base| base.name.as_str())
+    }
+
+    /// Returns true if the bundle came from a pipe or from standard input. Its name then is no name
+    /// of a file, and only its content digest tells which bundle it was.
+    pub fn is_nameless(&self) -> bool {
+        (self.identity.device, self.identity.inode) == (0, 0)
+    }
+
+    /// Returns the bytes of memory that it takes.
+    fn held_bytes(&self) -> u64 {
+        let base = |base: &DeltaBase| {
+            base.name.len() as u64 + TEXT + base.blobs.len() as u64 * (size_of::<Digest>() as u64 + TEXT)
+        };
+        self.bundle.len() as u64 + TEXT + self.bases.iter().map(base).sum::<u64>()
+    }
 }
 
 /// Bytes of memory for a blob in the list, and in the sets that are made of the list.
@@ -72,8 +106,7 @@ const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 +
 impl Reliance {
     /// Returns the bytes of memory that the list takes.
     pub(crate) fn held_bytes(&self) -> u64 {
-        let receipt = self.receipt.as_ref();
-        let receipt = receipt.map_or(0, |receipt| receipt.bundle.len() as u64 + TEXT);
+        let receipt = self.receipt.as_ref().map_or(0, Receipt::held_bytes);
         self.base.len() as u64 + self.blobs.len() as u64 * RELIED_ON + receipt
     }
 
@@ -137,6 +170,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
     check(&document.blobs)?;
     if let Some(receipt) = &document.receipt {
         digest::parse(receipt.catalog.as_ref())?;
+        for blob in receipt.bases.iter().flat_map(|base| &base.blobs) {
+            digest::parse(blob.as_ref())?;
+        }
     }
     Ok(Reliance {
         receipt: document.receipt,

@@ -370,6 +370,12 @@ pub(super) fn stop(error: &import::Error, report: &BundleResult) -> Stop {
             import::Error::NoSpace(shortage) => Some((**shortage).clone()),
             _ => None,
         },
+        lost: match error {
+            import::Error::Degraded(loss) => {
+                loss.missing.iter().map(|(blob, _)| blob.digest.clone()).collect()
+            }
+            _ => Vec::new(),
+        },
         unreachable: (report.cause == Some(import::Cause::Unreachable)).then(|| basics::chain(error)),
     }
 }
@@ -413,6 +419,7 @@ pub(super) fn landed(
         catalog: content(bundle.catalog(), order.is_receipt),
         is_read_back: order.makes_receipt && kept.is_none() && is_whole(imported),
         kept,
+        is_delta: bundle.catalog().relies_on.is_some(),
         outcome: report.outcome,
         has_landed: report.landed(),
         images: report.images.iter().map(image).collect(),
@@ -492,7 +499,7 @@ async fn import(
     if !order.makes_receipt || !is_whole(&imported) {
         return Ok(Ended { imported, kept: None });
     }
-    let kept = keep(&order, &bundle, &policy, &intent, &counters).await.err();
+    let kept = keep(&order, &bundle, &policy, &imported, &counters).await.err();
     Ok(Ended { imported, kept })
 }
 
@@ -510,18 +517,21 @@ async fn keep(
     order: &Order,
     bundle: &Arc<Bundle>,
     policy: &Policy,
-    intent: &Intent,
+    imported: &import::Imported,
     counters: &Counters,
 ) -> Result<(), String> {
     let folder = order.images_dir.clone();
     receipts::may_remove(&folder, order.in_folder(), bundle.identity())?;
-    if !intent.leave.is_empty() {
-        return Err("other bundles or the configuration keep some of its names from it".to_owned());
+    if imported.plan.leaves_names() {
+        let why = "other bundles, another program or the configuration keep some of its names from it";
+        return Err(why.to_owned());
     }
     let of = receipts::Of {
         bundle,
+        records: &imported.result.landed_records().collect(),
         name: &ledger::label_name(&order.name),
         by_hand: false,
+        nameless: None,
         policy,
     };
     // A read blob is progress, so the job keeps its lane.

@@ -184,6 +184,7 @@ fn a_label_that_shows_whose_a_record_was_stays_until_the_earlier_bundle_has_it_u
                 retry,
                 shortage: shortage(100).filter(|_| obstacle == "space"),
                 unreachable: None,
+                lost: Vec::new(),
             };
             assert!(has_label(&world));
             world.take(Event::Job(early.to_owned(), Box::new(Came::Untried(stop))));
@@ -545,6 +546,7 @@ fn a_bundle_that_did_not_fit_is_tried_again_when_it_fits() {
         retry: true,
         shortage: shortage(100),
         unreachable: None,
+        lost: Vec::new(),
     };
     world.take(Event::Job("a.tar".into(), Box::new(Came::Untried(stop))));
     run(&mut world);

@@ -477,6 +477,7 @@ impl World {
                 retry: true,
                 shortage: None,
                 unreachable: Some("it is away".to_owned()),
+                lost: Vec::new(),
             }),
             Work::Importing(images, leave) if self.is_shaky && self.dice(4) == 0 => {
                 Came::Imported(Box::new(self.import_in_part(name, &images, &leave)))
@@ -523,6 +524,7 @@ impl World {
             catalog: catalog(images),
             kept: None,
             is_read_back: false,
+            is_delta: false,
             outcome: Outcome::Imported,
             has_landed: true,
             closures: images
@@ -562,6 +564,7 @@ impl World {
             retry: true,
             shortage: None,
             unreachable: None,
+            lost: Vec::new(),
         });
         landed
     }

@@ -12,7 +12,7 @@ use bundle::Identity;
 use oci_spec::image::Digest;
 
 use super::lanes::Job;
-use super::line::Line;
+use super::line::{Line, shown};
 use super::listing::FolderState;
 use super::record::Landed;
 use super::{Action, Turn};
@@ -26,6 +26,9 @@ use crate::state::roster::{Phase, Version};
 
 /// Pause before the daemon tries again to make a receipt. Every try reads all images of the bundle.
 const PAUSE: Duration = Duration::from_secs(3600);
+
+/// Most bundles that the error of a degraded receipt names besides its own.
+const MOST_NAMED: usize = 3;
 
 /// The daemon's work with receipts.
 #[derive(Debug, Default)]
@@ -136,6 +139,43 @@ impl State {
             let text = format!("the file stays, and gets no receipt: {why}");
             turn.say(Line::warn(text).bundle(&job.name));
         }
+    }
+
+    /// Returns the other bundles that have blobs which a receipt has lost, in words: files of the
+    /// images folders, or else the bundles of other receipts. It asks the ledger only, and a delta
+    /// does not tell there which blobs it has itself.
+    pub(super) fn files_with(&self, receipt: &OsStr, lost: &[Digest]) -> Option<String> {
+        if lost.is_empty() {
+            return None;
+        }
+        let (mut files, mut bundles) = (Vec::new(), Vec::new());
+        for entry in self.ledger.entries().into_iter().rev() {
+            let has = self.ledger.blobs_among(entry, lost);
+            if has == 0 || entry.file == receipt || !entry.is_vouching() {
+                continue;
+            }
+            let of_all = match has == lost.len() {
+                true if has == 1 => "the lost blob".to_owned(),
+                true => "all lost blobs".to_owned(),
+                false => format!("{has} of {} lost blobs", lost.len()),
+            };
+            let is_delta = entry.imported.as_ref().is_some_and(|imported| imported.is_delta);
+            match &entry.stands_for {
+                None if !is_delta && self.roster.phase(&entry.file).is_some() => {
+                    files.push(format!("{} on this node has {of_all}", shown(&entry.file)));
+                }
+                Some(of) => {
+                    let (bundle, receipt) = (basics::foreign::shown(&of.bundle), shown(&entry.file));
+                    bundles.push(format!(
+                        "{bundle}, the bundle of the receipt {receipt}, had {of_all}"
+                    ));
+                }
+                None => {}
+            }
+        }
+        let mut named = if files.is_empty() { bundles } else { files };
+        named.truncate(MOST_NAMED);
+        (!named.is_empty()).then(|| named.join(". "))
     }
 
     fn queue_degraded(&mut self) {

@@ -100,6 +100,8 @@ pub(crate) struct Landed {
     pub(crate) kept: Option<String>,
     /// True if every blob of its images was read back from containerd, and a receipt was made.
     pub(crate) is_read_back: bool,
+    /// True if the file lacks blobs of its images, as a delta or a receipt does.
+    pub(crate) is_delta: bool,
     pub(crate) outcome: Outcome,
     /// True if any of its images is in containerd.
     pub(crate) has_landed: bool,
@@ -137,6 +139,8 @@ pub(crate) struct Stop {
     pub(crate) shortage: Option<Shortage>,
     /// The error of the connection to containerd, if that was the cause.
     pub(crate) unreachable: Option<String>,
+    /// The blobs that a receipt misses in containerd.
+    pub(crate) lost: Vec<Digest>,
 }
 
 impl State {
@@ -279,7 +283,11 @@ impl State {
     }
 
     fn on_stop(&mut self, job: &Job, stop: &Stop, turn: &mut Turn) {
-        self.fail(job, &stop.text, stop.class, stop.retry, turn);
+        let text = match self.files_with(&job.name, &stop.lost) {
+            Some(files) => format!("{}. {files}", stop.text),
+            None => stop.text.clone(),
+        };
+        self.fail(job, &text, stop.class, stop.retry, turn);
         if let Some(shortage) = &stop.shortage {
             self.wait_for_room(&job.name, shortage, turn.now);
         }
@@ -410,6 +418,7 @@ impl State {
             sent_bytes: landed.sent_bytes,
             signers: job.signers.clone(),
             withheld: withheld.collect(),
+            is_delta: landed.is_delta,
         };
         if let Some(keys) = self.keys.as_mut().filter(|_| !imported.signers.is_empty()) {
             keys.withdrawn.remove(&job.name);
@@ -487,6 +496,7 @@ impl State {
             sent_bytes: 0,
             signers: Vec::new(),
             withheld: Vec::new(),
+            is_delta: true,
         };
         self.note_reworded(name, &imported);
         self.ledger.record_import(name, outcome, imported, closures);

@@ -5,7 +5,7 @@
 //! `store` keeps it in `state.json`.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -425,6 +425,39 @@ impl Ledger {
             .collect()
     }
 
+    /// Returns the number of these blobs that a bundle's images need.
+    pub(crate) fn blobs_among(&self, bundle: &Entry, blobs: &[Digest]) -> usize {
+        let images = bundle.imported.iter().flat_map(|imported| &imported.images);
+        let targets: HashSet<&Digest> = images.map(|image| &image.target).collect();
+        let closures: Vec<&[Digest]> = targets
+            .into_iter()
+            .filter_map(|target| self.closure(target))
+            .collect();
+        let is_needed = |blob: &&Digest| {
+            // A closure is sorted.
+            let has = |closure: &&[Digest]| {
+                closure
+                    .binary_search_by(|other| other.as_ref().cmp(blob.as_ref()))
+                    .is_ok()
+            };
+            closures.iter().any(has)
+        };
+        blobs.iter().filter(is_needed).count()
+    }
+
+    /// Returns the receipts that have lost a blob, each with the error.
+    pub fn degraded_receipts(&self) -> impl Iterator<Item = (&OsStr, &str)> {
+        let receipts = self
+            .all()
+            .filter(|entry| entry.stands_for.is_some() && entry.gone.is_none());
+        let errors = receipts.filter_map(|entry| {
+            let error = entry.last_error.as_ref()?;
+            Some((entry.file.as_os_str(), error.text.as_str()))
+        });
+        // `import::Error::Degraded` begins so.
+        errors.filter(|(_, error)| error.starts_with("degraded: "))
+    }
+
     /// Returns the digests that a target needs on this node, including the target.
     pub(crate) fn closure(&self, target: &Digest) -> Option<&[Digest]> {
         self.closures.get(target.as_ref()).map(Vec::as_slice)
@@ -468,7 +501,7 @@ impl Ledger {
 
     fn drop_unused_closures(&mut self) {
         let bundles = self.bundles.values().chain(self.more_bundles.values());
-        let used: std::collections::HashSet<&str> = bundles
+        let used: HashSet<&str> = bundles
             .flat_map(|entry| &entry.imported)
             .flat_map(|imported| &imported.images)
             .map(|image| image.target.as_ref())
@@ -536,6 +569,7 @@ pub(super) mod tests {
             sent_bytes: 34,
             signers: Vec::new(),
             withheld: Vec::new(),
+            is_delta: false,
         }
     }
 

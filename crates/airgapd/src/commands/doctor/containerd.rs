@@ -1,5 +1,6 @@
 //! Checks of containerd: its answer, its namespace and platform, its disk, and other importers.
 
+use basics::Foreign;
 use containerd::Deprecation;
 use import::labels::EXPIRES;
 use import::space::Disk;
@@ -220,6 +221,14 @@ async fn of_receipts(runtime: &Containerd, node: &Place, settings: &Settings) ->
         let count = basics::counted(receipts.len(), "receipt");
         let text = format!("{count}: kubelet's garbage collection does not get their {held} in containerd");
         findings.push(ok("receipts", text));
+    }
+    for (receipt, error) in ledger.degraded_receipts() {
+        let text = format!("{}: {error}", Foreign::file_name(receipt));
+        findings.push(problem(
+            "receipts",
+            text,
+            "bring a bundle that the text names into the images folder",
+        ));
     }
     let savings = ledger.bytes_of_files();
     let is_short = |disk: Disk| disk.free < disk.size / 100 * EVICTION_PERCENT;

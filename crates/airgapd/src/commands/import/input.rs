@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal as _, Read, Seek as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bundle::{Error, Fault};
@@ -40,6 +42,19 @@ pub(super) enum Input {
 }
 
 impl Input {
+    /// Returns the bytes of an input whose name finds no file: of a pipe those that were read, as
+    /// they grow. `None` for a file with a name.
+    pub(super) fn nameless(&self, path: &Path) -> Option<Arc<AtomicU64>> {
+        match self {
+            Input::Stream(stream) => Some(stream.count()),
+            Input::File(file) if is_nameless(path) => {
+                let size = file.metadata().map_or(0, |metadata| metadata.len());
+                Some(Arc::new(AtomicU64::new(size)))
+            }
+            Input::File(_) => None,
+        }
+    }
+
     /// Opens a path of the command line.
     ///
     /// # Errors
@@ -87,11 +102,22 @@ fn standard_input() -> io::Result<Input> {
 pub(super) struct Stream {
     file: File,
     patience: Duration,
+    /// Number of bytes that were read.
+    read: Arc<AtomicU64>,
 }
 
 impl Stream {
     fn new(file: File, patience: Duration) -> Stream {
-        Stream { file, patience }
+        Stream {
+            file,
+            patience,
+            read: Arc::default(),
+        }
+    }
+
+    /// Returns the number of bytes that were read, as it grows.
+    pub(super) fn count(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.read)
     }
 
     /// Waits for bytes, or for the end. A named pipe without a writer has no end yet.
@@ -117,7 +143,11 @@ impl Read for Stream {
             self.wait()?;
             match self.file.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return read,
+                Ok(read) => {
+                    self.read.fetch_add(read as u64, Ordering::Relaxed);
+                    return Ok(read);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -178,6 +208,7 @@ mod tests {
         let mut rest = String::new();
         stream.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "world");
+        assert_eq!(stream.count().load(Ordering::Relaxed), 10);
     }
 
     #[test]

@@ -339,7 +339,11 @@ fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &V
         output::paragraph(&mut text, "    ", &format!("unadmitted: {why}"));
     }
     if let Some(of) = bundle.receipt_of.as_ref().filter(|_| view.is_verbose) {
-        let line = format!("receipt of {}, whose file had {}", of.bundle, bytes(of.size));
+        let content = match &bundle.catalog {
+            Some(catalog) => format!(" and the content digest {catalog}"),
+            None => String::new(),
+        };
+        let line = format!("receipt of {}, which had {}{content}", of.bundle, bytes(of.size));
         output::paragraph(&mut text, "    ", &line);
     }
     for signer in bundle.signers.iter().filter(|_| view.is_verbose) {

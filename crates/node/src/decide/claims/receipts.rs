@@ -41,6 +41,7 @@ fn landed(world: &World, name: &str, outcome: import::Outcome) -> Landed {
         catalog: digest(9),
         kept: None,
         is_read_back: false,
+        is_delta: false,
         outcome,
         has_landed: is_in_place,
         images: is_in_place.then_some(image).into_iter().collect(),

@@ -69,6 +69,7 @@ fn landed(world: &World, outcome: import::Outcome) -> Landed {
         catalog: digest(9),
         kept: None,
         is_read_back: false,
+        is_delta: false,
         outcome,
         has_landed: is_in_place,
         images: vec![LandedImage {
@@ -140,6 +141,7 @@ fn an_import_that_stopped_is_tried_again_and_one_of_a_file_that_was_replaced_sta
         retry: true,
         shortage: None,
         unreachable: unreachable.map(str::to_owned),
+        lost: Vec::new(),
     };
     for unreachable in [None, Some("the socket is gone")] {
         for has_begun in [true, false] {

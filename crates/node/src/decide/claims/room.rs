@@ -83,6 +83,7 @@ fn too_full() -> World {
         retry: true,
         shortage: shortage(100),
         unreachable: None,
+        lost: Vec::new(),
     };
     after(
         &mut world,
