@@ -236,6 +236,43 @@ fn bundles_of_an_os_image_from_before_the_rule_stay_in_place(target: &Target) {
     drop(mount);
 }
 
+/// The daemon judges a receipt by the evidence of its bundle, and so does the check.
+fn a_check_tells_the_fate_of_receipts(target: &Target) {
+    let guarded = Guarded::on(target, "if-present");
+    let node = &guarded.node;
+    guarded.trust("release", 1, "registry.test/*");
+    let (signed, _) = marker(node.path("signed.tar"));
+    guarded.sign(&signed, &signed, 1);
+    let (unsigned, name) = marker(node.path("unsigned.tar"));
+    for file in [&signed, &unsigned] {
+        node.import(["--keep", &text(file)]).exits(0);
+    }
+    let fates = || {
+        let answer = node.airgapd(["config", "--check", "--signatures", "require", "-o", "json"]);
+        let document = answer.json();
+        let bundles = document["bundles"].as_array().expect("a list").iter();
+        let fate = |bundle: &serde_json::Value| {
+            let path = bundle["path"].as_str().unwrap();
+            let of = path.rsplit('-').next().unwrap().to_owned();
+            (of, bundle["fate"].as_str().unwrap().to_owned())
+        };
+        bundles.map(fate).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let expected = |signed: &str, unsigned: &str| {
+        let row = |name: &str, fate: &str| (name.to_owned(), fate.to_owned());
+        std::collections::BTreeMap::from([row("signed.tar", signed), row("unsigned.tar", unsigned)])
+    };
+    assert_eq!(fates(), expected("accepted", "waits"), "no daemon has read them");
+    let daemon = node.start();
+    node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    daemon.stop();
+    assert_eq!(fates(), expected("accepted", "stays"));
+    fs::write(guarded.revoked().join("list"), guarded.list(&signed)).unwrap();
+    assert_eq!(fates(), expected("refused", "stays"));
+    assert!(target.is_pinned(&name));
+    node.airgapd(["release", "--all"]).exits(0);
+}
+
 /// `config --check --signatures RULE` tells the fate of each bundle, and changes nothing.
 fn a_check_lists_the_bundles_that_a_rule_would_keep_out(target: &Target) {
     let guarded = Guarded::on(target, "off");
@@ -584,6 +621,7 @@ fn a_writer_at_each_step_of_the_daemon_never_changes_what_lands(target: &Target)
 
 on_the_fake! {
     a_check_lists_the_bundles_that_a_rule_would_keep_out,
+    a_check_tells_the_fate_of_receipts,
     a_trusted_list_that_is_still_written_is_waited_for,
     a_writer_at_each_step_of_an_import_never_changes_what_lands,
     a_writer_at_each_step_of_the_daemon_never_changes_what_lands,

@@ -292,6 +292,38 @@ fn digests_are_printed_as_a_list_and_what_is_bad_is_named(target: &Target) {
     }
 }
 
+fn a_receipt_is_shown_as_one_with_its_bundle_and_its_time(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("shop.tar"));
+    bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    node.import(["--keep", &file]).exits(0);
+    let inspect = |path: &str| {
+        let answer = node.airgapd(["inspect", "-o", "json", path]);
+        answer.exits(0).json()
+    };
+    let bundle = inspect(&file);
+    assert_eq!(bundle["receipt"], serde_json::Value::Null, "{bundle:#}");
+    let kept = fs::read_dir(node.state().join("receipts")).unwrap().next();
+    let kept = text(&kept.expect("a receipt").unwrap().path());
+    let document = inspect(&kept);
+    let receipt = &document["receipt"];
+    assert_eq!(
+        (&receipt["bundle"], &receipt["digest"], &receipt["size"]),
+        (&serde_json::json!("shop.tar"), &bundle["digest"], &bundle["size"])
+    );
+    assert!(receipt["made_at"].as_str().unwrap().ends_with('Z'), "{receipt:#}");
+    let human = node.airgapd(["inspect", &kept]).exits(0).stdout;
+    for part in [
+        "  receipt  of shop.tar",
+        bundle["digest"].as_str().unwrap(),
+        "no layers",
+    ] {
+        assert!(human.contains(part), "{part}: {human}");
+    }
+    assert!(!human.contains("delta on"), "{human}");
+    node.airgapd(["release", "shop.tar"]).exits(0);
+}
+
 on_the_fake!(
     digests_are_printed_as_a_list_and_what_is_bad_is_named,
     every_byte_is_read_when_asked,
@@ -302,4 +334,5 @@ on_the_fake!(
     what_is_no_bundle_ends_with_5_and_the_reason,
     a_docker_archive_is_known_without_its_name,
     a_bundle_is_inspected_without_containerd,
+    a_receipt_is_shown_as_one_with_its_bundle_and_its_time,
 );

@@ -166,6 +166,7 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
         "format": "oci-layout",
         "compression": "none",
         "relies_on": null,
+        "receipt": null,
         "verified": null,
         "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
         "size": std::fs::metadata(&file).unwrap().len(),

@@ -311,6 +311,189 @@ fn three_wrong_blobs_end_a_run_and_the_next_one_continues(target: &Target) {
     assert_eq!((&report["read"], &report["wrong"]), (&json!(5), &json!([])));
 }
 
+fn status(node: &Node, code: i32) -> Value {
+    node.airgapd(["status", "-o", "json"]).exits(code).json()
+}
+
+/// Returns the content digest of a bundle.
+fn content(node: &Node, bundle: &str) -> String {
+    let document = node.airgapd(["inspect", "-o", "json", bundle]).exits(0).json();
+    document["digest"].as_str().unwrap().to_owned()
+}
+
+/// No file on this node has the layer, so only a bundle brings it back.
+fn a_layer_that_only_a_receipt_stood_for_stays_degraded_until_a_bundle_brings_it(target: &Target) {
+    let node = Node::on(target);
+    let archive = bundles::write(&node.path(BUNDLE), [app(NAME)]);
+    let file = bundles::text(&node.path(BUNDLE));
+    node.import(["--keep", &file]).exits(0);
+    let daemon = node.start();
+    node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    let lost = layer(&archive);
+    target.block_on(target.client().delete_blob(&lost)).unwrap();
+    daemon.wait_for_log("degraded: ");
+    node.airgapd(["wait", "--timeout", "20s"]).exits(1);
+
+    let shown = status(&node, 1);
+    let bundle = &shown["bundles"][0];
+    assert_eq!(
+        (&bundle["state"], &bundle["error"]["class"]),
+        (&json!("retrying"), &json!("degraded"))
+    );
+    assert_eq!(shown["verdict"]["health"], "degraded", "{shown:#}");
+    let content = content(&node, &file);
+    let names_the_bundle = |remedy: &Value| {
+        let remedy = remedy.as_str().unwrap();
+        assert!(remedy.contains(BUNDLE) && remedy.contains(&content), "{remedy}");
+    };
+    names_the_bundle(&shown["verdict"]["reasons"][0]["remedy"]);
+    let (_, metrics) = node.ask("/metrics", &[]);
+    for line in [
+        "airgapd_receipts{state=\"degraded\"} 1",
+        "airgapd_receipts{state=\"held\"} 0",
+        "airgapd_bundles_failed{class=\"degraded\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+
+    let report = scrub(&node, 1);
+    let blob = wrong(&report);
+    assert_eq!(
+        (&blob["digest"], &blob["state"], &blob["found"]),
+        (&json!(lost), &json!("degraded"), &json!("containerd lacks it"))
+    );
+    assert_eq!((&report["absent"], &report["read"]), (&json!(0), &json!(4)));
+    names_the_bundle(&blob["remedy"]);
+    let answer = node.airgapd(["scrub"]).exits(1);
+    assert!(!answer.stdout.contains("the daemon restores"), "{answer:?}");
+
+    node.drop_in(&node.path(BUNDLE));
+    daemon.wait_until("the layer is back", || target.digests().contains(lost.as_ref()));
+    node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    scrub(&node, 0);
+    daemon.finish(target);
+}
+
+fn a_missing_blob_that_a_bundle_here_has_is_left_to_the_daemon(target: &Target) {
+    let node = Node::on(target);
+    let archive = imported(&node, target);
+    let lost = layer(&archive);
+    target.block_on(target.client().delete_blob(&lost)).unwrap();
+    let report = scrub(&node, 0);
+    assert_eq!((&report["absent"], &report["wrong"]), (&json!(1), &json!([])));
+    let answer = node.airgapd(["scrub"]).exits(0);
+    assert!(answer.stdout.contains("the daemon restores"), "{answer:?}");
+    fs::remove_file(node.images().join(BUNDLE)).unwrap();
+    let report = scrub(&node, 1);
+    let blob = wrong(&report);
+    assert_eq!(
+        (&blob["state"], &blob["found"]),
+        (&json!("degraded"), &json!("containerd lacks it"))
+    );
+    let remedy = blob["remedy"].as_str().unwrap();
+    assert!(
+        remedy.starts_with(&format!("copy {BUNDLE} to this node again")),
+        "{blob:#}"
+    );
+}
+
+/// A missing answer says nothing about the bytes. Only a loss that containerd itself reports does.
+fn a_containerd_that_does_not_answer_makes_no_blob_wrong(target: &Target) {
+    let node = Node::on(target);
+    let archive = imported(&node, target);
+    target.flip_bit(&layer(&archive));
+    fs::remove_file(node.images().join(BUNDLE)).unwrap();
+    scrub(&node, 1);
+    let memory = || {
+        let text = fs::read_to_string(node.state().join("scrub.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["wrong"].clone()
+    };
+    let (before, known) = (standing(target), memory());
+    assert_eq!(known.as_object().unwrap().len(), 1, "{known:#}");
+    let fake = target.as_fake().unwrap();
+    for (code, message) in [
+        (Code::Unavailable, "transport is closing: unavailable"),
+        (Code::Cancelled, "context canceled"),
+        (Code::DeadlineExceeded, "context deadline exceeded"),
+        (Code::Unknown, "database not open"),
+    ] {
+        fake.inject(Fault::FailAll {
+            rpc: "Content.Read",
+            code,
+            message: message.to_owned(),
+        });
+        let answer = node.airgapd(["scrub"]).exits(3);
+        assert!(answer.stdout.is_empty(), "{code:?}: {answer:?}");
+        assert_eq!(memory(), known, "{code:?}");
+        fake.clear_faults();
+    }
+    fake.inject(Fault::FailAll {
+        rpc: "Content.Read",
+        code: Code::DataLoss,
+        message: "the blob is damaged".to_owned(),
+    });
+    let report = scrub(&node, 1);
+    assert!(report["wrong"].as_array().unwrap().len() > 1, "{report:#}");
+    fake.clear_faults();
+    assert_eq!(standing(target), before);
+}
+
+/// A wrong blob is a fault of the node until a scrub finds it right.
+fn all_outputs_show_the_last_scrub(target: &Target) {
+    let (node, other) = (Node::on(target), target.elsewhere());
+    let archive = bundles::write(&node.images().join(BUNDLE), [app(NAME)]);
+    let daemon = node.start();
+    node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    assert_eq!(status(&node, 0)["scrub"], Value::Null);
+    // A blob of another namespace cannot be replaced.
+    Node::on(&other).import([node.images().join(BUNDLE)]).exits(0);
+    target.flip_bit(&layer(&archive));
+    scrub(&node, 1);
+    let shown = status(&node, 1);
+    let told = &shown["scrub"];
+    assert_eq!(
+        (&told["read"], &told["blobs"], &told["remaining"], &told["wrong"]),
+        (&json!(5), &json!(5), &json!(0), &json!(1))
+    );
+    assert!(
+        told["at"].is_string() && told["finished_at"].is_string(),
+        "{told:#}"
+    );
+    assert_eq!(shown["verdict"]["health"], "degraded", "{shown:#}");
+    let reason = &shown["verdict"]["reasons"][0];
+    assert_eq!(
+        reason["text"],
+        "1 blob is wrong in containerd after the last scrub"
+    );
+    let page = node.airgapd(["status", "-v"]).exits(1).stdout;
+    assert!(page.contains("read 5 of 5 blobs, 1 wrong"), "{page}");
+    let doctor = node.airgapd(["doctor"]).stdout;
+    assert!(
+        doctor.contains("1 blob wrong in containerd after the last scrub"),
+        "{doctor}"
+    );
+    let (_, metrics) = node.ask("/metrics", &[]);
+    assert!(metrics.contains("airgapd_scrub_wrong_blobs 1"), "{metrics}");
+    assert!(
+        metrics.contains("airgapd_scrub_last_timestamp_seconds "),
+        "{metrics}"
+    );
+
+    for name in other.names() {
+        other.remove_record(&name);
+    }
+    other.collect_garbage();
+    scrub(&node, 0);
+    let shown = status(&node, 0);
+    assert_eq!(shown["scrub"]["wrong"], 0, "{shown:#}");
+    let doctor = node.airgapd(["doctor"]).stdout;
+    assert!(doctor.contains("read 5 of 5 blobs"), "{doctor}");
+    daemon.finish(target);
+    // Without a daemon the state folder has the same.
+    let page = node.airgapd(["status", "-v"]).stdout;
+    assert!(page.contains("read 5 of 5 blobs, none wrong"), "{page}");
+}
+
 on_each_containerd! {
     a_flipped_bit_is_replaced_from_the_bundle_and_all_else_stands,
     a_running_daemon_does_not_disturb_it,
@@ -318,6 +501,7 @@ on_each_containerd! {
     a_wrong_copy_in_the_bundle_is_not_used_and_another_bundle_is,
     a_blob_that_another_namespace_has_is_named_with_it,
     content_of_others_is_left_alone,
+    a_layer_that_only_a_receipt_stood_for_stays_degraded_until_a_bundle_brings_it,
     three_wrong_blobs_end_a_run_and_the_next_one_continues,
 }
 
@@ -470,6 +654,9 @@ fn without_a_ledger_or_a_containerd_the_exit_status_says_so(target: &Target) {
 }
 
 on_the_fake! {
+    a_missing_blob_that_a_bundle_here_has_is_left_to_the_daemon,
+    a_containerd_that_does_not_answer_makes_no_blob_wrong,
+    all_outputs_show_the_last_scrub,
     the_base_of_a_delta_is_the_bundle_to_bring,
     the_document_has_stable_keys,
     a_scrub_that_is_killed_before_the_write_is_finished_by_the_next,

@@ -924,6 +924,60 @@ fn a_pipe_is_held_against_its_proofs_before_anything_is_written(target: &Target)
     }
 }
 
+/// A receipt of a stream has the sum of all its bytes, without a copy of them on the disk.
+fn a_pipe_that_leaves_a_receipt_is_read_once_and_has_the_sum_of_its_bytes(target: &Target) {
+    let guarded = Guarded::on(target, "require");
+    let node = &guarded.node;
+    let name = format!("registry.test/{}:1", unique());
+    let file = node.path("piped.tar");
+    let layout = bundles::layout([bundles::large(&name, 1 << 18)]);
+    bundles::documents_first(layout.build()).write_to(&file);
+    // A pipe may bring more than the archive.
+    let padded = [fs::read(&file).unwrap(), vec![0; 3 << 16]].concat();
+    fs::write(&file, &padded).unwrap();
+    let list = node.path("piped.list");
+    guarded.sign(&file, &list, 1);
+    let catalog = text(&with(&list, ".digest.sig"));
+    let import = |arguments: &[&str]| {
+        let own = ["--keep", "--proof", &catalog, "-"];
+        node.pipe_in(&[&own[..], arguments].concat(), &padded)
+    };
+    import(&["--spool", "0"]).exits(0);
+    assert_eq!(doubt(node, &name), "");
+    // Sums of files that are revoked decide by the sum of the stream.
+    let list = guarded.revoked().join("list");
+    let (other, _) = marker(node.path("other.tar"));
+    fs::write(&list, sum(&other)).unwrap();
+    assert_eq!(doubt(node, &name), "");
+    target.remove_record(&name);
+    let daemon = node.start();
+    daemon.wait_until("the receipt restores the image", || {
+        target.record(&name).is_some() && target.is_pinned(&name)
+    });
+    fs::write(&list, sum(&file)).unwrap();
+    guarded.nudge();
+    daemon.wait_for_line("stdin", "is revoked by list");
+    assert!(doubt(node, &name).contains("is revoked by list"));
+    let arguments = [
+        "verify",
+        "--require-signed",
+        "-o",
+        "json",
+        "--sandbox-image",
+        &name,
+        &name,
+    ];
+    let unsigned = &node.airgapd(arguments).exits(4).json()["unsigned"][0];
+    assert_eq!(unsigned["receipt_of"], "stdin", "{unsigned:#}");
+    let remedy = unsigned["remedy"].as_str().unwrap();
+    assert!(remedy.contains("`airgapd release stdin`"), "{remedy}");
+    daemon.stop();
+    node.airgapd(["release", "stdin"]).exits(0);
+    // A rule that speaks of the file's bytes needs them all before the verdict.
+    let said = import(&["--spool", "0"]).exits(1).said();
+    assert!(said.contains("--spool"), "{said}");
+}
+
 /// Returns the problem of each image that `verify --require-signed` refuses, by its reference. The
 /// text has the same problems as the document.
 fn unsigned(node: &Node, references: &[&str]) -> BTreeMap<String, String> {
@@ -1346,6 +1400,7 @@ fn status_and_doctor_name_the_keys_that_cannot_be_used(target: &Target) {
 
 on_the_fake! {
     a_pipe_is_held_against_its_proofs_before_anything_is_written,
+    a_pipe_that_leaves_a_receipt_is_read_once_and_has_the_sum_of_its_bytes,
     an_import_whose_evidence_cannot_be_kept_writes_nothing,
     a_refusal_is_counted_by_its_cause_and_has_its_message,
     status_and_doctor_name_the_keys_that_cannot_be_used,

@@ -77,7 +77,8 @@ impl BlobReader {
     /// piece.
     ///
     /// # Errors
-    /// Returns [`Error::Gone`] if the blob was deleted, and otherwise an error if the call fails.
+    /// Returns [`Error::Gone`] if the blob was deleted. Returns [`Error::Content`] if containerd
+    /// reports a loss of its bytes. Otherwise returns an error if the call fails.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         match self.client.next(&mut self.stream).await {
             Ok(Some(piece)) if piece.data.is_empty() && self.empty == MOST_EMPTY => {
@@ -291,6 +292,10 @@ impl Client {
         let attempt = format!("read blob {digest}");
         if failure.is_not_found() {
             return Error::gone(format!("blob {digest}"), attempt);
+        }
+        if failure.is_data_loss() {
+            let words = failure.message();
+            return Error::content(digest, format!("containerd has lost its bytes: {words}"));
         }
         self.fail(failure, attempt)
     }

@@ -408,6 +408,11 @@ impl Failure {
         !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
     }
 
+    /// Returns true if containerd has found out that it has lost bytes.
+    pub(crate) fn is_data_loss(&self) -> bool {
+        self.code() == Some(Code::DataLoss)
+    }
+
     /// Returns true for EIO, EROFS and EUCLEAN, as containerd passes them on.
     pub(crate) fn is_disk(&self) -> bool {
         const TEXTS: [&str; 3] = [

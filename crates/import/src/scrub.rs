@@ -66,7 +66,8 @@ pub enum Reading {
 ///
 /// # Errors
 ///
-/// Returns the client's error if containerd does not answer.
+/// Returns the client's error if a reading has no result, as while containerd stops. That says
+/// nothing about the bytes.
 pub async fn read(
     client: &Client,
     digest: &Digest,
@@ -120,14 +121,35 @@ async fn from_disk(file: PathBuf, digest: &Digest, pace: &Arc<Pace>) -> Option<R
 async fn from_containerd(client: &Client, digest: &Digest, pace: &Pace) -> Result<Reading, Error> {
     match hash(client, digest, pace).await {
         Ok((found, bytes)) => Ok(judged(digest, &found, bytes)),
-        Err(error @ (Error::Unreachable { .. } | Error::Stalled { .. })) => Err(error),
         Err(Error::Gone { .. }) => Ok(match client.blob(digest).await? {
             None => Reading::Absent,
             Some(_) => Reading::Wrong {
                 why: "its file is gone".to_owned(),
             },
         }),
-        Err(error) => Ok(Reading::Wrong { why: chain(&error) }),
+        Err(error @ (Error::Content { .. } | Error::Disk { .. })) => {
+            Ok(Reading::Wrong { why: chain(&error) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns true for a request that has no answer, or none that lasts: containerd is away, hangs, or
+/// fails for a reason of its own.
+#[must_use]
+pub fn is_unanswered(error: &Error) -> bool {
+    match error {
+        Error::Unreachable { .. } | Error::Stalled { .. } | Error::Failed { .. } => true,
+        Error::Locked { .. }
+        | Error::Space { .. }
+        | Error::Disk { .. }
+        | Error::LeaseLost { .. }
+        | Error::Gone { .. }
+        | Error::Content { .. }
+        | Error::Source { .. }
+        | Error::Invalid { .. }
+        | Error::Refused { .. }
+        | Error::TooLarge { .. } => false,
     }
 }
 
@@ -283,8 +305,9 @@ pub fn prove(blob: &bundle::Blob, digest: &Digest, pace: &Arc<Pace>) -> Result<(
 ///
 /// # Errors
 ///
-/// Returns the client's error if containerd does not answer. Safe to cancel: a call with the same
-/// blobs continues. The lease stays until [`end`], for at most a day.
+/// Returns the client's error if containerd does not answer ([`is_unanswered`]), or if another
+/// program deletes the lease. Safe to cancel: a call with the same blobs continues. The lease stays
+/// until [`end`], for at most a day.
 pub async fn replace(
     client: &Client,
     store: Option<&Path>,
@@ -305,7 +328,7 @@ pub async fn replace(
                 Ok(Reading::Wrong { why }) => wrong.push((blob, why)),
                 Ok(Reading::Absent) => wrong.push((blob, "another program deletes it".to_owned())),
                 Err(error) if error.recovery() == Recovery::LeaseLost => return Err(error),
-                Err(error @ (Error::Unreachable { .. } | Error::Stalled { .. })) => return Err(error),
+                Err(error) if is_unanswered(&error) => return Err(error),
                 Err(error) => wrong.push((blob, chain(&error))),
             }
         }

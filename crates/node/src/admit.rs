@@ -8,6 +8,7 @@
 //! [`beforehand`] tells what a rule would do.
 
 pub mod beforehand;
+mod summed;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -35,6 +36,9 @@ use crate::settings::{Settings, Signatures};
 use crate::spool::Spool;
 use crate::state::admitted::{self, Document, Evidence, Standing};
 use crate::state::ledger::RefusedBy;
+
+pub use self::summed::Sum;
+use self::summed::Summed;
 
 /// The order to open a bundle.
 #[derive(Debug)]
@@ -108,6 +112,8 @@ pub struct Opened {
     is_folder: bool,
     /// True for a receipt, whose admission is that of another file.
     is_receipt: bool,
+    /// The sum of the stream that the bundle comes through, if its receipt will need it.
+    sum: Option<Sum>,
 }
 
 /// The word of the rules on a bundle.
@@ -188,6 +194,10 @@ pub enum Failure {
     Bundle(#[from] bundle::Error),
 }
 
+/// The reason why a file in the folder of receipts is not read.
+pub(crate) const NO_RECEIPT: &str =
+    "it is no receipt that this version can read: move it out of the folder of receipts";
+
 /// The reason why no list of images to pull is imported. Nothing binds a list to the images that a
 /// registry sends, so no signature speaks of lists.
 pub(crate) const NO_LISTS: &str = "`signatures: require` allows bundles only, and this is a list of images to pull: set `pullLists: off`, or \
@@ -204,7 +214,14 @@ impl Opened {
             kept: None,
             is_folder: false,
             is_receipt: false,
+            sum: None,
         }
+    }
+
+    /// Takes the sum of the stream that the bundle comes through. The stream must be imported
+    /// first. `None` for a file, for a bundle that leaves no receipt, and without signatures.
+    pub fn take_sum(&mut self) -> Option<Sum> {
+        self.sum.take()
     }
 
     /// Returns the evidence of the admission, without images. `None` if no signature admits the
@@ -261,7 +278,8 @@ pub enum Piped {
 /// Opens a stream as a bundle, and holds it against the rules. Nothing of it reaches containerd.
 ///
 /// A list of images at the beginning is enough for the rules that speak of content digests. For all
-/// other rules, and for an archive that cannot be read in one pass, the stream is spooled.
+/// other rules, and for an archive that cannot be read in one pass, the stream is spooled. A stream
+/// that leaves a receipt is hashed on its way ([`Opened::take_sum`]).
 ///
 /// # Errors
 ///
@@ -274,18 +292,26 @@ pub async fn open_pipe(
     let abandoned = Arc::new(AtomicBool::new(false));
     let _abandon = Abandon(Arc::clone(&abandoned));
     aside(move || {
-        let pipe = Pipe::open(source, &order.path, &order.limits)?;
+        let mut sum = None;
+        let pipe = match order.leaves_receipt && order.rules.signatures.is_some() {
+            true => {
+                let (summed, of_it) = Summed::new(source);
+                sum = Some(of_it);
+                Pipe::open(summed, &order.path, &order.limits)?
+            }
+            false => Pipe::open(source, &order.path, &order.limits)?,
+        };
         let is_listed = pipe.catalog().is_some();
         if !is_listed && pipe.has_named_blobs() && order.rules.are_none() && order.more.is_empty() {
             return Ok(Piped::Passing(Box::new(pipe)));
         }
         let opening = Opening::new(&order, None, &abandoned)?;
         if let Some(catalog) = pipe.catalog()
-            && !opening.needs_file_digest()
+            && !opening.is_judged_by_file()
             && let Some((verdict, proofs)) = opening.judge(&catalog.digest, Bytes::Unhashed)?
         {
             let opened = opening.opened(pipe.into_bundle()?, verdict, proofs);
-            return Ok(Piped::Judged(Box::new(opened)));
+            return Ok(Piped::Judged(Box::new(Opened { sum, ..opened })));
         }
         let file = spool.take(pipe, &abandoned)?;
         let opened = Opening::new(&order, Some(&file), &abandoned)?.read(&file)?;
@@ -351,12 +377,16 @@ impl<'a> Opening<'a> {
         })
     }
 
-    /// Returns true if a rule speaks of the file's bytes.
+    /// Returns true if a rule speaks of the file's bytes, or may do so when the file is gone.
     fn needs_file_digest(&self) -> bool {
+        self.trust.is_some() && self.order.leaves_receipt || self.is_judged_by_file()
+    }
+
+    /// Returns true if a rule speaks of the file's bytes.
+    fn is_judged_by_file(&self) -> bool {
         let is_evident = self.order.evidence.is_some();
         self.trust.as_ref().is_some_and(|trust| {
-            self.order.leaves_receipt
-                || self.order.receipt.is_none() && trust.revocations.speak_of_files()
+            self.order.receipt.is_none() && trust.revocations.speak_of_files()
                 || !is_evident && speak_of_the_file(&trust.beside.proofs)
         })
     }
@@ -446,6 +476,7 @@ impl<'a> Opening<'a> {
             },
             is_folder: self.is_folder,
             is_receipt: self.order.receipt.is_some(),
+            sum: None,
             verdict,
             scopes,
             proofs,

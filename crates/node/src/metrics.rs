@@ -19,7 +19,9 @@ use prometheus::{
 };
 
 use crate::state::ledger::{ErrorClass, LastTry, Outcome, RefusedBy};
-use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
+use crate::status::{
+    BundleStatus, DiskStatus, ImageCount, RequiredStatus, ScrubStatus, State, Status, UnpackStatus,
+};
 use crate::verdict::Health;
 
 /// Most bundles in place that are named, and most of the others. With a thousand bundles, a node
@@ -196,6 +198,9 @@ fn standing(status: &Status) -> Registry {
     if let Some(unpack) = &status.unpack {
         add_unpack(&registry, unpack);
     }
+    if let Some(scrub) = &status.scrub {
+        add_scrub(&registry, scrub);
+    }
     add_images(&registry, status.image_count);
     add_bundles(&registry, &status.bundles);
     add_receipts(&registry, &status.bundles);
@@ -221,6 +226,22 @@ fn add_verdict(registry: &Registry, status: &Status) {
             .with_label_values(&[health.as_str()])
             .set((health == status.verdict.health).into());
     }
+}
+
+/// Adds the last scrub. A node without one has no such metrics.
+fn add_scrub(registry: &Registry, scrub: &ScrubStatus) {
+    set(
+        registry,
+        "airgapd_scrub_wrong_blobs",
+        "Blobs that are wrong in containerd and that the last scrub could not replace",
+        count(scrub.wrong),
+    );
+    set(
+        registry,
+        "airgapd_scrub_last_timestamp_seconds",
+        "Time when a scrub last came to its end",
+        u64::try_from(scrub.at.as_second()).unwrap_or(0),
+    );
 }
 
 fn add_disk(registry: &Registry, disk: &DiskStatus) {
@@ -360,22 +381,27 @@ fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
     );
 }
 
-/// Adds the receipts, and the files that they stand for.
+/// Adds the receipts, and the files that they stand for. A receipt that is being released is none.
 fn add_receipts(registry: &Registry, bundles: &[BundleStatus]) {
-    let is_degraded =
-        |bundle: &&BundleStatus| matches!(bundle.state, State::Failed | State::Retrying | State::Gone);
     let receipts: Vec<&BundleStatus> = bundles
         .iter()
-        .filter(|bundle| bundle.receipt_of.is_some())
+        .filter(|bundle| bundle.receipt_of.is_some() && bundle.state != State::Gone)
         .collect();
-    let degraded = receipts.iter().copied().filter(is_degraded).count();
+    let is_degraded = |bundle: &&&BundleStatus| {
+        let class = bundle.error.as_ref().map(|error| error.class);
+        class == Some(ErrorClass::Degraded)
+    };
+    let degraded = receipts.iter().filter(is_degraded).count();
+    let is_failed = |bundle: &&&BundleStatus| bundle.state == State::Failed;
+    let failed = receipts.iter().filter(is_failed).count();
+    let held = receipts.len() - degraded - failed;
     let by_state = gauges(
         registry,
         "airgapd_receipts",
         "Receipts, which stand for bundles whose files may be gone",
         &["state"],
     );
-    for (state, number) in [("held", receipts.len() - degraded), ("degraded", degraded)] {
+    for (state, number) in [("held", held), ("degraded", degraded), ("failed", failed)] {
         by_state
             .with_label_values(&[state])
             .set(i64::try_from(number).unwrap_or(i64::MAX));

@@ -4,6 +4,9 @@
 //! [`import::scrub`] reads and replaces. `shelf` finds right bytes. `memory` is the file with the
 //! place where a run ended.
 //!
+//! A blob that containerd lacks is no wrong blob. If a file on this node has it, the daemon restores
+//! it. Otherwise it is degraded, like a layer that only a receipt stands for.
+//!
 //! A scrub works beside the daemon. It changes no record. The daemon notices a deleted blob and
 //! restores it from its bundle. That is the same work with the same ingest, so either of both may
 //! come first. The daemon also finishes a scrub that was killed.
@@ -25,11 +28,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tracing::info;
 
-use self::memory::{Memory, Store, Wrong};
+use self::memory::{Memory, Run, Store, Wrong};
 use self::pass::{Needed, Pass};
 use self::shelf::{Found, Lack, Shelf};
 use crate::runtime::Containerd;
 use crate::state::ledger::{Ledger, label_name};
+use crate::status::ScrubStatus;
 
 pub use self::pass::MOST_WRONG;
 
@@ -62,15 +66,16 @@ pub struct Report {
     pub read: usize,
     /// Bytes that this run has read and hashed.
     pub read_bytes: u64,
-    /// Number of blobs that containerd lacks. The daemon restores them.
+    /// Number of blobs that containerd lacks, and that a file on this node has. The daemon restores
+    /// them.
     pub absent: usize,
     /// Number of blobs that the next run reads before a pass is whole. 0 after a whole pass.
     pub remaining: usize,
-    /// The wrong blobs.
+    /// The wrong blobs, and those that containerd lacks and no file on this node has.
     pub wrong: Vec<WrongBlob>,
 }
 
-/// A wrong blob.
+/// A blob that was wrong or missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WrongBlob {
     /// The digest.
@@ -91,7 +96,7 @@ pub struct WrongBlob {
     pub remedy: Option<String>,
 }
 
-/// State of a wrong blob after a run.
+/// State of such a blob after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlobState {
@@ -99,12 +104,13 @@ pub enum BlobState {
     Replaced,
     /// The blob was wrong in memory only: its bytes on the disk are right.
     RightOnDisk,
-    /// The blob is still wrong, and its images are damaged.
+    /// The blob is still wrong or missing, and its images are damaged.
     Degraded,
 }
 
 impl Report {
-    /// Returns true if no blob is wrong any more and no number of wrong blobs ended the run.
+    /// Returns true if no blob is wrong or lost any more, and no number of wrong blobs ended the
+    /// run.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let is_degraded = |blob: &WrongBlob| blob.state == BlobState::Degraded;
@@ -137,14 +143,16 @@ pub enum Failure {
     },
 }
 
-/// Returns the number of blobs that the last scrub left wrong.
+/// Returns the last scrub of a node, as its memory has it. Returns `None` if there was none. Reads
+/// a file of at most 16 MiB.
 #[must_use]
-pub fn known_wrong(state_dir: &Path) -> usize {
-    memory::read(state_dir).wrong.len()
+pub fn last(state_dir: &Path) -> Option<ScrubStatus> {
+    memory::read(state_dir).status()
 }
 
 /// Reads the blobs that bundles vouch for, from the place on where the last run ended, and replaces
-/// wrong ones. [`MOST_WRONG`] blobs that turned wrong end the run.
+/// wrong ones. [`MOST_WRONG`] blobs that turned wrong end the run. An error keeps the place, and
+/// what is known about wrong blobs.
 ///
 /// # Errors
 ///
@@ -170,7 +178,11 @@ pub async fn scrub(order: &Order<'_>) -> Result<Report, Failure> {
             ..Report::default()
         },
     };
-    scrub.run(pass).await?;
+    if let Err(failure) = scrub.run(pass).await {
+        // The failure says more than an error of the state folder.
+        let _ = scrub.save();
+        return Err(failure);
+    }
     Ok(scrub.report)
 }
 
@@ -210,15 +222,21 @@ fn judge(others: &[String], found: Result<Found, Vec<Lack>>) -> Judgement {
     match found {
         Ok(found) => Judgement::Replace(found),
         Err(lacks) => {
-            let bring: BTreeSet<&str> = lacks.iter().map(|lack| lack.bring.as_str()).collect();
-            let bring: Vec<&str> = bring.into_iter().collect();
-            let remedy = format!(
-                "copy {} to this node again, or a bundle with the image, then run `airgapd scrub`",
-                bring.join(" or ")
-            );
-            Judgement::Leave(lacks.into_iter().map(|lack| lack.reason).collect(), remedy)
+            let (reasons, remedy) = left(lacks);
+            Judgement::Leave(reasons, remedy)
         }
     }
+}
+
+/// Returns the reasons why no file on this node has a blob, and the remedy.
+fn left(lacks: Vec<Lack>) -> (Vec<String>, String) {
+    let bring: BTreeSet<&str> = lacks.iter().map(|lack| lack.bring.as_str()).collect();
+    let bring: Vec<&str> = bring.into_iter().collect();
+    let remedy = format!(
+        "copy {} to this node again, or a bundle with the image, then run `airgapd scrub`",
+        bring.join(" or ")
+    );
+    (lacks.into_iter().map(|lack| lack.reason).collect(), remedy)
 }
 
 impl Scrub<'_> {
@@ -249,6 +267,12 @@ impl Scrub<'_> {
         if self.memory.wrong.values().all(|wrong| wrong.labels.is_none()) {
             scrub::end(&self.order.runtime.client).await?;
         }
+        self.memory.last = Some(Run {
+            at: Timestamp::now(),
+            blobs: self.report.blobs,
+            read: self.report.read,
+            remaining: self.report.remaining,
+        });
         self.save()
     }
 
@@ -282,7 +306,16 @@ impl Scrub<'_> {
             }
             Reading::Absent => {
                 self.memory.wrong.remove(&key);
-                self.report.absent += 1;
+                match self.shelf.lacks(blob).await {
+                    None => self.report.absent += 1,
+                    // The daemon reports the loss at once, so the memory does not keep it.
+                    Some(lacks) => {
+                        let (reasons, remedy) = left(lacks);
+                        let found = "containerd lacks it".to_owned();
+                        let told = self.tell(blob, found, BlobState::Degraded, Some(remedy));
+                        told.reasons = reasons;
+                    }
+                }
             }
         }
         Ok(None)
@@ -410,7 +443,7 @@ mod tests {
 
     /// Returns the reasons and the remedy for a blob that stays. A lack is a reason and the bundle
     /// to bring.
-    fn left(others: &[&str], lacks: &[(&str, &str)]) -> (String, String) {
+    fn left_by(others: &[&str], lacks: &[(&str, &str)]) -> (String, String) {
         let others: Vec<String> = others.iter().map(|name| (*name).to_owned()).collect();
         let lack = |(reason, bring): &(&str, &str)| Lack {
             reason: (*reason).to_owned(),
@@ -450,7 +483,7 @@ mod tests {
             (&["default", "moby"], &[], "too: default, moby", "default, moby"),
         ];
         for (others, lacks, reason, remedy) in table {
-            let (reasons, told) = left(others, lacks);
+            let (reasons, told) = left_by(others, lacks);
             assert!(reasons.contains(reason), "{reasons}");
             assert!(told.contains(remedy), "{told}");
         }

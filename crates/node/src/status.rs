@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
+use std::fmt;
 use std::time::Instant;
 
 use basics::{Foreign, counted};
@@ -66,6 +67,9 @@ pub struct Status {
     /// asked.
     #[serde(default)]
     pub disk: Option<DiskStatus>,
+    /// The last scrub of this node. Absent if none has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubStatus>,
     /// Number of images that the bundles bring.
     #[serde(default)]
     pub image_count: ImageCount,
@@ -192,6 +196,43 @@ impl DiskStatus {
             free_bytes: disk.free,
             min_free_bytes: min_free.bytes_of(&disk),
             problem: below.map(ToString::to_string),
+        }
+    }
+}
+
+/// The last scrub that came to its end, and what it left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Time of its end.
+    pub at: Timestamp,
+    /// Time at which the last pass over all blobs ended. Absent if there was none.
+    pub finished_at: Option<Timestamp>,
+    /// Number of blobs that bundles vouched for.
+    pub blobs: usize,
+    /// Number of blobs that it has read.
+    pub read: usize,
+    /// Number of blobs that it left to the next scrub. 0 after a whole pass.
+    pub remaining: usize,
+    /// Number of blobs that are still wrong in containerd.
+    pub wrong: usize,
+}
+
+impl fmt::Display for ScrubStatus {
+    /// Writes the work of the scrub and its findings: `read 5 of 5 blobs, none wrong`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = match self.wrong {
+            0 => "none wrong".to_owned(),
+            wrong => format!("{wrong} wrong"),
+        };
+        write!(
+            f,
+            "read {} of {}, {wrong}",
+            self.read,
+            counted(self.blobs, "blob")
+        )?;
+        match self.remaining {
+            0 => Ok(()),
+            remaining => write!(f, ", and left {remaining} to the next run"),
         }
     }
 }
@@ -442,6 +483,9 @@ pub struct ReceiptStatus {
     pub bundle: Foreign,
     /// Size of its file in bytes.
     pub size: u64,
+    /// Its content digest. Absent for a receipt that no import has read since its ledger was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<Digest>,
 }
 
 /// The space that the images of a bundle take in containerd's content store, in bytes. Each blob
@@ -718,6 +762,7 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
             .map(|of| ReceiptStatus {
                 bundle: Foreign::new(of.bundle.clone()),
                 size: of.identity.size,
+                catalog: of.catalog.clone(),
             }),
         imported_at: imported.map(|imported| imported.at),
         duration_ms: imported.map(|imported| imported.duration_ms),

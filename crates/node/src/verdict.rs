@@ -6,13 +6,12 @@
 
 use std::fmt;
 
-use basics::Foreign;
+use basics::{Foreign, counted};
 use serde::{Deserialize, Serialize};
 
 use crate::state::ledger::ErrorClass;
 use crate::status::{
-    BundleStatus, ErrorStatus, FolderStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status,
-    UnpackStatus,
+    BundleStatus, FolderStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status, UnpackStatus,
 };
 
 /// The health of the node, with the worst state last.
@@ -318,8 +317,22 @@ fn of_node(status: &Status) -> Vec<Reason> {
             reason.remedy("free space on that disk, or lower `minFree`. The daemon notices the change"),
         );
     }
+    reasons.extend(of_scrub(status));
     reasons.extend(of_metrics(status));
     reasons
+}
+
+/// Blobs that the last scrub found wrong and could not replace.
+fn of_scrub(status: &Status) -> Option<Reason> {
+    let wrong = status.scrub.as_ref()?.wrong;
+    let verb = if wrong == 1 { "is" } else { "are" };
+    let text = format!(
+        "{} {verb} wrong in containerd after the last scrub",
+        counted(wrong, "blob")
+    );
+    let reason = Reason::new(Health::Degraded, Subject::Containerd, text);
+    let remedy = "`airgapd scrub` names each with its images, and the bundle to bring";
+    (wrong > 0).then(|| reason.remedy(remedy))
 }
 
 fn of_folder(folder: &FolderStatus, is_first: bool) -> Vec<Reason> {
@@ -396,12 +409,12 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
             waits("a signature", "no signature of a trusted key speaks of it")
                 .remedy("put its signature beside the bundle (docs/admission.md)"),
         ),
-        State::Retrying => reasons.push(of_retry(error, said())),
+        State::Retrying => reasons.push(of_retry(bundle, said())),
         State::Failed => {
             let text = said().unwrap_or_else(|| "it failed".to_owned());
-            let remedy = error.map(|error| remedy(error.class));
+            let remedy = error.map(|error| remedy(bundle, error.class));
             reasons.push(Reason {
-                remedy: remedy.map(str::to_owned),
+                remedy,
                 ..new(Health::Failed, text)
             });
         }
@@ -421,15 +434,20 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
 }
 
 /// Returns the reason of a bundle that the daemon retries.
-fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
-    match (error.map(|error| error.class), said) {
+fn of_retry(bundle: &BundleStatus, said: Option<String>) -> Reason {
+    match (bundle.error.as_ref().map(|error| error.class), said) {
         (Some(class @ ErrorClass::Space), said) => {
             let text = said.unwrap_or_else(|| "there is no room for it".to_owned());
-            Reason::waiting(Subject::Bundle, ROOM, text).remedy(remedy(class))
+            Reason::waiting(Subject::Bundle, ROOM, text).remedy(remedy(bundle, class))
+        }
+        // The tries go on, and only another bundle helps.
+        (Some(class @ ErrorClass::Degraded), said) => {
+            let text = said.unwrap_or_else(|| "containerd has lost blobs of its images".to_owned());
+            Reason::new(Health::Degraded, Subject::Bundle, text).remedy(remedy(bundle, class))
         }
         (Some(class), said) => {
             let text = said.unwrap_or_else(|| "its last try failed".to_owned());
-            Reason::waiting(Subject::Bundle, "another try", text).remedy(remedy(class))
+            Reason::waiting(Subject::Bundle, "another try", text).remedy(remedy(bundle, class))
         }
         // Nothing failed: another program removes its images again and again.
         (None, Some(text)) => {
@@ -442,8 +460,8 @@ fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
 }
 
 /// Returns the remedy for a file that failed in this way.
-fn remedy(class: ErrorClass) -> &'static str {
-    match class {
+fn remedy(bundle: &BundleStatus, class: ErrorClass) -> String {
+    let remedy = match class {
         ErrorClass::Transient => "wait for the next try. `airgapd doctor` looks for the cause",
         ErrorClass::Space => "free space on that disk. The daemon resumes as soon as there is room",
         ErrorClass::Disk => "check the disk: `dmesg` and smartctl name the fault",
@@ -456,10 +474,26 @@ fn remedy(class: ErrorClass) -> &'static str {
         ErrorClass::Refused => {
             "bring a bundle that the rule allows, or change the rule that the message names"
         }
+        ErrorClass::Degraded => return bring(bundle),
         ErrorClass::Crash => {
             "replace the file or update airgapd, and report the crash. `airgapd import FILE` tries it by hand"
         }
-    }
+    };
+    remedy.to_owned()
+}
+
+/// Returns the remedy for a receipt whose blobs are lost.
+fn bring(receipt: &BundleStatus) -> String {
+    let Some(of) = &receipt.receipt_of else {
+        return "copy the bundle that the message names into the images folder".to_owned();
+    };
+    let content = of.catalog.as_ref().map(|catalog| format!(", content {catalog}"));
+    format!(
+        "bring the bundle {} ({}{}) or another one with these blobs, and copy it into the images folder",
+        of.bundle,
+        basics::bytes(of.size),
+        content.unwrap_or_default()
+    )
 }
 
 fn of_image(image: &ImageStatus, is_restored: bool) -> Option<Reason> {

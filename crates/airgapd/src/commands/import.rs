@@ -266,7 +266,7 @@ impl Import<'_> {
     async fn carry_out(
         &self,
         path: &Path,
-        opened: Opened,
+        mut opened: Opened,
         owner: Owner,
         progress: &Progress,
         sent: &HashMap<Digest, u64>,
@@ -274,6 +274,7 @@ impl Import<'_> {
     ) -> Result<(BundleResult, String), Refused> {
         let untried = |error: import::Error| Box::new(BundleResult::untried(path, &error, started.elapsed()));
         let evidence = opened.evidence(Timestamp::now()).filter(|_| !self.dry_run);
+        let sum = opened.take_sum();
         if let Some(evidence) = evidence.clone() {
             let kept = self.keep(evidence, &BTreeSet::new());
             kept.map_err(|why| Box::new(BundleResult::refused(path, why, Cause::Other, started.elapsed())))?;
@@ -305,7 +306,12 @@ impl Import<'_> {
         );
         let imported = imported.await.map_err(untried)?;
         let mut result = imported.result.with_sent(&imported.selection, sent);
-        let landed = evidence.map(|evidence| evidence.with_landed(result.landed_records()));
+        let mut landed = evidence.map(|evidence| evidence.with_landed(result.landed_records()));
+        if let Some(sum) = sum.filter(|_| failure(&result).is_none())
+            && let Some(evidence) = landed.take()
+        {
+            landed = Some(sum.add_to(evidence).await);
+        }
         let mut problem = landed.and_then(|evidence| self.keep(evidence, &withheld).err());
         let is_whole = failure(&result).is_none() || result.outcome == Outcome::Skipped;
         if self.leaves_receipts && problem.is_none() && is_whole {

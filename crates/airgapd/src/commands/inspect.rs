@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::{
-    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
+    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Receipt,
+    Reliance,
 };
 use import::select::Choice;
 use import::{Policy, Selection, Verdict, select};
+use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::verify::{Damage, Verification};
+use super::status::minute;
 use super::{Call, Exit, Refusal, digests};
 use crate::cli::{InspectArgs, OutputFormat};
 use crate::output::{self, Page, paragraph};
@@ -38,6 +41,8 @@ pub(crate) struct Inspection {
     complete: bool,
     /// Base that a delta needs for its import.
     relies_on: Option<InspectedBase>,
+    /// Bundle that the file stands for, if it says that it is a receipt.
+    receipt: Option<InspectedReceipt>,
     /// Result of `--verify`.
     verified: Option<Verification>,
     /// Reasons why it is not complete, and other notes.
@@ -56,6 +61,21 @@ struct InspectedBase {
     blobs: Vec<BlobRef>,
     /// Bytes of all these layers.
     bytes: u64,
+}
+
+/// The bundle that a receipt stands for.
+#[derive(Debug, Serialize)]
+struct InspectedReceipt {
+    /// Name of the bundle.
+    bundle: String,
+    /// Content digest of the bundle.
+    digest: String,
+    /// Size of the bundle's file in bytes.
+    size: u64,
+    /// Time of the receipt.
+    made_at: Option<Timestamp>,
+    /// True if the bundle lay outside the images folders.
+    by_hand: bool,
 }
 
 /// The document for an unreadable file, with the reason.
@@ -136,6 +156,7 @@ impl Inspection {
             size: bundle.identity().size,
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
             relies_on: catalog.relies_on.as_ref().map(InspectedBase::of),
+            receipt: catalog.receipt().map(InspectedReceipt::of),
             verified: None,
             warnings,
             images,
@@ -198,8 +219,12 @@ impl Inspection {
         let title = format!("{path}: {}{packed}, {size}, {whole}", self.format);
         paragraph(out, "", &title);
         paragraph(out, "  content  ", &self.digest);
-        if let Some(base) = &self.relies_on {
-            paragraph(out, "  delta on ", &base.text());
+        match (&self.receipt, &self.relies_on) {
+            (Some(receipt), base) => {
+                paragraph(out, "  receipt  ", &receipt.text(base.as_ref()));
+            }
+            (None, Some(base)) => paragraph(out, "  delta on ", &base.text()),
+            (None, None) => {}
         }
         if let Some(verified) = &self.verified {
             write_verification(out, verified);
@@ -226,6 +251,38 @@ impl InspectedBase {
     fn text(&self) -> String {
         let (count, bytes) = (self.blobs.len(), crate::output::bytes(self.bytes));
         format!("{}, which has {count} of its layers ({bytes})", self.base)
+    }
+}
+
+impl InspectedReceipt {
+    fn of(receipt: &Receipt) -> InspectedReceipt {
+        InspectedReceipt {
+            bundle: basics::foreign::shown(&receipt.bundle),
+            digest: receipt.catalog.to_string(),
+            size: receipt.identity.size,
+            made_at: Timestamp::from_second(receipt.made_at).ok(),
+            by_hand: receipt.by_hand,
+        }
+    }
+
+    /// Returns the text. `base` has the layers that are in containerd alone.
+    fn text(&self, base: Option<&InspectedBase>) -> String {
+        let (size, made) = (
+            crate::output::bytes(self.size),
+            self.made_at.map(|at| format!(", made {}", minute(at))),
+        );
+        let layers = base.map(|base| {
+            let bytes = crate::output::bytes(base.bytes);
+            let count = basics::counted(base.blobs.len(), "layer");
+            format!(". It has no layers: {count} ({bytes}) are in containerd alone")
+        });
+        format!(
+            "of {} ({size}, content {}){}{}",
+            self.bundle,
+            self.digest,
+            made.unwrap_or_default(),
+            layers.unwrap_or_default()
+        )
     }
 }
 

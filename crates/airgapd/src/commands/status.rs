@@ -317,6 +317,7 @@ fn without_daemon(
             None => Vec::new(),
         },
         disk: runtime.as_ref().ok().and_then(|runtime| disk(settings, runtime)),
+        scrub: node::scrub::last(&settings.state_dir),
         image_count: status::count_images(ledger, &bundles),
         bundles,
         ignored: status::ignored(&roster),

@@ -454,7 +454,7 @@ fn write_unsigned(out: &mut Page, image: &Unsigned) {
     paragraph(out, "UNSIGNED ", &image.reference);
     paragraph(out, "  why    ", &image.problem);
     paragraph(out, "  record ", &format!("{} at {}", image.record, image.digest));
-    paragraph(out, "  remedy ", image.remedy);
+    paragraph(out, "  remedy ", &image.remedy);
     for source in &image.sources {
         paragraph(out, "  asked  ", &source.to_string());
     }

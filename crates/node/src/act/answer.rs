@@ -336,6 +336,7 @@ impl View<'_> {
             metrics_file_problem: asked.metrics.as_ref().and_then(|file| file.problem.clone()),
             metrics_address_problem: asked.unserved.as_ref().map(|unserved| unserved.problem.clone()),
             disk: self.state.room.status(self.state.settings.min_free),
+            scrub: crate::scrub::last(&self.state.settings.state_dir),
             image_count: status::count_images(&self.state.ledger, &bundles),
             required: self.state.required_status(),
             unpack: self.state.unpack_status(),

@@ -211,7 +211,7 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
             return Opened::Unverified(sidecar::Failure::Changed);
         }
         Ok(opened) if order.is_receipt && opened.bundle.catalog().receipt().is_none() => {
-            let why = "it is no receipt that this version can read: move it out of the folder of receipts";
+            let why = admit::NO_RECEIPT;
             Err(bundle::Error {
                 path: order.path(),
                 fault: bundle::Fault::Unrecognised(why.to_owned()),
@@ -360,6 +360,7 @@ pub(super) fn stop(error: &import::Error, report: &BundleResult) -> Stop {
         },
         import::Error::TooManyRecords { .. } => (ErrorClass::Permanent, true),
         import::Error::TooManyNames { .. } => (ErrorClass::Permanent, false),
+        import::Error::Degraded(_) => (ErrorClass::Degraded, true),
         _ => (ErrorClass::Transient, error.is_transient()),
     };
     Stop {

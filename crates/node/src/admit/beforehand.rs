@@ -1,6 +1,7 @@
-//! Tells beforehand which bundles of the images folders a rule for signatures would keep out.
+//! Tells beforehand which bundles and receipts of a node a rule for signatures would keep out.
 //!
-//! It opens the files as the daemon does, and changes nothing. A bundle that only its own signature
+//! It opens the files as the daemon does, and changes nothing. The evidence of its bundle's
+//! admission speaks for a receipt. A bundle that only its own signature
 //! or a signed checksum admits costs a pass over its file.
 
 use std::ffi::OsStr;
@@ -14,7 +15,7 @@ use basics::foreign;
 use bundle::Identity;
 use serde::Serialize;
 
-use super::{Forbidden, NO_LISTS, Opened, Order, Rules, Verdict};
+use super::{Forbidden, NO_LISTS, NO_RECEIPT, Opened, Order, Rules, Verdict};
 use crate::decide::coexistence;
 use crate::images::folder::{Class, Depth, Ending, Folder, Listed, Refused};
 use crate::images::pull_list;
@@ -26,10 +27,10 @@ use crate::state::ledger::{self, Ledger};
 use crate::state::roster;
 use crate::sys::{Probe, probe_writers};
 
-/// A bundle of an images folder, and its fate under the rule.
+/// A bundle of an images folder or a receipt, and its fate under the rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Foreseen {
-    /// The path of the bundle, as text that tells different paths apart.
+    /// The path of the file, as text that tells different paths apart.
     pub path: String,
     /// Its fate.
     pub fate: Fate,
@@ -77,7 +78,7 @@ impl fmt::Display for Fate {
 }
 
 /// Judges each bundle of the images folders by these settings, in the order of the folders and
-/// names. A folder that does not exist has no bundles.
+/// names. Receipts follow. A folder that does not exist has no bundles.
 ///
 /// # Errors
 ///
@@ -86,9 +87,10 @@ pub async fn foresee(place: &Place, settings: &Settings) -> Result<Vec<Foreseen>
     let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
     let unguarded = unguarded(place, settings);
     let (mut foreseen, mut elsewhere) = (Vec::new(), 0);
-    for (at, path) in place.images_dirs().into_iter().enumerate() {
+    for (at, path) in place.dirs().into_iter().enumerate() {
+        let is_of_receipts = path == place.receipts;
         let depth = Depth {
-            recursive: place.searches_sub_folders(settings),
+            recursive: !is_of_receipts && place.searches_sub_folders(settings),
             allow_insecure: settings.allow_insecure_dir,
             elsewhere,
         };
@@ -111,6 +113,7 @@ pub async fn foresee(place: &Place, settings: &Settings) -> Result<Vec<Foreseen>
                 folder: &path,
                 name: &name,
                 entry: &entry,
+                is_receipt: is_of_receipts,
             };
             let Some((fate, reason)) = look.fate(&folder).await else {
                 continue;
@@ -144,6 +147,8 @@ struct Look<'a> {
     /// The daemon's name of the file.
     name: &'a OsStr,
     entry: &'a Listed,
+    /// True for a file of the folder of receipts.
+    is_receipt: bool,
 }
 
 /// The fate of a bundle, and the reason for it.
@@ -199,7 +204,7 @@ impl Look<'_> {
             rules: Rules::of(self.settings),
             more: Vec::new(),
             evidence,
-            receipt: None,
+            receipt: self.is_receipt.then(|| self.settings.state_dir.clone()),
             leaves_receipt: false,
         };
         let opened = match super::open(file, order).await {
@@ -216,14 +221,20 @@ impl Look<'_> {
             }
             Err(failure) => return told(Fate::Refused, basics::chain(&failure)),
         };
-        let catalog = &opened.bundle.catalog().digest;
+        let catalog = opened.bundle.catalog();
+        let content = match self.is_receipt {
+            true if catalog.receipt().is_none() => return told(Fate::Refused, NO_RECEIPT.to_owned()),
+            true => catalog.stood_for(),
+            false => &catalog.digest,
+        };
         let stays =
-            imported.is_some_and(|imported| imported.signers.is_empty() && imported.catalog == *catalog);
+            imported.is_some_and(|imported| imported.signers.is_empty() && imported.catalog == *content);
         match &opened.verdict {
             Verdict::Missing(why) if stays => told(Fate::Stays, format!("{why}. {STAYS}")),
             Verdict::Forbidden(Forbidden { why, by }) if stays && by.is_about_keys() => {
                 told(Fate::Stays, format!("{why}. {STAYS}"))
             }
+            Verdict::Missing(why) if self.is_receipt => told(Fate::Waits, format!("{why}. {SIGN_AGAIN}")),
             Verdict::Missing(why) => told(Fate::Waits, format!("{why}. {SIGN}")),
             Verdict::Forbidden(forbidden) => told(Fate::Refused, forbidden.why.clone()),
             Verdict::Allowed | Verdict::Admitted(_) => self.names(&opened),
@@ -253,6 +264,9 @@ impl Look<'_> {
 
 /// The way out for a bundle without a proof.
 const SIGN: &str = "Sign its list of contents, and copy the list and the signature beside it";
+
+/// The way out for a receipt whose bundle had no proof.
+const SIGN_AGAIN: &str = "Import its bundle once more with a signature";
 
 /// The rule for a bundle from before the rule.
 const STAYS: &str = "It is in place and stays. The daemon asks for a signature when the file changes";

@@ -173,13 +173,30 @@ fn a_failure_is_counted_under_its_class_and_an_old_error_of_a_bundle_in_place_is
 #[test]
 fn receipts_are_counted_by_state_with_the_size_of_their_bundles() {
     let mut status = thousand(|number| match number {
-        1 => State::Retrying,
+        1 | 2 => State::Retrying,
+        3 => State::Failed,
+        4 => State::Gone,
         _ => State::Done,
     });
-    for bundle in &mut status.bundles[0..3] {
+    for bundle in &mut status.bundles[0..5] {
         bundle.receipt_of = Some(ReceiptStatus {
             bundle: Foreign::new("shop.tar".to_owned()),
             size: 100,
+            catalog: None,
+        });
+    }
+    // containerd was away when the other one was tried. A rule refuses the next.
+    for (at, class) in [
+        (1, ErrorClass::Degraded),
+        (2, ErrorClass::Transient),
+        (3, ErrorClass::Refused),
+    ] {
+        status.bundles[at].error = Some(ErrorStatus {
+            text: "it broke".to_owned(),
+            class,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            attempts: 1,
+            refused_by: None,
         });
     }
     let text = Metrics::new().text(&status);
@@ -187,12 +204,13 @@ fn receipts_are_counted_by_state_with_the_size_of_their_bundles() {
         samples(&text, "airgapd_receipts"),
         [
             "airgapd_receipts{state=\"degraded\"} 1",
+            "airgapd_receipts{state=\"failed\"} 1",
             "airgapd_receipts{state=\"held\"} 2"
         ]
     );
     assert_eq!(
         samples(&text, "airgapd_receipts_bundle_bytes"),
-        ["airgapd_receipts_bundle_bytes 300"]
+        ["airgapd_receipts_bundle_bytes 400"]
     );
 }
 

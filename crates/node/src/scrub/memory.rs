@@ -6,18 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::status::ScrubStatus;
+
 /// The version of the file that this program reads and writes.
 const VERSION: u32 = 1;
 const FILE: &str = "scrub.json";
 const TEMPORARY: &str = ".scrub.json.new";
 const LOCK: &str = "scrub.lock";
+/// Bound for the file in bytes. A run adds a few wrong blobs with their labels.
+const LONGEST: u64 = 16 << 20;
 
 /// The knowledge of a scrub about the runs before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +33,22 @@ pub(super) struct Memory {
     pub(super) finished: Option<Timestamp>,
     /// Blobs that were wrong when they were read last, by digest.
     pub(super) wrong: BTreeMap<String, Wrong>,
+    /// The last run that came to its end. Versions that do not know the key read the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<Run>,
+}
+
+/// A run that came to its end, also if wrong blobs ended it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Run {
+    /// Time of its end.
+    pub(super) at: Timestamp,
+    /// Number of blobs that bundles vouched for.
+    pub(super) blobs: usize,
+    /// Number of blobs that it has read.
+    pub(super) read: usize,
+    /// Number of blobs that it left to the next run.
+    pub(super) remaining: usize,
 }
 
 /// A wrong blob.
@@ -46,7 +66,23 @@ impl Default for Memory {
             after: None,
             finished: None,
             wrong: BTreeMap::new(),
+            last: None,
         }
+    }
+}
+
+impl Memory {
+    /// Returns the last run for documents.
+    pub(super) fn status(&self) -> Option<ScrubStatus> {
+        let run = self.last.as_ref()?;
+        Some(ScrubStatus {
+            at: run.at,
+            finished_at: self.finished,
+            blobs: run.blobs,
+            read: run.read,
+            remaining: run.remaining,
+            wrong: self.wrong.len(),
+        })
     }
 }
 
@@ -104,10 +140,17 @@ impl Store {
     }
 }
 
-/// Reads the memory of a state folder.
+/// Reads the memory of a state folder. A file that is too long or no memory counts as absent.
 pub(super) fn read(folder: &Path) -> Memory {
-    let memory = std::fs::read(folder.join(FILE))
+    let bytes = || {
+        let mut bytes = Vec::new();
+        let file = File::open(folder.join(FILE))?;
+        file.take(LONGEST + 1).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(bytes)
+    };
+    let memory = bytes()
         .ok()
+        .filter(|bytes| bytes.len() as u64 <= LONGEST)
         .and_then(|bytes| serde_json::from_slice::<Memory>(&bytes).ok());
     memory
         .filter(|memory| memory.version == VERSION)
@@ -131,6 +174,21 @@ mod tests {
         };
         store.save(&memory).unwrap();
         assert_eq!(read(folder.path()), memory);
+        assert_eq!(memory.status(), None, "no run has ended");
+        let run = Run {
+            at: Timestamp::from_second(9).unwrap(),
+            blobs: 7,
+            read: 5,
+            remaining: 2,
+        };
+        let ended = Memory {
+            last: Some(run),
+            ..memory
+        };
+        store.save(&ended).unwrap();
+        assert_eq!(read(folder.path()), ended);
+        let status = ended.status().unwrap();
+        assert_eq!((status.at.as_second(), status.read, status.wrong), (9, 5, 1));
         for other in [
             "",
             "{}",

@@ -1,4 +1,5 @@
-//! The bundles on this disk, as sources of right bytes.
+//! The bundles on this disk, as sources of right bytes. Receipts are among them: they have
+//! documents, and no layers.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -37,7 +38,8 @@ pub(super) struct Found {
 pub(super) struct Lack {
     /// The reason.
     pub(super) reason: String,
-    /// Name of the bundle to bring: this one again, or the base that a delta relies on.
+    /// Name of the bundle to bring: this one again, the base that a delta relies on, or the bundle
+    /// that a receipt stands for.
     pub(super) bring: String,
 }
 
@@ -65,14 +67,7 @@ impl Shelf {
         let mut lacks = Vec::new();
         for name in names {
             let shown = label_name(&name);
-            let found = match self.open(&name).await {
-                Ok(bundle) => in_bundle(&bundle, &shown, needed),
-                Err(reason) => Err(Lack {
-                    reason,
-                    bring: shown.clone(),
-                }),
-            };
-            let proof = match found {
+            let proof = match self.blob(&name, needed).await {
                 Ok(blob) => {
                     let proof = proven(blob.clone(), needed.digest.clone(), Arc::clone(pace)).await;
                     proof.map(|()| blob)
@@ -94,6 +89,31 @@ impl Shelf {
         Err(lacks)
     }
 
+    /// Returns `None` if a bundle has a blob, which is not read. Otherwise returns the bundles that
+    /// should have it, each with the reason.
+    pub(super) async fn lacks(&mut self, needed: &Needed) -> Option<Vec<Lack>> {
+        let mut names = self.names.clone();
+        names.sort_by_key(|name| !needed.bundles.contains(name));
+        let mut lacks = Vec::new();
+        for name in names {
+            match self.blob(&name, needed).await {
+                Ok(_) => return None,
+                Err(lack) if needed.bundles.contains(&name) => lacks.push(lack),
+                Err(_) => {}
+            }
+        }
+        Some(lacks)
+    }
+
+    /// Returns a blob of a bundle.
+    async fn blob(&mut self, name: &OsStr, needed: &Needed) -> Result<Blob, Lack> {
+        let shown = label_name(name);
+        match self.open(name).await {
+            Ok(bundle) => in_bundle(&bundle, &shown, needed),
+            Err(reason) => Err(Lack { reason, bring: shown }),
+        }
+    }
+
     async fn open(&mut self, name: &OsStr) -> Result<Arc<Bundle>, String> {
         if let Some(opened) = self.opened.get(name) {
             return opened.clone();
@@ -105,15 +125,24 @@ impl Shelf {
     }
 }
 
-/// Returns a blob of a bundle. A delta leaves blobs to its base.
+/// Returns a blob of a bundle. A delta leaves blobs to its base, and a receipt all layers to
+/// containerd.
 fn in_bundle(bundle: &Bundle, shown: &str, needed: &Needed) -> Result<Blob, Lack> {
-    let base = bundle.catalog().relies_on.as_ref();
-    bundle.blob(&needed.digest).ok_or_else(|| match base {
-        Some(reliance) => Lack {
+    let (base, receipt) = (&bundle.catalog().relies_on, bundle.catalog().receipt());
+    bundle.blob(&needed.digest).ok_or_else(|| match (receipt, base) {
+        (Some(receipt), _) => Lack {
+            reason: format!("{shown} is a receipt, which has no layers"),
+            bring: format!(
+                "{} (content {})",
+                foreign::shown(&receipt.bundle),
+                receipt.catalog
+            ),
+        },
+        (None, Some(reliance)) => Lack {
             reason: format!("{shown} leaves the blob to {}", foreign::shown(&reliance.base)),
             bring: foreign::shown(&reliance.base),
         },
-        None => Lack {
+        (None, None) => Lack {
             reason: format!("{shown} lacks the blob"),
             bring: shown.to_owned(),
         },

@@ -113,6 +113,8 @@ pub enum LastTry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastError {
     pub(crate) text: String,
+    /// The condition for a useful retry. [`kept_class`] has its form on the disk.
+    #[serde(flatten, with = "kept_class")]
     pub(crate) class: ErrorClass,
     pub(crate) at: Timestamp,
     /// Number of images that failed, each target counted once. Versions that do not know the key
@@ -185,6 +187,8 @@ pub enum ErrorClass {
     /// Another file, checksum or rule: this node must not take this file. The images that it
     /// brought are not wanted any more.
     Refused,
+    /// Another bundle: the file is a receipt, and containerd has lost blobs that no file here has.
+    Degraded,
     /// Another file, or another version of this program, which crashed over this file again and
     /// again. Only documents have this class. The ledger counts the crashes of an entry instead, so
     /// that earlier versions can read it.
@@ -193,13 +197,14 @@ pub enum ErrorClass {
 
 impl ErrorClass {
     /// Every class.
-    pub const ALL: [ErrorClass; 7] = [
+    pub const ALL: [ErrorClass; 8] = [
         ErrorClass::Transient,
         ErrorClass::Space,
         ErrorClass::Disk,
         ErrorClass::Bundle,
         ErrorClass::Permanent,
         ErrorClass::Refused,
+        ErrorClass::Degraded,
         ErrorClass::Crash,
     ];
 
@@ -212,14 +217,16 @@ impl ErrorClass {
             ErrorClass::Bundle => "bundle",
             ErrorClass::Permanent => "permanent",
             ErrorClass::Refused => "refused",
+            ErrorClass::Degraded => "degraded",
             ErrorClass::Crash => "crash",
         }
     }
 
-    /// Returns true if time may help, without a change of the file or the rules.
+    /// Returns true if a retry of the same file may succeed, without a change of the file or the
+    /// rules. Another bundle may have brought what a receipt lacks.
     pub(super) fn may_pass(self) -> bool {
         match self {
-            ErrorClass::Transient | ErrorClass::Space | ErrorClass::Disk => true,
+            ErrorClass::Transient | ErrorClass::Space | ErrorClass::Disk | ErrorClass::Degraded => true,
             ErrorClass::Bundle | ErrorClass::Permanent | ErrorClass::Refused | ErrorClass::Crash => false,
         }
     }
@@ -362,6 +369,36 @@ impl fmt::Display for SignerEntry {
 pub(crate) struct ImageEntry {
     pub(crate) name: String,
     pub(crate) target: Digest,
+}
+
+/// The class of an error in the ledger: `class`, and `degraded` for [`ErrorClass::Degraded`].
+/// Versions that do not know that class read a transient error.
+mod kept_class {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::ErrorClass;
+
+    #[derive(Serialize, Deserialize)]
+    struct Kept {
+        class: ErrorClass,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        degraded: bool,
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(class: &ErrorClass, serializer: S) -> Result<S::Ok, S::Error> {
+        let degraded = *class == ErrorClass::Degraded;
+        let class = if degraded { ErrorClass::Transient } else { *class };
+        Kept { class, degraded }.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ErrorClass, D::Error> {
+        let kept = Kept::deserialize(deserializer)?;
+        Ok(match kept.degraded {
+            true => ErrorClass::Degraded,
+            false => kept.class,
+        })
+    }
 }
 
 /// File names as text if they are UTF-8, otherwise as `{"hex": "…"}`.

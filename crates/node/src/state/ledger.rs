@@ -235,6 +235,17 @@ impl Ledger {
         receipts.map(|entry| entry.file.as_os_str())
     }
 
+    /// Returns the name of the bundle whose receipt brought a record of this name and target. The
+    /// rules of today count for nothing.
+    pub fn stood_for_with(&self, record: &str, target: &Digest) -> Option<&str> {
+        let has_it = |image: &ImageEntry| image.name == record && image.target == *target;
+        self.entries().into_iter().find_map(|entry| {
+            let of = entry.stands_for.as_ref()?;
+            let images = &entry.imported.as_ref()?.images;
+            images.iter().any(has_it).then_some(of.bundle.as_str())
+        })
+    }
+
     /// Returns true if a file of the folder of receipts was read before: a receipt, or a file that
     /// is none.
     pub(crate) fn knows_receipt(&self, file: &OsStr) -> bool {

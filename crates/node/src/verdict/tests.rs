@@ -1,6 +1,7 @@
 use super::*;
 use crate::status::{
-    ContainerdStatus, DaemonStatus, DiskStatus, FolderStatus, MissingStatus, VanishedStatus,
+    ContainerdStatus, DaemonStatus, DiskStatus, ErrorStatus, FolderStatus, MissingStatus, ReceiptStatus,
+    ScrubStatus, VanishedStatus,
 };
 
 fn well() -> Status {
@@ -41,7 +42,7 @@ fn of(bundles: impl IntoIterator<Item = BundleStatus>) -> Verdict {
 
 #[test]
 fn each_state_of_a_bundle_has_its_verdict() {
-    use ErrorClass::{Bundle, Crash, Disk, Permanent, Refused, Space, Transient};
+    use ErrorClass::{Bundle, Crash, Degraded, Disk, Permanent, Refused, Space, Transient};
     let table = [
         (State::Settling, None, "working"),
         (State::Stalled, None, "waiting for the end of an upload"),
@@ -60,6 +61,7 @@ fn each_state_of_a_bundle_has_its_verdict() {
         ),
         (State::Retrying, Some(Transient), "waiting for another try"),
         (State::Retrying, Some(Disk), "waiting for another try"),
+        (State::Retrying, Some(Degraded), "degraded"),
         (State::Failed, Some(Bundle), "failed"),
         (State::Failed, Some(Permanent), "failed"),
         (State::Failed, Some(Refused), "failed"),
@@ -79,6 +81,58 @@ fn each_state_of_a_bundle_has_its_verdict() {
             .iter()
             .all(|state| table.iter().any(|(of, ..)| of == state))
     );
+}
+
+#[test]
+fn wrong_blobs_that_a_scrub_left_degrade_the_node() {
+    for (wrong, verdict, text) in [
+        (0, "healthy", ""),
+        (
+            1,
+            "degraded",
+            "1 blob is wrong in containerd after the last scrub",
+        ),
+        (
+            2,
+            "degraded",
+            "2 blobs are wrong in containerd after the last scrub",
+        ),
+    ] {
+        let status = Status {
+            scrub: Some(ScrubStatus {
+                at: jiff::Timestamp::UNIX_EPOCH,
+                finished_at: None,
+                blobs: 9,
+                read: 7,
+                remaining: 2,
+                wrong,
+            }),
+            ..well()
+        };
+        let of = Verdict::of(&status);
+        assert_eq!(of.in_short(), verdict, "{wrong}");
+        assert!(of.headline().ends_with(text), "{}", of.headline());
+        assert!(!of.is_without_containerd());
+    }
+}
+
+#[test]
+fn a_degraded_receipt_names_the_bundle_to_bring_and_may_not_pass() {
+    let receipt = BundleStatus {
+        receipt_of: Some(ReceiptStatus {
+            bundle: Foreign::new("shop.tar".to_owned()),
+            size: 5_000_000,
+            catalog: Some(basics::digest::sha256(b"shop")),
+        }),
+        ..bundle(State::Retrying, Some(ErrorClass::Degraded))
+    };
+    let verdict = of([receipt]);
+    assert!(!verdict.may_pass(), "{verdict:?}");
+    let remedy = verdict.reasons[0].remedy.as_ref().unwrap();
+    let content = basics::digest::sha256(b"shop").to_string();
+    for part in ["bring the bundle shop.tar", content.as_str(), "images folder"] {
+        assert!(remedy.contains(part), "{part}: {remedy}");
+    }
 }
 
 #[test]

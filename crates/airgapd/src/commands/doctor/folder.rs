@@ -8,6 +8,7 @@ use node::images::keys::TrustedKeys;
 use node::place::Place;
 use node::settings::{Settings, Signatures};
 
+use super::super::status::minute;
 use super::{Finding, note, ok, problem};
 
 pub(super) fn of_folders(node: &Place, settings: &Settings) -> Vec<Finding> {
@@ -137,15 +138,19 @@ pub(super) fn of_watches(folders: &[PathBuf]) -> Finding {
     }
 }
 
-/// Reports the blobs that the last scrub left wrong.
+/// Reports the last scrub, and the blobs that it left wrong.
 pub(super) fn of_scrub(state_dir: &Path) -> Option<Finding> {
-    let wrong = node::scrub::known_wrong(state_dir);
+    let scrub = node::scrub::last(state_dir)?;
+    let when = minute(scrub.at);
+    if scrub.wrong == 0 {
+        return Some(ok("scrub", format!("{when}: {scrub}")));
+    }
     let text = format!(
-        "{} wrong in containerd after the last scrub",
-        basics::counted(wrong, "blob")
+        "{} wrong in containerd after the last scrub ({when})",
+        basics::counted(scrub.wrong, "blob")
     );
     let remedy = "`airgapd scrub` names each with its images, and the bundle to bring";
-    (wrong > 0).then(|| note("scrub", text, remedy))
+    Some(note("scrub", text, remedy))
 }
 
 pub(super) fn of_state(folder: &Path) -> Finding {

@@ -269,6 +269,10 @@ fn head(text: &mut Page, status: &Status, view: &View) {
         );
         output::paragraph(text, "disk        ", &free);
     }
+    if let Some(scrub) = status.scrub.as_ref().filter(|_| view.is_verbose) {
+        let told = format!("{}: {scrub}", minute(scrub.at));
+        output::paragraph(text, "scrub       ", &told);
+    }
     let freed = savings(&status.bundles);
     if view.is_verbose && freed > 0 {
         let would = format!("would free {} (`afterImport: receipt`)", bytes(freed));

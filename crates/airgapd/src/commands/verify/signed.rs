@@ -1,9 +1,13 @@
 //! The images that are present and that no signed bundle brought, by the evidence in the state
 //! folder. Labels in containerd count for nothing, since every client of containerd can write them.
+//!
+//! Receipts stand for bundles whose files may be gone. So a remedy that speaks of a bundle also
+//! names the receipt that holds the image.
 
 use node::images::keys::{self, TrustedKeys};
 use node::settings::Settings;
 use node::state::admitted::{Admissions, Doubt};
+use node::state::ledger;
 use serde::Serialize;
 use verify::{Answer, Source};
 
@@ -27,7 +31,9 @@ pub(super) struct Unsigned {
     pub(super) digest: String,
     pub(super) problem: String,
     /// Remedy.
-    pub(super) remedy: &'static str,
+    pub(super) remedy: String,
+    /// The bundle whose receipt holds the image, in the form that labels have.
+    pub(super) receipt_of: Option<String>,
     pub(super) sources: Vec<Source>,
 }
 
@@ -37,18 +43,21 @@ pub(super) fn word(settings: &Settings, images: &[Answer]) -> Word {
     let (trusted, revocations) = (TrustedKeys::read(folder), keys::revocations(folder));
     let admissions = Admissions::read(&settings.state_dir);
     let judged = admissions.judged(&trusted, &revocations);
+    let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
     let unsigned = images
         .iter()
         .filter(|image| !image.is_missing())
         .filter_map(|image| {
             let (record, target) = image.record.as_ref()?;
             let Doubt { why, remedy } = judged.vouch(record, target).err()?;
+            let receipt_of = ledger.stood_for_with(record, target).map(str::to_owned);
             Some(Unsigned {
                 reference: image.reference.clone(),
                 record: record.clone(),
                 digest: target.to_string(),
                 problem: why,
-                remedy,
+                remedy: with_receipt(remedy, receipt_of.as_deref()),
+                receipt_of,
                 sources: image.sources.clone(),
             })
         });
@@ -60,4 +69,16 @@ pub(super) fn word(settings: &Settings, images: &[Answer]) -> Word {
             .map(|why| format!("evidence that cannot be used: {why}"))
             .collect(),
     }
+}
+
+/// Adds the receipt that holds an image to a remedy. Its bundle may be gone, and it restores a
+/// record that is removed.
+fn with_receipt(remedy: &str, receipt_of: Option<&str>) -> String {
+    let Some(bundle) = receipt_of else {
+        return remedy.to_owned();
+    };
+    let bundle = basics::foreign::shown(bundle);
+    format!(
+        "{remedy}. The image comes from the receipt of {bundle}: `airgapd release {bundle}` gives it back"
+    )
 }

@@ -203,6 +203,7 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
         ErrorClass::Bundle,
         ErrorClass::Permanent,
         ErrorClass::Refused,
+        ErrorClass::Degraded,
     ];
     for (number, class) in classes.into_iter().enumerate() {
         let error = LastError {
@@ -224,12 +225,12 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
     ledger.record_crash(name("new.tar"), &identity(1), crash, "the way out");
     ledger.mark_gone(|file| Some(file != "bad-0.tar"), jiff::Timestamp::UNIX_EPOCH);
     let text = serde_json::to_string(&ledger).unwrap();
-    for key in ["\"first\"", "\"crashes\"", "\"images\":5"] {
+    for key in ["\"first\"", "\"crashes\"", "\"images\":5", "\"degraded\":true"] {
         assert!(text.contains(key), "{key} is not in {text}");
     }
 
     let read: as_of_0_1_0::Ledger = serde_json::from_str(&text).unwrap();
-    assert_eq!((read.version, read.next_arrival), (1, 10));
+    assert_eq!((read.version, read.next_arrival), (1, 11));
     assert_eq!(read.closures.len(), 1);
     let of = |file: &str| read.bundles.values().find(|entry| entry.file == file).unwrap();
     let a = of("a.tar");
