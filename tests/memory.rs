@@ -121,8 +121,12 @@ fn import_through_a_pipe(target: &Target, mebibytes: usize, forms: &[Form], code
         // The kernel does not count files in memory as written, so the spool is forbidden, too.
         let mut child = node.begin_to_pipe(&["--spool", "0", "-"]);
         let mut stdin = BufWriter::new(child.stdin.take().unwrap());
-        archive.write_compressed(codec, &mut stdin).unwrap();
-        stdin.flush().unwrap();
+        let written = archive.write_compressed(codec, &mut stdin);
+        if let Err(error) = written.and_then(|()| stdin.flush()) {
+            drop(stdin.into_parts());
+            let answer: Answer = child.wait_with_output().unwrap().into();
+            panic!("{form}, {codec}: the program ended early: {error}: {answer:?}");
+        }
         // The program waits for the end of the pipe, and has read almost all of it.
         let (peak, written) = (peak_memory(child.id()).unwrap(), written_to_disks(child.id()));
         drop(stdin);

@@ -333,6 +333,15 @@ impl World {
         }
     }
 
+    /// Returns the targets of all images that receipts stand for.
+    pub(super) fn images_of_receipts(&self) -> Vec<Digest> {
+        let images = self.folder.values().filter_map(|file| match &file.content {
+            Content::Receipt(_, images) => Some(images),
+            Content::Bundle(_) | Content::Broken => None,
+        });
+        images.flatten().map(|(_, target)| target.clone()).collect()
+    }
+
     /// Returns the images of a receipt that lack a layer, with these layers.
     pub(super) fn lost_of<'i>(&self, images: &'i [(String, Digest)]) -> BTreeMap<&'i str, String> {
         let lost = images.iter().filter_map(|(image, target)| {
