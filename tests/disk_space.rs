@@ -2,6 +2,7 @@
 //! continue when there is room.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -250,6 +251,55 @@ fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     daemon.finish(target);
 }
 
+/// Returns the bytes that a folder takes on its disk, like `du`.
+fn du(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let taken = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => du(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        // containerd removes a file meanwhile.
+        Err(_) => 0,
+    });
+    taken.sum()
+}
+
+/// With a bundle in the folder, a node has each layer twice. With its receipt, it has it once.
+fn a_receipt_gives_back_the_disk_that_its_bundle_took(own: &mut Own) {
+    const LAYER: u64 = 16 * MIB;
+    let (root, target) = (own.containerd.root(), &own.target);
+    let store = root.join("io.containerd.content.v1.content");
+    let node = Node::on(target);
+    let bundle = node.path("big.tar");
+    bundles::write(&bundle, [big_image(LAYER)]);
+    let size = fs::metadata(&bundle).unwrap().len();
+    let placed = node.drop_in(&bundle);
+    let daemon = node.start();
+    daemon.wait_until("the image", || {
+        target.record(BIG).is_some() && target.leases().is_empty()
+    });
+    let taken = || du(&node.images()) + du(&node.state()) + du(&store);
+    let before = taken();
+    assert!(before > 2 * LAYER, "{before} bytes");
+    node.configure_also("afterImport: receipt");
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.wait_until("the file goes", || !placed.exists());
+    let receipt = node.state().join("receipts/big.tar");
+    daemon.wait_until("the receipt vouches for the image", || {
+        let label = text(&receipt);
+        target.labels(BIG).values().any(|file| *file == label)
+    });
+    let after = taken();
+    // The ledger and the receipt take a few blocks.
+    assert!(after < LAYER + LAYER / 8, "{after} bytes of {before}");
+    assert!(
+        before - after > size - LAYER / 8,
+        "{before} - {after} of {size} bytes"
+    );
+    let receipt = fs::metadata(receipt).unwrap().len();
+    assert!(receipt < 64 << 10, "a receipt of {receipt} bytes");
+    daemon.stop();
+}
+
 on_its_own_containerd! {
     on_a_small_disk;
     what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits,
@@ -257,6 +307,7 @@ on_its_own_containerd! {
     below_min_free_nothing_is_imported_or_healed_until_there_is_more,
     a_disk_that_kubelet_will_find_full_is_said_once_for_many_bundles,
     a_disk_without_room_for_another_file_is_a_full_disk,
+    a_receipt_gives_back_the_disk_that_its_bundle_took,
 }
 
 /// containerd passes on the system's message. A quota has another message than a full disk.

@@ -121,8 +121,12 @@ fn import_through_a_pipe(target: &Target, mebibytes: usize, forms: &[Form], code
         // The kernel does not count files in memory as written, so the spool is forbidden, too.
         let mut child = node.begin_to_pipe(&["--spool", "0", "-"]);
         let mut stdin = BufWriter::new(child.stdin.take().unwrap());
-        archive.write_compressed(codec, &mut stdin).unwrap();
-        stdin.flush().unwrap();
+        let written = archive.write_compressed(codec, &mut stdin);
+        if let Err(error) = written.and_then(|()| stdin.flush()) {
+            drop(stdin.into_parts());
+            let answer: Answer = child.wait_with_output().unwrap().into();
+            panic!("{form}, {codec}: the program ended early: {error}: {answer:?}");
+        }
         // The program waits for the end of the pipe, and has read almost all of it.
         let (peak, written) = (peak_memory(child.id()).unwrap(), written_to_disks(child.id()));
         drop(stdin);
@@ -149,11 +153,15 @@ fn a_bundle_of_half_a_gibibyte_goes_through_a_pipe_in_64_mebibytes_and_into_no_f
     });
 }
 
+/// The codec of ten gibibytes of zeros. zstd makes them so small that the program takes them for a
+/// decompression bomb (`limits.expansion`).
+const OF_TEN_GIBIBYTES: Compression = Compression::Gzip;
+
 #[test]
 #[ignore = "takes minutes and 11 GB of disk"]
 fn ten_gibibytes_with_documents_first_go_through_a_pipe_in_64_mebibytes() {
     run_on(Place::Real(Generation::V2_1), |target| {
-        import_through_a_pipe(target, 10 << 10, &[DOCUMENTS_FIRST], &[Compression::Zstd]);
+        import_through_a_pipe(target, 10 << 10, &[DOCUMENTS_FIRST], &[OF_TEN_GIBIBYTES]);
     });
 }
 
@@ -161,7 +169,7 @@ fn ten_gibibytes_with_documents_first_go_through_a_pipe_in_64_mebibytes() {
 #[ignore = "takes minutes and 11 GB of disk"]
 fn ten_gibibytes_with_blobs_first_go_through_a_pipe_in_64_mebibytes() {
     run_on(Place::Real(Generation::V2_1), |target| {
-        import_through_a_pipe(target, 10 << 10, &[BLOBS_FIRST], &[Compression::Zstd]);
+        import_through_a_pipe(target, 10 << 10, &[BLOBS_FIRST], &[OF_TEN_GIBIBYTES]);
     });
 }
 

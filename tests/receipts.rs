@@ -312,9 +312,9 @@ fn an_interrupted_removal_is_undone_at_the_next_start_and_then_made_whole(target
     fs::rename(&placed, &going).unwrap();
     let settings = fs::read_to_string(node.path("config.yaml")).unwrap();
     node.configure(&settings.replace("afterImport: receipt", "afterImport: keep"));
-    let (other, named) = (node.images().join("other"), ".airgapd-going-other");
+    let (other, named) = (node.images().join("other"), ".airgapd-replaced-other");
     fs::write(&other, "").unwrap();
-    fs::write(node.images().join(named), "").unwrap();
+    fs::write(node.images().join(".airgapd-going-other"), "").unwrap();
     let daemon = node.start();
     assert!(placed.exists() && !going.exists(), "it has its name back");
     daemon.wait_for_line(named, "a removal cannot be undone");

@@ -8,28 +8,37 @@
 //!   of airgapd.
 //! * Labels, pins, leases and ingests of other programs are unchanged.
 //! * airgapd has left no lease or ingest, and the ledger can be read.
+//!
+//! With receipts, the files of bundles go at random rounds. At every look, a bundle has its file or
+//! its receipt. Each receipt has one lease. Lost layers are named and come back with their bundle.
+
+mod receipts;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bundle::fixtures::{Archive, BuiltImage, Image, Layer, Layout};
 use containerd::{Client, ImageRecord, ImageUpdate};
 use import::bundle_id;
+use import::lease::RECEIPT_PREFIX;
 use lab::{Containerd, Generation, Options};
+use oci_spec::image::Digest;
 use rustix::fs::{Timespec, Timestamps, futimens};
 use tokio::runtime::Runtime;
 
+use self::receipts::Receipts;
 use super::audit::Audit;
 use super::dice::Dice;
 use super::{Asked, say};
 use crate::support::bundles::{native, records_of};
 use crate::support::node::{Daemon, Node};
-use crate::support::target::{BUNDLE, KUBERNETES, OUR_PIN, PINNED};
+use crate::support::target::{BUNDLE, BY_HAND, KUBERNETES, OUR_PIN, PINNED};
 use crate::support::wait_until;
 
 /// Longest time until everything comes to rest after a kill, on a busy machine.
@@ -55,6 +64,9 @@ enum Victim {
 #[derive(Clone, Debug, Default)]
 struct Shelved {
     targets: BTreeMap<String, String>,
+    /// A layer that no other bundle has, with the name of its image.
+    layer: Option<(String, Digest)>,
+    bytes: Arc<[u8]>,
 }
 
 /// A change in the images folder.
@@ -80,8 +92,17 @@ enum Act {
         to: PathBuf,
         bytes: Vec<u8>,
     },
-    Remove(PathBuf),
+    /// Removes the file of a bundle and its receipt.
+    Remove([PathBuf; 2]),
     Touch(PathBuf),
+}
+
+/// Ignores that a file has gone: its receipt may have taken its place.
+fn gone(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 impl Act {
@@ -106,7 +127,7 @@ impl Act {
                 let mut file = File::options().append(true).open(to)?;
                 file.write_all(&bytes[bytes.len() * 2 / 3..])
             }
-            Act::Remove(file) => fs::remove_file(file),
+            Act::Remove(files) => files.iter().try_for_each(|file| gone(fs::remove_file(file))),
             Act::Touch(file) => {
                 let past = Timespec {
                     tv_sec: 1_700_000_000,
@@ -116,7 +137,7 @@ impl Act {
                     last_access: past,
                     last_modification: past,
                 };
-                Ok(futimens(File::open(file)?, &times)?)
+                gone(File::open(file).and_then(|file| Ok(futimens(file, &times)?)))
             }
         }
     }
@@ -134,6 +155,7 @@ struct Figures {
     dropped_bytes: usize,
     sent_bytes: u64,
     errors: usize,
+    receipts: receipts::Figures,
 }
 
 struct Chaos {
@@ -154,11 +176,13 @@ struct Chaos {
     /// Records of airgapd on which another program has put a label.
     notes: BTreeMap<String, String>,
     serial: usize,
+    /// The receipts, in a run with receipts.
+    receipts: Option<Receipts>,
     figures: Figures,
 }
 
 impl Chaos {
-    fn new(containerd: Containerd, seed: u64) -> Chaos {
+    fn new(containerd: Containerd, seed: u64, has_receipts: bool) -> Chaos {
         let runtime = Runtime::new().expect("threads for a client");
         let client = runtime
             .block_on(Client::connect(&containerd.socket(), KUBERNETES))
@@ -181,8 +205,12 @@ impl Chaos {
             others: BTreeMap::new(),
             notes: BTreeMap::new(),
             serial: 0,
+            receipts: None,
             figures: Figures::default(),
         };
+        if has_receipts {
+            chaos.receipts = Some(Receipts::on(&chaos.node));
+        }
         chaos.move_others_in();
         chaos.daemon = Some(chaos.node.start());
         chaos
@@ -254,7 +282,9 @@ impl Chaos {
     /// Plays one round: files change, a process is killed and restarted, and everything comes to
     /// rest.
     fn round(&mut self) -> Result<(), String> {
+        let before: BTreeMap<String, Shelved> = self.shelf.clone();
         let acts = self.draw();
+        let untouched = self.untouched(&before);
         let victim = match self.dice.within(0..10) {
             0..=4 => Victim::Daemon,
             5..=8 => Victim::Containerd,
@@ -263,6 +293,7 @@ impl Chaos {
         let begun = self.daemon.as_ref().map_or(0, |daemon| daemon.count("importing"));
         // Two of three kills hit an import that has started. The others come at a random time.
         let (at_import, instant) = (!self.dice.one_in(3), self.dice.milliseconds(0..250));
+        let sign = self.draw_sign();
         thread::scope(|scope| {
             let placing = scope.spawn(|| acts.into_iter().try_for_each(Act::perform));
             let deadline = Instant::now() + Duration::from_millis(if at_import { 1000 } else { 0 });
@@ -271,29 +302,38 @@ impl Chaos {
                     .as_ref()
                     .is_some_and(|daemon| daemon.count("importing") == begun)
             };
+            let mut held = Ok(());
             while Instant::now() < deadline && is_waiting() {
+                held = held.and_then(|()| self.are_held(&untouched));
                 thread::sleep(Duration::from_millis(2));
             }
-            thread::sleep(instant);
-            let killed = self.kill(victim);
+            match sign {
+                Some(sign) => held = held.and_then(|()| self.wait_for(&sign, &untouched)),
+                None => thread::sleep(instant),
+            }
+            let killed = self.kill(victim, &untouched);
             let placed = placing.join().expect("placing files does not panic");
             placed
                 .map_err(|error| format!("cannot place a file: {error}"))
+                .and(held)
                 .and(killed)
         })?;
         let started = Instant::now();
-        self.come_to_rest()?;
+        self.come_to_rest(&untouched)?;
         self.figures.rests.push(started.elapsed());
         self.figures.rounds += 1;
         self.look_at_everything()?;
+        self.lose_a_layer()?;
         self.act_as_others();
+        self.change_settings();
         Ok(())
     }
 
-    fn kill(&mut self, victim: Victim) -> Result<(), String> {
+    fn kill(&mut self, victim: Victim, untouched: &[String]) -> Result<(), String> {
         if victim != Victim::Containerd {
             self.figures.daemons += 1;
             self.end_daemon();
+            self.are_held(untouched)?;
         }
         if victim == Victim::Daemon {
             self.count_mid_import();
@@ -328,7 +368,7 @@ impl Chaos {
     /// A lease of airgapd means that an import was running.
     fn count_mid_import(&mut self) {
         let leases = self.runtime.block_on(self.client.leases());
-        if leases.is_ok_and(|leases| leases.iter().any(|lease| lease.id.starts_with("airgapd-"))) {
+        if leases.is_ok_and(|leases| leases.iter().any(|lease| is_of_import(&lease.id))) {
             self.figures.in_mid_import += 1;
         }
     }
@@ -385,7 +425,7 @@ impl Chaos {
 
     fn remove(&mut self, file: &str) -> Act {
         self.shelf.remove(file);
-        Act::Remove(self.place(file))
+        Act::Remove([self.place(file), receipts::of(&self.node, file)])
     }
 
     fn begin(&mut self) -> Act {
@@ -434,7 +474,17 @@ impl Chaos {
         let bytes = archive.to_bytes();
         self.figures.dropped += 1;
         self.figures.dropped_bytes += bytes.len();
-        (bytes, Shelved { targets })
+        let manifest = &archive.images[0].manifests[0];
+        let layer = manifest
+            .layers
+            .last()
+            .map(|layer| (names[0].clone(), layer.clone()));
+        let shelved = Shelved {
+            targets,
+            layer,
+            bytes: bytes.clone().into(),
+        };
+        (bytes, shelved)
     }
 
     fn image(&mut self, name: &str) -> Image {
@@ -509,9 +559,10 @@ impl Chaos {
 
     // The invariants.
 
-    fn come_to_rest(&self) -> Result<(), String> {
+    fn come_to_rest(&self, untouched: &[String]) -> Result<(), String> {
         let deadline = Instant::now() + REST_WITHIN;
         loop {
+            self.are_held(untouched)?;
             match self.is_at_rest() {
                 Ok(()) => return Ok(()),
                 Err(why) if Instant::now() > deadline => {
@@ -531,7 +582,7 @@ impl Chaos {
             ))
         };
         let (images, leases, ingests) = self.runtime.block_on(lists).map_err(|error| error.to_string())?;
-        if let Some(lease) = leases.iter().find(|lease| lease.id.starts_with("airgapd-")) {
+        if let Some(lease) = leases.iter().find(|lease| is_of_import(&lease.id)) {
             return Err(format!("lease {} is left", lease.id));
         }
         if let Some(ingest) = ingests
@@ -545,8 +596,10 @@ impl Chaos {
             .map(|record| (record.name.as_str(), record))
             .collect();
         for (file, bundle) in &self.shelf {
-            bundle.is_in_place(file, &records)?;
+            let sources = [file.clone(), receipts::label_of(&self.node, file)];
+            bundle.is_in_place(file, &records, &sources)?;
         }
+        self.have_leases(&leases)?;
         images.iter().try_for_each(|record| self.is_let_go(record))
     }
 
@@ -561,13 +614,19 @@ impl Chaos {
             .map(|(_, file)| file)
             .collect();
         for file in &sources {
+            let bundle = receipts::bundle_of(&self.node, file);
             let is_held = self
                 .shelf
-                .get(*file)
+                .get(bundle)
                 .is_some_and(|bundle| bundle.targets.contains_key(name));
             if !is_held {
                 return Err(format!("{name} still has the label of {file}"));
             }
+        }
+        if let Some(mark) = record.labels.get(BY_HAND)
+            && !sources.contains(&mark)
+        {
+            return Err(format!("{name} still has the mark of {mark}"));
         }
         let is_ours = record.labels.contains_key(OUR_PIN);
         if is_ours && sources.is_empty() {
@@ -581,6 +640,8 @@ impl Chaos {
 
     fn look_at_everything(&mut self) -> Result<(), String> {
         self.audit()?;
+        let shelf: Vec<String> = self.shelf.keys().cloned().collect();
+        self.are_held(&shelf)?;
         let images = self.images();
         if let Some((file, _, bundle)) = &self.unfinished {
             // Other bundles may have the shared image.
@@ -666,8 +727,14 @@ impl Chaos {
 }
 
 impl Shelved {
-    fn is_in_place(&self, file: &str, records: &BTreeMap<&str, &ImageRecord>) -> Result<(), String> {
-        let label = format!("{BUNDLE}{}", bundle_id(file));
+    /// Checks that the records are in place. One of `sources` must vouch for each of them: the file
+    /// or its receipt.
+    fn is_in_place(
+        &self,
+        file: &str,
+        records: &BTreeMap<&str, &ImageRecord>,
+        sources: &[String],
+    ) -> Result<(), String> {
         for (name, target) in &self.targets {
             let record = records
                 .get(name.as_str())
@@ -681,7 +748,11 @@ impl Shelved {
             if record.labels.get(PINNED).is_none_or(|pin| pin != "pinned") {
                 return Err(format!("{name} of {file} is not pinned"));
             }
-            if record.labels.get(&label).is_none_or(|of| of != file) {
+            let has_label = |source: &String| {
+                let label = format!("{BUNDLE}{}", bundle_id(source));
+                record.labels.get(&label) == Some(source)
+            };
+            if !sources.iter().any(has_label) {
                 return Err(format!("{name} lacks the label of {file}"));
             }
         }
@@ -697,14 +768,18 @@ fn targets(names: &[String], archive: &Archive) -> BTreeMap<String, String> {
 }
 
 /// Plays rounds until one fails.
-fn play(containerd: Containerd, rounds: usize, seed: u64) -> Result<Figures, String> {
+fn play(containerd: Containerd, rounds: usize, seed: u64, has_receipts: bool) -> Result<Figures, String> {
     let generation = containerd.generation();
-    let mut chaos = Chaos::new(containerd, seed);
+    let mut chaos = Chaos::new(containerd, seed, has_receipts);
     for round in 0..rounds {
         chaos.round().map_err(|why| {
             let log = chaos.daemon.take().map(Daemon::kill).unwrap_or_default();
             let folder = listing(&chaos.node.images());
-            format!("containerd {generation}, seed {seed}, round {round}: {why}\nfolder: {folder}\nthe daemon said:\n{log}")
+            let receipts = listing(&chaos.node.state().join("receipts"));
+            format!(
+                "containerd {generation}, seed {seed}, round {round}: {why}\nfolder: {folder}\nreceipts: {receipts}\n\
+                 the daemon said:\n{log}"
+            )
         })?;
         if (round + 1) % 25 == 0 {
             say(&format!(
@@ -733,6 +808,7 @@ impl Figures {
     /// Counts the errors and the bytes of finished imports in the log of a daemon.
     fn note(&mut self, log: &str) {
         self.errors += log.lines().filter(|line| line.contains("ERROR")).count();
+        self.receipts.note(log);
         let bytes = |line: &str| {
             line.split_once("bytes=")?
                 .1
@@ -763,15 +839,21 @@ impl Figures {
             self.sent_bytes / 1_000_000,
             self.errors,
         ));
+        self.receipts.tell();
     }
 }
 
-fn survive(generation: Generation, rounds: usize, seed: u64) {
+/// Returns true if a lease of airgapd is that of an import. Receipts have lasting leases.
+fn is_of_import(id: &str) -> bool {
+    id.starts_with("airgapd-") && !id.starts_with(RECEIPT_PREFIX)
+}
+
+fn survive(generation: Generation, rounds: usize, seed: u64, has_receipts: bool) {
     let Some(containerd) = lab::shared::own(generation, &Options::default()) else {
         return;
     };
     let started = Instant::now();
-    match play(containerd, rounds, seed) {
+    match play(containerd, rounds, seed, has_receipts) {
         Ok(mut figures) => figures.tell(generation, seed, started.elapsed()),
         Err(why) => panic!("{why}"),
     }
@@ -779,12 +861,22 @@ fn survive(generation: Generation, rounds: usize, seed: u64) {
 
 #[test]
 fn crashes_at_random_instants_lose_nothing_on_containerd_1_7() {
-    survive(Generation::V1_7, 6, 17);
+    survive(Generation::V1_7, 6, 17, false);
 }
 
 #[test]
 fn crashes_at_random_instants_lose_nothing_on_containerd_2_3() {
-    survive(Generation::V2_3, 6, 2);
+    survive(Generation::V2_3, 6, 2, false);
+}
+
+#[test]
+fn crashes_between_import_receipt_and_removal_lose_nothing_on_containerd_1_7() {
+    survive(Generation::V1_7, 6, 4, true);
+}
+
+#[test]
+fn crashes_between_import_receipt_and_removal_lose_nothing_on_containerd_2_3() {
+    survive(Generation::V2_3, 6, 3, true);
 }
 
 /// Runs for `cargo xtask chaos`.
@@ -793,6 +885,8 @@ fn crashes_at_random_instants_lose_nothing_on_containerd_2_3() {
 fn as_many_crashes_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {
-        survive(generation, rounds, seed);
+        // Half of the rounds are played with receipts.
+        survive(generation, rounds.div_ceil(2), seed, false);
+        survive(generation, rounds / 2, seed, true);
     }
 }

@@ -7,6 +7,8 @@
 //! it hashes every blob of every record. It also hashes the file of every snapshot: images are
 //! unpacked before their records, so a named snapshot must have its files.
 
+mod receipts;
+
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::Read;
@@ -87,19 +89,9 @@ impl Cuts {
     /// containerd syncs the whole disk, which hides a missing sync of the blobs. So the test runs
     /// with and without `unpack`.
     fn new(mut node_containerd: Containerd, mut bench: Containerd, seed: u64, unpack: &str) -> Cuts {
-        let in_memory = Path::new("/dev/shm");
-        let place = if in_memory.is_dir() {
-            in_memory.to_owned()
-        } else {
-            std::env::temp_dir()
-        };
-        let folder = TempDir::with_prefix_in("airgapd-disk-", place).expect("a folder");
+        let folder = folder_in_memory();
         let disk = folder.path().join("disk.img");
-        File::create(&disk)
-            .and_then(|file| file.set_len(DISK))
-            .expect("a file");
-        let mkfs = lab::parts::mkfs_ext4().expect("a program that makes file systems");
-        run(Command::new(mkfs).args(["-q", "-F"]).arg(&disk));
+        make_disk(&disk);
         node_containerd.stop().expect("containerd stops");
         bench.stop().expect("containerd stops");
         mount(&disk, &node_containerd.root());
@@ -216,8 +208,7 @@ impl Cuts {
     /// Copies the disk at one instant. No write may happen during the copy.
     fn copy_the_disk(&mut self) -> PathBuf {
         let pid = self.node_containerd.pid().expect("the process runs");
-        let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
-        kill_process(pid, Signal::STOP).expect("the process runs");
+        send(pid, Signal::STOP);
         let disk = self.folder.path().join("disk.img");
         // Processes of other tests with mounts of their own can hold an earlier copy. A file that
         // is mounted already would show its old content, so each copy is another file.
@@ -230,7 +221,7 @@ impl Cuts {
                 break;
             }
         }
-        kill_process(pid, Signal::CONT).expect("the process runs");
+        send(pid, Signal::CONT);
         copy
     }
 
@@ -302,6 +293,31 @@ impl Cuts {
         };
         uppermost.unwrap_or_else(|| panic!("no folder in {mount}")).into()
     }
+}
+
+/// Returns a folder for disks, in memory if possible.
+fn folder_in_memory() -> TempDir {
+    let in_memory = Path::new("/dev/shm");
+    let place = if in_memory.is_dir() {
+        in_memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    TempDir::with_prefix_in("airgapd-disk-", place).expect("a folder")
+}
+
+/// Makes a sparse file with an empty file system.
+fn make_disk(disk: &Path) {
+    File::create(disk)
+        .and_then(|file| file.set_len(DISK))
+        .expect("a file");
+    let mkfs = lab::parts::mkfs_ext4().expect("a program that makes file systems");
+    run(Command::new(mkfs).args(["-q", "-F"]).arg(disk));
+}
+
+fn send(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
+    kill_process(pid, signal).expect("the process runs");
 }
 
 fn mount(image: &Path, folder: &Path) {
@@ -400,12 +416,14 @@ fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_conta
     survive(Generation::V2_3, 2, 2);
 }
 
-/// Runs for `cargo xtask powercut`.
+/// Runs for `cargo xtask powercut`. Each series has as many cuts: without unpacking, with it, and
+/// with receipts.
 #[test]
 #[ignore = "takes long: `cargo xtask powercut` runs it"]
 fn as_many_power_cuts_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {
         survive(generation, rounds, seed);
+        receipts::survive(generation, rounds, seed);
     }
 }

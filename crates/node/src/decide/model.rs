@@ -2,6 +2,7 @@
 //! simplest way. `histories` plays random histories on it, and [`super::claims`] plays chosen ones.
 
 mod histories;
+mod receipts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -21,6 +22,7 @@ use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use verify::Sources;
 
+use self::receipts::Receipts;
 use super::compare::Facts;
 use super::listing::Seen;
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
@@ -31,7 +33,7 @@ use crate::admit::Verdict;
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
 use crate::settings::{Coexistence, Settings};
 use crate::state::State;
-use crate::state::ledger::{ErrorClass, Ledger, label_name};
+use crate::state::ledger::{ErrorClass, Ledger, StandsFor, label_name};
 use crate::status::{MissingStatus, RequiredStatus};
 
 /// The image that the configuration requires.
@@ -48,6 +50,8 @@ pub(super) struct File {
 pub(super) enum Content {
     /// A bundle with these images: name and target.
     Bundle(Vec<(String, Digest)>),
+    /// A receipt of a bundle with these images.
+    Receipt(StandsFor, Vec<(String, Digest)>),
     /// A bundle that cannot be read.
     Broken,
 }
@@ -107,6 +111,8 @@ pub(super) struct World {
     pub(super) starts: HashMap<OsString, u32>,
     /// Number of restorations that the metrics count.
     pub(super) restored: u32,
+    /// The receipts, in worlds that have them.
+    receipts: Option<Receipts>,
     pub(super) history: Vec<String>,
 }
 
@@ -183,6 +189,7 @@ impl World {
             moved: BTreeSet::new(),
             starts: HashMap::new(),
             restored: 0,
+            receipts: None,
             history: Vec::new(),
         }
     }
@@ -208,9 +215,14 @@ impl World {
     /// Replaces the daemon by its successor, which has the saved ledger, in this boot of the
     /// machine.
     pub(super) fn restart(&mut self, boot: &str) {
+        self.begin(boot, self.saved.clone());
+    }
+
+    /// Begins a daemon with this ledger.
+    fn begin(&mut self, boot: &str, ledger: Ledger) {
         let settings = Settings::clone(&self.state.settings);
-        let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));
-        self.state = State::new(settings, folders(), None, ledger, boot, self.now);
+        let (folders, boot) = ((folders().0, self.later_folders()), Some(boot.to_owned()));
+        self.state = State::new(settings, folders, None, ledger, boot, self.now);
         self.events.clear();
         self.jobs.clear();
         self.errands.clear();
@@ -305,7 +317,10 @@ impl World {
                 };
                 return vec![Event::Opened(name, version, opening)];
             }
-            Action::Remove(name, _) => panic!("{name:?} goes, although `afterImport` is keep"),
+            Action::Remove(name, _) if self.receipts.is_none() => {
+                panic!("{name:?} goes, although `afterImport` is keep")
+            }
+            Action::Remove(name, version) => return vec![self.remove(&name, &version.identity)],
             Action::Start(start) => {
                 let content = match self.folder.get(&start.name) {
                     Some(file) => file.content.clone(),
@@ -314,6 +329,7 @@ impl World {
                 *self.starts.entry(start.name.clone()).or_default() += 1;
                 let before = self.jobs.insert(start.name.clone(), Work::Reading(content));
                 assert!(before.is_none(), "{:?} has a job already", start.name);
+                self.note_start(&start.name);
             }
             Action::Import(name, leave) => {
                 let work = self.jobs.remove(&name);
@@ -349,7 +365,7 @@ impl World {
             }
             Action::Say(line) => self.history.push(format!("  {}: {:?}", line.text, line.bundle)),
             Action::Pull(_) => panic!("there are no lists"),
-            Action::Save => self.saved = self.state.ledger.clone(),
+            Action::Save => self.save(),
             Action::CountRestored => self.restored += 1,
             Action::Watch(_) | Action::Count(_) | Action::Report(..) | Action::CheckFiles | Action::Adopt => {
             }
@@ -363,7 +379,9 @@ impl World {
             class: Class::Candidate,
             identity: file.identity.clone(),
         };
-        let (second, first): (Vec<_>, Vec<_>) = self.folder.iter().partition(|(name, _)| is_in_second(name));
+        let (receipts, images): (Vec<_>, Vec<_>) =
+            self.folder.iter().partition(|(name, _)| self.is_receipt(name));
+        let (second, first) = images.into_iter().partition(|(name, _)| is_in_second(name));
         let seen = |entries: Vec<(&OsString, &File)>, place, missing_mount| {
             let entries = entries.into_iter().map(listed).collect();
             Ok(Box::new(Seen {
@@ -383,13 +401,15 @@ impl World {
                 keys: None,
             }))
         };
-        Event::Listed(vec![
+        let mut folders = vec![
             seen(first, self.place, self.missing_mount.clone()),
             match self.second {
                 Some(place) => seen(second, place, None),
                 None => Err("it is not there".to_owned()),
             },
-        ])
+        ];
+        folders.extend(self.receipts.is_some().then(|| seen(receipts, (5, 5), None)));
+        Event::Listed(folders)
     }
 
     fn run(&mut self, errand: Errand) -> Event {
@@ -423,6 +443,10 @@ impl World {
                     records: self.records.clone(),
                     census: Some(Census::default()),
                     blobs: blobs.collect(),
+                    receipts: self.receipts.as_mut().map(|receipts| {
+                        receipts.is_robbed = false;
+                        receipts.leases.keys().cloned().collect()
+                    }),
                     ..Survey::default()
                 };
                 Event::Surveyed(Box::new(survey), labels)
@@ -435,7 +459,10 @@ impl World {
                 }
                 Event::Withdrawn(withdrawing, Vec::new())
             }
-            Errand::Sweep(_) => Event::Swept,
+            Errand::Sweep(kept) => {
+                self.sweep(&kept);
+                Event::Swept
+            }
             Errand::Sight => Event::Sighted(Box::default(), Duration::ZERO),
         }
     }
@@ -453,14 +480,15 @@ impl World {
                 may_go_on: false,
                 is_beyond_limits: false,
             }),
-            Work::Reading(Content::Bundle(images)) => {
+            Work::Reading(Content::Bundle(images) | Content::Receipt(_, images)) => {
+                let stands_for = self.stands_for(name);
                 let found = Found {
                     records: images.iter().cloned().collect(),
                     broken: None,
                     unfinished: None,
                     may_go_on: false,
                     catalog: digest(0),
-                    stands_for: None,
+                    stands_for,
                     verdict: Verdict::Allowed,
                 };
                 self.jobs.insert(name.to_owned(), Work::Read(images));
@@ -479,16 +507,39 @@ impl World {
                 unreachable: Some("it is away".to_owned()),
                 lost: Vec::new(),
             }),
-            Work::Importing(images, leave) if self.is_shaky && self.dice(4) == 0 => {
+            Work::Importing(images, leave)
+                if self.is_shaky && !self.is_receipt(name) && self.dice(4) == 0 =>
+            {
                 Came::Imported(Box::new(self.import_in_part(name, &images, &leave)))
             }
-            Work::Importing(images, leave) => Came::Imported(Box::new(self.import(name, &images, &leave))),
+            Work::Importing(images, leave) => Came::Imported(Box::new(self.land(name, &images, &leave))),
         };
         self.take(Event::Job(name.to_owned(), Box::new(came)));
     }
 
+    /// Imports a bundle with the receipt that it may get, or a receipt.
+    fn land(&mut self, name: &OsStr, images: &[(String, Digest)], leave: &BTreeSet<String>) -> Landed {
+        match self.stands_for(name) {
+            Some(of) => self.import_receipt(name, &of, images, leave),
+            None => {
+                let mut landed = self.import(name, images, leave);
+                self.make_receipt(name, &mut landed, leave);
+                landed
+            }
+        }
+    }
+
     fn import(&mut self, name: &OsStr, images: &[(String, Digest)], leave: &BTreeSet<String>) -> Landed {
-        let source = Source::Bundle(label_name(name));
+        self.import_as(name, &Source::Bundle(label_name(name)), images, leave)
+    }
+
+    fn import_as(
+        &mut self,
+        name: &OsStr,
+        source: &Source,
+        images: &[(String, Digest)],
+        leave: &BTreeSet<String>,
+    ) -> Landed {
         let mut landed = Vec::new();
         for (image, target) in images {
             let is_left = leave.contains(image);
@@ -500,7 +551,7 @@ impl World {
                     created_at: None,
                 });
                 record.target = Descriptor::new(MediaType::ImageManifest, 1, target.clone());
-                let changes = labels::vouch(&record.labels, &source);
+                let changes = labels::vouch(&record.labels, source);
                 change(&mut record.labels, &changes);
                 self.moved.remove(image);
                 self.changed(image, ImageChange::Updated);

@@ -50,6 +50,12 @@ impl ReceiptsState {
     pub(super) fn tend_soon(&mut self) {
         self.is_due = true;
     }
+
+    /// Ends all pauses: other settings may give a bundle its receipt.
+    pub(super) fn try_again(&mut self) {
+        self.put_off.clear();
+        self.is_due = true;
+    }
 }
 
 impl State {
@@ -132,9 +138,11 @@ impl State {
             self.relist |= self.settings.after_import == AfterImport::Receipt;
             self.queue_degraded();
         }
-        // A receipt that was made is taken on before the pause is over.
-        let again = (job.version.identity.clone(), turn.now + PAUSE);
-        self.receipts.put_off.insert(job.name.clone(), again);
+        if landed.is_read_back || landed.kept.is_some() {
+            // A receipt that was made is taken on before the pause is over.
+            let again = (job.version.identity.clone(), turn.now + PAUSE);
+            self.receipts.put_off.insert(job.name.clone(), again);
+        }
         if let Some(why) = &landed.kept {
             let text = format!("the file stays, and gets no receipt: {why}");
             turn.say(Line::warn(text).bundle(&job.name));

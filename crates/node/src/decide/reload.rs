@@ -69,6 +69,7 @@ impl State {
             Some(_) => self.keys.iter_mut().for_each(|keys| keys.is_stale = true),
             None => self.keys = None,
         }
+        self.receipts.try_again();
         self.relist = true;
         self.compare_soon(turn.now);
     }

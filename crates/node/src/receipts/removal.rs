@@ -1,6 +1,7 @@
 //! The removal of the files that receipts stand for. It never removes another file than the bundle
 //! that was imported.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -16,6 +17,9 @@ use crate::sys::{self, Probe};
 
 /// Start of the name that a bundle has while it is removed. Its own name follows.
 const GOING: &str = ".airgapd-going-";
+
+/// Start of the name of a bundle whose removal was interrupted, and whose name a later file has.
+const REPLACED: &str = ".airgapd-replaced-";
 
 /// Returns why the daemon must not remove files of an images folder, if it must not.
 pub(crate) fn why_folder_keeps(owner: u32, is_read_only: bool) -> Option<&'static str> {
@@ -105,34 +109,63 @@ pub(crate) fn remove(folder: &Path, name: &OsStr, identity: &Identity) -> Result
     let text = |errno: rustix::io::Errno| io::Error::from(errno).to_string();
     rustix::fs::renameat_with(&folder, &name, &folder, &going, RenameFlags::NOREPLACE).map_err(text)?;
     if let Err(why) = is_still(&folder, &going, &file, identity) {
-        rustix::fs::renameat_with(&folder, &going, &folder, &name, RenameFlags::NOREPLACE).map_err(text)?;
+        give_back(&folder, &going, &name).map_err(|(_, error)| error.to_string())?;
         return Err(why);
     }
     rustix::fs::unlinkat(&folder, &going, AtFlags::empty()).map_err(text)?;
     folder.sync_all().map_err(|error| error.to_string())
 }
 
+/// Gives a file its name back. If a later file has the name, the file gets a name under which it
+/// never comes back: the later file has replaced it.
+///
+/// # Errors
+///
+/// Returns the name that the file has now, and the reason.
+fn give_back(folder: &File, going: &OsStr, name: &OsStr) -> Result<(), (OsString, io::Error)> {
+    match rustix::fs::renameat_with(folder, going, folder, name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => {
+            let mut replaced = OsString::from(REPLACED);
+            replaced.push(name);
+            match rustix::fs::renameat(folder, going, folder, &replaced) {
+                Ok(()) => Err((replaced, ErrorKind::AlreadyExists.into())),
+                Err(errno) => Err((going.to_owned(), errno.into())),
+            }
+        }
+        Err(errno) => Err((going.to_owned(), errno.into())),
+    }
+}
+
 /// Gives the files of a folder back their names, if a crash has interrupted their removal. Such a
 /// file may be the last copy, because the crash may have cost blobs of containerd or the receipt.
-/// The daemon then looks at the file as at any other, and removes it once more. `complain` hears of
-/// each file that stays under its other name.
+/// The daemon then looks at the file as at any other, and removes it once more. A file whose name a
+/// later file has stays away. `complain` hears of each file that stays under its other name.
 ///
 /// # Errors
 ///
 /// Returns the error of the folder. The next call does the rest.
 pub(crate) fn undo_removals(folder: &Path, complain: impl Fn(&OsStr, io::Error)) -> io::Result<()> {
     let open = File::open(folder)?;
-    let mut is_changed = false;
+    let (mut is_changed, mut replaced) = (false, BTreeSet::new());
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
+        if name.as_bytes().starts_with(REPLACED.as_bytes()) {
+            replaced.insert(name);
+            continue;
+        }
         let Some(before) = name.as_bytes().strip_prefix(GOING.as_bytes()) else {
             continue;
         };
-        let before = OsStr::from_bytes(before);
-        match rustix::fs::renameat_with(&open, &name, &open, before, RenameFlags::NOREPLACE) {
-            Ok(()) => is_changed = true,
-            Err(errno) => complain(&name, errno.into()),
+        is_changed = true;
+        match give_back(&open, &name, OsStr::from_bytes(before)) {
+            Ok(()) => {}
+            Err((now, error)) if error.kind() == ErrorKind::AlreadyExists => drop(replaced.insert(now)),
+            Err((now, error)) => complain(&now, error),
         }
+    }
+    for name in replaced {
+        complain(&name, ErrorKind::AlreadyExists.into());
     }
     match is_changed {
         true => open.sync_all(),
@@ -227,9 +260,14 @@ mod tests {
         let complaints = std::cell::RefCell::new(Vec::new());
         let complain = |name: &OsStr, _| complaints.borrow_mut().push(name.to_owned());
         undo_removals(path, complain).unwrap();
-        let going = format!("{GOING}b.tar");
-        assert_eq!(names(path), [going.as_str(), "a.tar", "b.tar", "c.tar"]);
-        assert_eq!(complaints.into_inner(), [OsString::from(going)]);
+        let replaced = ".airgapd-replaced-b.tar";
+        assert_eq!(names(path), [replaced, "a.tar", "b.tar", "c.tar"]);
         assert_eq!(fs::read_to_string(path.join("b.tar")).unwrap(), "later");
+        // A receipt takes the place of the later bundle. The earlier one must not come back.
+        fs::remove_file(path.join("b.tar")).unwrap();
+        undo_removals(path, complain).unwrap();
+        assert_eq!(names(path), [replaced, "a.tar", "c.tar"]);
+        let told = [OsString::from(replaced), OsString::from(replaced)];
+        assert_eq!(complaints.into_inner(), told, "each start names it");
     }
 }
