@@ -276,3 +276,55 @@ fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Respons
     response.headers_mut().insert(CONTENT_TYPE, value);
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ready::Required;
+    use crate::status::RequiredStatus;
+
+    /// The loop stands still while a disk syncs, for example.
+    #[tokio::test]
+    async fn while_the_loop_stands_still_the_last_facts_are_the_answer_and_the_daemon_is_not_well() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (server, mut questions) = Server::start(folder.path()).expect("the socket is free");
+        let ask = async || {
+            let asked = Instant::now();
+            let answer = ask_ready(folder.path(), &Query::default())
+                .await
+                .expect("an answer");
+            assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+            answer
+        };
+        let answer = ask().await;
+        assert_eq!((answer.ready, answer.cause), (false, Some(Cause::Daemon)));
+        let facts = Facts {
+            at: sys::since_boot(),
+            is_reachable: true,
+            required: Some(Required {
+                key: String::new(),
+                last: RequiredStatus {
+                    checked_at: Some(jiff::Timestamp::UNIX_EPOCH),
+                    references: 1,
+                    ..RequiredStatus::default()
+                },
+            }),
+            ..Facts::default()
+        };
+        server.desk().post(Arc::new(facts));
+        assert!(ask().await.ready);
+        let asked = Instant::now();
+        let response = healthz(server.desk()).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        // More questions than the channel takes do not delay the answer, and the clients have gone.
+        let waiting: Vec<_> = (0..40)
+            .map(|_| server.desk().ask(Want::Life, None, PROBED))
+            .collect();
+        let (ready, _) = tokio::join!(ask(), futures_util::future::join_all(waiting));
+        assert!(ready.ready);
+        while let Ok(question) = questions.try_recv() {
+            assert!(question.answer.is_closed());
+        }
+    }
+}

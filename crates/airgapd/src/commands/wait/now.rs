@@ -70,23 +70,15 @@ mod tests {
 
     #[test]
     fn without_required_images_no_answer_about_bundles_is_enough_for_a_caller_that_wants_them() {
-        let about_bundles = Readiness {
-            ready: true,
-            ..Readiness::default()
-        };
-        let refused = with_required(about_bundles.clone());
+        let read = |text: &str| -> Readiness { serde_json::from_str(text).expect("a document") };
+        let refused = with_required(read(r#"{"version": 1, "ready": true, "reason": ""}"#));
         assert_eq!(
             (refused.ready, refused.cause),
             (false, Some(Cause::NothingRequired))
         );
-        let with_images = Readiness {
-            required: Some(node::ready::RequiredCount {
-                images: 1,
-                missing: 0,
-            }),
-            ..about_bundles
-        };
-        assert!(with_required(with_images).ready);
+        let with_images =
+            r#"{"version": 1, "ready": true, "reason": "", "required": {"images": 1, "missing": 0}}"#;
+        assert!(with_required(read(with_images)).ready);
         let silent = Readiness::not(Cause::NoDaemon, "no daemon answers");
         assert_eq!(with_required(silent.clone()), silent);
     }
