@@ -54,6 +54,7 @@ mod permissions;
 mod pipe;
 mod progress;
 mod pull_lists;
+mod ready;
 mod receipts;
 mod registries;
 mod release;
