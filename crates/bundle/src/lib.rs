@@ -39,6 +39,7 @@ pub use archive::{Compression, Ending, Hashed, Identity, Truncation, sniff};
 pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
 pub use image::{BlobRef, Inventory, InventoryImage, Receipt, Reliance, Store, is_index, resolve};
+pub use image::{Member, Members, Release, check_release_name};
 pub use image::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use limits::Limits;
 pub use pipe::Pipe;

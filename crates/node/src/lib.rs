@@ -16,6 +16,7 @@ pub mod outcome;
 pub mod place;
 pub mod progress;
 pub mod receipts;
+pub mod releases;
 pub mod report;
 pub mod required;
 pub mod runtime;
