@@ -213,7 +213,7 @@ impl Task {
                 | Task::Export(_)
                 | Task::Inventory
                 | Task::Bundle(BundleArgs {
-                    verb: BundleVerb::Merge(_) | BundleVerb::Split(_)
+                    verb: BundleVerb::Merge(_) | BundleVerb::Split(_) | BundleVerb::Release(_)
                 })
         )
     }

@@ -286,7 +286,10 @@ impl fmt::Display for Warning {
                 release: Some(name),
                 reason,
             } => write!(f, "release {name} cannot be in place with this bundle: {reason}"),
-            Self::ReleaseUnusable { release: None, reason } => {
+            Self::ReleaseUnusable {
+                release: None,
+                reason,
+            } => {
                 write!(f, "the bundle belongs to no release: {reason}")
             }
             Self::NotInIndex { count } => {

@@ -10,8 +10,8 @@ use crate::common::*;
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
 use airgapd_bundle::{
-    BlobRef, Bundle, Catalog, Compression, Content, Identity, Member, Members, Part, PartState, Receipt, Release,
-    Warning,
+    BlobRef, Bundle, Catalog, Compression, Content, Identity, Member, Members, Part, PartState, Receipt,
+    Release, Warning,
 };
 use oci_spec::image::Digest;
 
@@ -532,7 +532,9 @@ fn members_of(draft: &Draft, more: &[(&str, Digest)]) -> Vec<Member> {
         let member = |name: &String| (name.clone(), image.target.digest().clone());
         image.names.iter().map(member)
     });
-    let more = more.iter().map(|(name, digest)| ((*name).to_owned(), digest.clone()));
+    let more = more
+        .iter()
+        .map(|(name, digest)| ((*name).to_owned(), digest.clone()));
     own.chain(more)
         .map(|(name, digest)| Member { name, digest })
         .collect()
@@ -641,7 +643,11 @@ fn a_release_whose_list_is_unusable_is_told_and_the_bundle_can_be_imported() {
         (good.clone(), true, None),
         (good.clone(), false, Some("is not in the bundle")),
         (list(forged), true, Some("the bundle has sha256:")),
-        (list(members[1..].to_vec()), true, Some("its list lacks docker.io/library/nested:1")),
+        (
+            list(members[1..].to_vec()),
+            true,
+            Some("its list lacks docker.io/library/nested:1"),
+        ),
         (list(Vec::new()), true, Some("no members")),
         (good[..good.len() - 1].to_vec(), true, Some("EOF")),
         (b"{}".to_vec(), true, Some("version")),
@@ -673,12 +679,24 @@ fn a_release_whose_list_is_unusable_is_told_and_the_bundle_can_be_imported() {
     ] {
         let bundle = with_release(&source, &annotations, Some(&good));
         assert_eq!(bundle.catalog().release, None);
-        let told: Vec<String> = bundle.catalog().warnings.iter().map(ToString::to_string).collect();
-        assert!(told[0].starts_with("the bundle belongs to no release"), "{told:?}");
+        let told: Vec<String> = bundle
+            .catalog()
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert!(
+            told[0].starts_with("the bundle belongs to no release"),
+            "{told:?}"
+        );
     }
     for digest in ["sha256:0", "", "md5:0123"] {
-        let annotations = serde_json::json!({"io.airgapd.release": "r1", "io.airgapd.release.members": digest});
+        let annotations =
+            serde_json::json!({"io.airgapd.release": "r1", "io.airgapd.release.members": digest});
         let bundle = with_release(&source, &annotations, None);
-        assert!(bundle.catalog().release.as_ref().unwrap().members.is_err(), "{digest}");
+        assert!(
+            bundle.catalog().release.as_ref().unwrap().members.is_err(),
+            "{digest}"
+        );
     }
 }

@@ -2,8 +2,8 @@
 //! the current state from a [`Status`] when the metrics are read.
 //!
 //! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for
-//! counters. The number of series is bounded for any number of bundles: two series name bundles,
-//! each for at most 50.
+//! counters. The number of series is bounded for any number of bundles: two series name bundles and
+//! one names releases, each for at most 50.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -19,11 +19,13 @@ use prometheus::{
 };
 
 use crate::state::ledger::{ErrorClass, LastTry, Outcome, RefusedBy};
-use crate::status::{BundleStatus, DiskStatus, ImageCount, ReleaseStatus, RequiredStatus, State, Status, UnpackStatus};
+use crate::status::{
+    BundleStatus, DiskStatus, ImageCount, ReleaseStatus, RequiredStatus, State, Status, UnpackStatus,
+};
 use crate::verdict::Health;
 
-/// Most bundles in place that are named, and most of the others. With a thousand bundles, a node
-/// has fewer than 200 series.
+/// Most bundles in place that are named, most of the others, and most releases. With a thousand
+/// bundles, a node has fewer than 200 series, and 51 more with releases.
 const MOST_NAMED: usize = 50;
 
 /// Durations of imports in seconds: from images that containerd already had to tens of gigabytes.

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::{
-    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Member, Node, Part, PartState, RawName, Release,
-    Reliance,
+    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Member, Node, Part, PartState, RawName,
+    Release, Reliance,
 };
 use import::select::Choice;
 use import::{Policy, Selection, Verdict, select};

@@ -179,7 +179,11 @@ fn text(document: &Document) -> Page {
 
 fn release_text(text: &mut Page, release: &ReleaseStatus) {
     text.gap();
-    let state = if release.in_place { "in place" } else { "not in place" };
+    let state = if release.in_place {
+        "in place"
+    } else {
+        "not in place"
+    };
     output::line!(text, "release {}: {state}", release.name);
     if let Some(problem) = &release.problem {
         output::paragraph(text, "  problem   ", problem);

@@ -87,7 +87,11 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
                 0 => String::new(),
                 count => format!(", {} nothing for this node", has(count)),
             };
-            let releases: Vec<&str> = document.releases.iter().map(|release| release.name.as_str()).collect();
+            let releases: Vec<&str> = document
+                .releases
+                .iter()
+                .map(|release| release.name.as_str())
+                .collect();
             let in_place = match (of(|state| state != State::Skipped), releases.is_empty()) {
                 (0, true) => "no bundle".to_owned(),
                 (0, false) => format!("release {}", releases.join(", ")),

@@ -133,10 +133,7 @@ impl Members {
 
     /// Returns the annotations of `index.json` that refer to the document.
     pub(crate) fn annotations(&self) -> BTreeMap<&'static str, String> {
-        BTreeMap::from([
-            (NAME, self.release.clone()),
-            (DOCUMENT, self.digest.to_string()),
-        ])
+        BTreeMap::from([(NAME, self.release.clone()), (DOCUMENT, self.digest.to_string())])
     }
 
     /// Returns the bytes of memory that the list takes.
@@ -222,7 +219,10 @@ pub(crate) fn parse(bytes: &[u8], release: &str) -> Result<Members, String> {
 pub fn check_release_name(name: &str) -> Result<(), String> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
     let is_good = name.len() <= LONGEST_RELEASE
-        && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
         && name.bytes().all(is_allowed);
     if is_good {
         return Ok(());
@@ -284,7 +284,17 @@ mod tests {
         for name in ["1", "2026.1", "shop-4.2+k0s.1", "a_b", &"x".repeat(128)] {
             assert_eq!(check_release_name(name), Ok(()), "{name}");
         }
-        for name in ["", "-a", ".a", "a/b", "a b", "a\n", "ü", "a\u{1b}[2J", &"x".repeat(129)] {
+        for name in [
+            "",
+            "-a",
+            ".a",
+            "a/b",
+            "a b",
+            "a\n",
+            "ü",
+            "a\u{1b}[2J",
+            &"x".repeat(129),
+        ] {
             let error = check_release_name(name).unwrap_err();
             assert!(error.len() < 600 && !error.contains(['\n', '\u{1b}']), "{error}");
         }
@@ -345,7 +355,10 @@ mod tests {
             ("[]".to_owned(), ""),
         ] {
             let error = parse(bytes.as_bytes(), "r1").unwrap_err();
-            assert!(error.contains(expected) && !error.contains('\n'), "{bytes}: {error}");
+            assert!(
+                error.contains(expected) && !error.contains('\n'),
+                "{bytes}: {error}"
+            );
         }
     }
 
@@ -360,7 +373,10 @@ mod tests {
         };
         assert!(pointer(&of(&[])).is_none());
         let both = pointer(&of(&[NAME, DOCUMENT])).unwrap().unwrap();
-        assert_eq!((both.name.as_str(), both.list.as_ref()), ("r1", Ok(list.digest())));
+        assert_eq!(
+            (both.name.as_str(), both.list.as_ref()),
+            ("r1", Ok(list.digest()))
+        );
         assert!(pointer(&of(&[DOCUMENT])).unwrap().is_err());
         assert!(pointer(&of(&[NAME])).unwrap().unwrap().list.is_err());
         let hostile = BTreeMap::from([(NAME.to_owned(), "x".repeat(1 << 20))]);

@@ -7,7 +7,9 @@ use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
 use crate::image::documents;
-use crate::{BlobRef, Content, Image, Kind, Manifest, Members, Node, Part, PartState, Receipt, Release, Reliance};
+use crate::{
+    BlobRef, Content, Image, Kind, Manifest, Members, Node, Part, PartState, Receipt, Release, Reliance,
+};
 
 /// The intended content of a bundle. The order of images and names does not matter, because they
 /// are sorted.

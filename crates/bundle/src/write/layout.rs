@@ -8,8 +8,8 @@ use platforms::Platform;
 use serde::Serialize;
 
 use super::{Draft, DraftImage, WholeImage, WriteError, entry};
-use crate::{BlobRef, Members};
 use crate::image::{blob_name, reliance};
+use crate::{BlobRef, Members};
 
 /// Annotation with the name of an image, for containerd and the programs that are built on it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";

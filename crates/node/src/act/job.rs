@@ -433,12 +433,18 @@ fn skipped(catalog: &Catalog, selection: &Selection) -> Vec<ImageEntry> {
     let Some(Ok(members)) = members else {
         return Vec::new();
     };
-    let skipped = selection.choices.iter().filter_map(|choice| match choice.verdict {
-        import::Verdict::Skip(_) => Some(choice.target.digest()),
-        import::Verdict::Take(_) | import::Verdict::Forbidden(_) | import::Verdict::Broken(_) => None,
-    });
+    let skipped = selection
+        .choices
+        .iter()
+        .filter_map(|choice| match choice.verdict {
+            import::Verdict::Skip(_) => Some(choice.target.digest()),
+            import::Verdict::Take(_) | import::Verdict::Forbidden(_) | import::Verdict::Broken(_) => None,
+        });
     let skipped: HashSet<&Digest> = skipped.collect();
-    let images = members.all().iter().filter(|member| skipped.contains(&member.digest));
+    let images = members
+        .all()
+        .iter()
+        .filter(|member| skipped.contains(&member.digest));
     // The list has members of other bundles, too.
     let here: HashSet<&str> = catalog
         .images

@@ -433,7 +433,10 @@ impl State {
     /// keeps the word of its bundle on them.
     fn carry(&mut self, name: &OsStr, landed: &Landed) -> Carried {
         let mut skipped = landed.skipped.clone();
-        let list = landed.release.as_ref().and_then(|release| release.members.as_ref().ok());
+        let list = landed
+            .release
+            .as_ref()
+            .and_then(|release| release.members.as_ref().ok());
         let entry = self.ledger.get(name);
         let bundle = entry.and_then(|entry| {
             let of = entry.stands_for.as_ref().filter(|of| !of.by_hand)?;

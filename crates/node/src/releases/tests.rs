@@ -88,7 +88,13 @@ impl Fleet {
             fingerprint: digest('f'),
             kind: KeyKind::P256,
         };
-        let mut imported = self.ledger.get(OsStr::new(file)).unwrap().imported.clone().unwrap();
+        let mut imported = self
+            .ledger
+            .get(OsStr::new(file))
+            .unwrap()
+            .imported
+            .clone()
+            .unwrap();
         imported.signers.push(signer);
         self.ledger
             .record_import(OsStr::new(file), Outcome::Imported, imported, []);
@@ -97,7 +103,9 @@ impl Fleet {
 
     fn change(mut self, file: &str, change: impl Fn(&mut BundleStatus)) -> Fleet {
         let bundles = self.bundles.iter_mut();
-        bundles.filter(|bundle| bundle.name.raw() == file).for_each(change);
+        bundles
+            .filter(|bundle| bundle.name.raw() == file)
+            .for_each(change);
         self
     }
 
@@ -138,13 +146,19 @@ fn a_release_is_in_place_when_the_bundles_together_have_every_member() {
     assert_eq!(Fleet::default().judged(), []);
     let one = release("r1", &ALL);
     let part = Fleet::default().with("x.tar", &one, &ALL[..2]);
-    part.lacks(1, "1 of 3 members are not in place: c: no bundle of the release has it");
+    part.lacks(
+        1,
+        "1 of 3 members are not in place: c: no bundle of the release has it",
+    );
     assert_eq!(part.only().missing_names, [Foreign::new("c".to_owned())]);
     let whole = part.with("y.tar", &one, &ALL[2..]);
     let status = whole.only();
     assert!(status.in_place && status.problem.is_none(), "{status:?}");
     assert_eq!((status.members, status.missing), (3, 0));
-    assert_eq!(status.bundles, ["x.tar", "y.tar"].map(|name| Foreign::new(name.to_owned())));
+    assert_eq!(
+        status.bundles,
+        ["x.tar", "y.tar"].map(|name| Foreign::new(name.to_owned()))
+    );
 }
 
 #[test]
@@ -168,12 +182,17 @@ fn another_image_under_the_name_of_a_member_is_not_that_member() {
     forged.lacks(1, "has it with sha256:333");
     // The name is with a bundle that arrived later.
     let other = release("r2", &[("c", '9')]);
-    let fleet = Fleet::default().with("x.tar", &one, &ALL).with("y.tar", &other, &[("c", '9')]);
+    let fleet = Fleet::default()
+        .with("x.tar", &one, &ALL)
+        .with("y.tar", &other, &[("c", '9')]);
     let judged = fleet.judged();
     let old = &judged[0];
     assert!(!old.in_place && judged[1].in_place);
     let problem = old.problem.as_deref().unwrap();
-    assert!(problem.contains("of y.tar") && problem.contains("sha256:999"), "{problem}");
+    assert!(
+        problem.contains("of y.tar") && problem.contains("sha256:999"),
+        "{problem}"
+    );
 }
 
 #[test]
@@ -193,7 +212,9 @@ fn a_bundle_counts_only_in_a_state_that_holds() {
     gone.lacks(3, "x.tar is gone");
     gone.ledger.mark_gone(|_| Some(false), Timestamp::UNIX_EPOCH);
     assert_eq!(gone.judged(), []);
-    let mut replaced = Fleet::default().with("x.tar", &one, &ALL).is("x.tar", State::Failed);
+    let mut replaced = Fleet::default()
+        .with("x.tar", &one, &ALL)
+        .is("x.tar", State::Failed);
     let other = Identity {
         inode: 9,
         ..identity()
@@ -220,16 +241,22 @@ fn a_member_that_is_not_for_this_node_counts_if_its_bundle_is_here_and_says_so()
 #[test]
 fn contradictory_unknown_and_unusable_lists_are_not_in_place() {
     let (one, other) = (release("r1", &ALL), release("r1", &ALL[..2]));
-    let two_lists = Fleet::default().with("x.tar", &one, &ALL).with("y.tar", &other, &ALL[..2]);
+    let two_lists = Fleet::default()
+        .with("x.tar", &one, &ALL)
+        .with("y.tar", &other, &ALL[..2]);
     two_lists.lacks(0, "x.tar and y.tar carry different lists");
     let unusable = Release {
         name: "r1".to_owned(),
         members: Err("its list is cut off".to_owned()),
     };
-    let fleet = Fleet::default().with("x.tar", &one, &ALL).with("y.tar", &unusable, &[]);
+    let fleet = Fleet::default()
+        .with("x.tar", &one, &ALL)
+        .with("y.tar", &unusable, &[]);
     fleet.lacks(0, "y.tar: its list is cut off");
     // A receipt may carry the list as well as its bundle.
-    let twice = Fleet::default().with("x.tar", &one, &ALL).with("z.tar", &one, &ALL);
+    let twice = Fleet::default()
+        .with("x.tar", &one, &ALL)
+        .with("z.tar", &one, &ALL);
     assert!(twice.only().in_place);
 }
 
@@ -238,7 +265,9 @@ fn names_that_others_moved_or_the_operator_excludes_are_missing() {
     let one = release("r1", &ALL);
     let fleet = Fleet::default()
         .with("x.tar", &one, &ALL)
-        .change("x.tar", |bundle| bundle.moved = vec![Foreign::new("b".to_owned())]);
+        .change("x.tar", |bundle| {
+            bundle.moved = vec![Foreign::new("b".to_owned())]
+        });
     fleet.lacks(1, "b: another program moved its record");
     let fleet = Fleet::default().with("x.tar", &one, &ALL);
     let exclude: Vec<Pattern> = vec!["c".parse().unwrap()];
@@ -258,14 +287,17 @@ fn unsigned_bundles_have_no_word_beside_signed_ones() {
         signatures: Some(signatures),
         ..Rules::default()
     };
-    let fleet = Fleet::default().with("x.tar", &one, &ALL).signed("x.tar").with(
-        "evil.tar",
-        &forged,
-        &ALL[..1],
-    );
+    let fleet =
+        Fleet::default()
+            .with("x.tar", &one, &ALL)
+            .signed("x.tar")
+            .with("evil.tar", &forged, &ALL[..1]);
     for signatures in [Signatures::Require, Signatures::IfPresent] {
         let judged = fleet.judged_by(by(signatures));
-        assert!(judged.len() == 1 && judged[0].in_place, "{signatures:?} {judged:?}");
+        assert!(
+            judged.len() == 1 && judged[0].in_place,
+            "{signatures:?} {judged:?}"
+        );
         assert_eq!(judged[0].bundles, [Foreign::new("x.tar".to_owned())]);
     }
     assert!(!fleet.only().in_place, "no rule tells them apart");

@@ -245,7 +245,10 @@ mod tests {
         record(&mut ledger, "new.tar", Some(&one));
         let list = one.members.as_ref().unwrap().digest();
         let files: Vec<_> = ledger.unread_bundles_of(list);
-        let files: Vec<String> = files.iter().map(|entry| ledger::label_name(&entry.file)).collect();
+        let files: Vec<String> = files
+            .iter()
+            .map(|entry| ledger::label_name(&entry.file))
+            .collect();
         assert_eq!(files, ["old.tar"]);
     }
 

@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 pub use super::entry::{Entry, ErrorClass, LastTry, RefusedBy, SignerEntry, label_name, signers};
 pub use super::store::{LockError, read, read_or_empty};
 
+use super::carried::Lists;
 pub(crate) use super::carried::{Carried, CarriedRelease};
 pub(crate) use super::crash::boot_id;
 pub(crate) use super::entry::{BundleId, ImageEntry, Imported, LastError, StandsFor};
 pub(crate) use super::store::{Saved, Store};
 pub(crate) use super::suspects::{Crash, Crashes};
-use super::carried::Lists;
 use crate::place::folder_of;
 
 /// The version of `state.json` that this program reads and writes.

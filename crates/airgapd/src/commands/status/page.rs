@@ -11,8 +11,8 @@ use basics::counted;
 use node::progress::{self, Doing};
 use node::state::ledger::ErrorClass;
 use node::status::{
-    BundleStatus, DiskUse, IgnoredStatus, ImageCount, ImageStatus, ReleaseStatus, RequiredStatus, State, Status,
-    UnpackStatus, savings,
+    BundleStatus, DiskUse, IgnoredStatus, ImageCount, ImageStatus, ReleaseStatus, RequiredStatus, State,
+    Status, UnpackStatus, savings,
 };
 use node::verdict::{Health, Reason, Verdict};
 
@@ -198,7 +198,11 @@ fn releases_text(text: &mut Page, releases: &[ReleaseStatus]) {
     let mut sorted: Vec<&ReleaseStatus> = releases.iter().collect();
     sorted.sort_by_key(|release| release.in_place);
     for release in sorted.iter().take(MOST_RELEASES) {
-        let state = if release.in_place { "in place" } else { "not in place" };
+        let state = if release.in_place {
+            "in place"
+        } else {
+            "not in place"
+        };
         let members = match release.members {
             0 => "-".to_owned(),
             all => format!("{} of {all}", all - release.missing),
