@@ -424,8 +424,11 @@ fn draw(
     }
     let mut draft = Draft {
         images,
-        relies_on: None,
+        ..Draft::default()
     };
+    if let Some(release) = &catalog.release {
+        draft.stay_in(release);
+    }
     draft.stand_for(receipt);
     if let Some(reliance) = &mut draft.relies_on
         && let Some(receipt) = &mut reliance.receipt
@@ -581,7 +584,7 @@ mod tests {
         let source = Bundle::open(&plain, &Limits::default()).unwrap();
         let mut draft = Draft {
             images: source.catalog().images.iter().map(DraftImage::of).collect(),
-            relies_on: None,
+            ..Draft::default()
         };
         let claimed = digest::sha256(b"the catalog of a signed bundle");
         draft.stand_for(Receipt {
@@ -657,7 +660,7 @@ mod tests {
         let digests = layers.map(|layer| digest::sha256(layer));
         let draft = || Draft {
             images: whole.catalog().images.iter().map(DraftImage::of).collect(),
-            relies_on: None,
+            ..Draft::default()
         };
         let mut delta = draft();
         delta.leave_out("base.tar", &digests[..2].iter().cloned().collect());

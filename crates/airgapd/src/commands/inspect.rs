@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::{
-    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Receipt,
-    Reliance,
+    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Member, Node, Part, PartState, RawName,
+    Receipt, Release, Reliance,
 };
 use import::select::Choice;
 use import::{Policy, Selection, Verdict, select};
@@ -43,6 +43,8 @@ pub(crate) struct Inspection {
     relies_on: Option<InspectedBase>,
     /// Bundle that the file stands for, if it says that it is a receipt.
     receipt: Option<InspectedReceipt>,
+    /// Release that the bundle belongs to.
+    release: Option<InspectedRelease>,
     /// Result of `--verify`.
     verified: Option<Verification>,
     /// Reasons why it is not complete, and other notes.
@@ -76,6 +78,18 @@ struct InspectedReceipt {
     made_at: Option<Timestamp>,
     /// True if the bundle lay outside the images folders.
     by_hand: bool,
+}
+
+/// The release of a bundle.
+#[derive(Debug, Serialize)]
+struct InspectedRelease {
+    name: String,
+    /// Digest of the list of members. `None` if the list is unusable.
+    list: Option<String>,
+    /// The members, sorted by name. Empty if the list is unusable.
+    members: Vec<Member>,
+    /// Reason why the list is unusable.
+    problem: Option<String>,
 }
 
 /// The document for an unreadable file, with the reason.
@@ -157,6 +171,7 @@ impl Inspection {
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
             relies_on: catalog.relies_on.as_ref().map(InspectedBase::of),
             receipt: catalog.receipt().map(InspectedReceipt::of),
+            release: catalog.release.as_ref().map(InspectedRelease::of),
             verified: None,
             warnings,
             images,
@@ -226,6 +241,9 @@ impl Inspection {
             (None, Some(base)) => paragraph(out, "  delta on ", &base.text()),
             (None, None) => {}
         }
+        if let Some(release) = &self.release {
+            paragraph(out, "  release  ", &release.text());
+        }
         if let Some(verified) = &self.verified {
             write_verification(out, verified);
         }
@@ -283,6 +301,29 @@ impl InspectedReceipt {
             made.unwrap_or_default(),
             layers.unwrap_or_default()
         )
+    }
+}
+
+impl InspectedRelease {
+    fn of(release: &Release) -> InspectedRelease {
+        let members = release.members.as_ref();
+        InspectedRelease {
+            name: release.name.clone(),
+            list: members.map(|members| members.digest().to_string()).ok(),
+            members: members.map(|members| members.all().to_vec()).unwrap_or_default(),
+            problem: members.err().cloned(),
+        }
+    }
+
+    fn text(&self) -> String {
+        match &self.problem {
+            None => format!(
+                "{}, with {}",
+                self.name,
+                basics::counted(self.members.len(), "member")
+            ),
+            Some(_) => format!("{}, with an unusable list", self.name),
+        }
     }
 }
 

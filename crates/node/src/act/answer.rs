@@ -17,6 +17,7 @@ use crate::control::{self, Answer, Question, Server, Want};
 use crate::decide::Event;
 use crate::decide::listing::FolderState;
 use crate::metrics;
+use crate::releases;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, Live, Status};
@@ -382,6 +383,11 @@ impl View<'_> {
             disk: self.state.room.status(self.state.settings.min_free),
             scrub: crate::scrub::last(&self.state.settings.state_dir),
             image_count: status::count_images(&self.state.ledger, &bundles),
+            releases: releases::releases(
+                &self.state.ledger,
+                &bundles,
+                releases::Rules::of(&self.state.settings),
+            ),
             required: self.state.required_status(),
             unpack: self.state.unpack_status(),
             bundles,

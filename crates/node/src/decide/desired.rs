@@ -431,6 +431,7 @@ mod tests {
             signers: Vec::new(),
             withheld: Vec::new(),
             is_delta: false,
+            release: ledger::Carried::default(),
         };
         let closure = (digest(target), vec![digest(target), digest('f')]);
         ledger.record_import(OsStr::new(file), import::Outcome::Imported, imported, [closure]);

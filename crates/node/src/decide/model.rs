@@ -588,6 +588,8 @@ impl World {
             is_bundles_fault: false,
             stopped: None,
             forecast: None,
+            release: None,
+            skipped: Vec::new(),
         }
     }
 

@@ -301,6 +301,7 @@ fn a_bundle_is_known_by_its_name_its_path_its_content_and_its_receipt() {
                 receipt_of: Some(ReceiptStatus {
                     bundle: Foreign::new("old.tar".to_owned()),
                     size: 1,
+                    catalog: None,
                 }),
                 catalog: None,
                 ..bundle("/var/lib/airgapd/receipts/1.json", State::Done)

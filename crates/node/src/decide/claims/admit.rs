@@ -407,6 +407,7 @@ pub(super) fn record(world: &mut World, name: &str, target: Digest, signers: Vec
         signers,
         withheld: Vec::new(),
         is_delta: false,
+        release: ledger::Carried::default(),
     };
     let outcome = import::Outcome::Imported;
     let ledger = &mut world.state.ledger;

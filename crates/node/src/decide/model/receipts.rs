@@ -199,10 +199,11 @@ impl World {
             landed.has_landed = !whole.is_empty();
             landed.stopped = Some(Stop {
                 text: format!("degraded: {names:?}"),
-                class: ErrorClass::Transient,
+                class: ErrorClass::Degraded,
                 retry: true,
                 shortage: None,
                 unreachable: None,
+                lost: lost.iter().map(|(_, target)| layer(target)).collect(),
             });
         }
         landed

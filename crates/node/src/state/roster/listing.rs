@@ -266,6 +266,7 @@ mod tests {
             signers: Vec::new(),
             withheld: Vec::new(),
             is_delta: false,
+            release: crate::state::ledger::Carried::default(),
         };
         let outcome = crate::state::ledger::Outcome::Imported;
         ledger.record_import("README.md".as_ref(), outcome, imported, []);
