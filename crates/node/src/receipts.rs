@@ -571,7 +571,7 @@ mod tests {
         let found = receipts_of(folder.path(), "shop.tar");
         let expected = [receipts[0].as_str(), &receipts[1], "shop.tar"];
         assert_eq!(found, expected.map(|name| folder.path().join(name)));
-        assert_eq!(all_in(&folder.path().join("none")).unwrap(), [PathBuf::new(); 0]);
+        assert!(all_in(&folder.path().join("none")).unwrap().is_empty());
     }
 
     #[test]
@@ -655,9 +655,13 @@ mod tests {
             .fold(Image::new("registry.test/one:1"), |image, layer| {
                 image.layer(layer.as_slice())
             });
-        fs::write(path("whole.tar"), Fixture::new().image(image).build().to_bytes()).unwrap();
+        let archive = Fixture::new().image(image).build();
+        fs::write(path("whole.tar"), archive.to_bytes()).unwrap();
         let whole = Bundle::open(&path("whole.tar"), &Limits::default()).unwrap();
-        let digests = layers.map(|layer| digest::sha256(layer));
+        let [first, second, third] = archive.images[0].manifests[0].layers.as_slice() else {
+            panic!("the image has three layers");
+        };
+        let digests = [first.clone(), second.clone(), third.clone()];
         let draft = || Draft {
             images: whole.catalog().images.iter().map(DraftImage::of).collect(),
             ..Draft::default()

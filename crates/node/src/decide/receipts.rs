@@ -239,7 +239,7 @@ impl State {
     }
 
     /// Returns true if a receipt that is in place stands for a bundle, and may take its place. This
-    /// process must have read the images back.
+    /// process must have read the images back. They must be unpacked, if `unpack` asks for that.
     fn is_stood_for(&self, bundle: &Entry) -> bool {
         if self.settings.after_import != AfterImport::Receipt || !self.is_settled(bundle) {
             return false;
@@ -258,6 +258,7 @@ impl State {
             && self.receipts.proven.get(&bundle.file) == Some(&needs.identity)
             && has.catalog == needs.catalog
             && needs.images.iter().all(|image| has.images.contains(image))
+            && self.is_unpacked(needs.images.iter().map(|image| &image.target))
     }
 
     /// Returns true if bundles in place have taken over all names of a receipt. A newer file with

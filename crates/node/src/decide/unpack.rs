@@ -186,10 +186,21 @@ impl State {
             UnpackEnd::Done => {
                 unpack.failures = 0;
                 unpack.said = None;
+                // The files of bundles may have waited for it.
+                self.receipts.tend_soon();
             }
             UnpackEnd::Stopped => unpack.is_current = false,
             UnpackEnd::Failed(why) => unpack.put_off(why, turn),
         }
+    }
+
+    /// Returns true if these images are unpacked, or if nothing is to be unpacked. Unpacking has then
+    /// ended after the last change.
+    pub(super) fn is_unpacked<'d>(&self, mut targets: impl Iterator<Item = &'d Digest>) -> bool {
+        let unpack = &self.unpack;
+        let has_ended = unpack.is_current && !unpack.is_running && unpack.failures == 0;
+        self.settings.unpack == Unpack::None
+            || has_ended && !targets.any(|target| unpack.bad.contains_key(target))
     }
 
     /// Returns the daemon's answer to a client, or `None` if nothing is unpacked ahead.

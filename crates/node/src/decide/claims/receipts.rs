@@ -9,6 +9,7 @@ use crate::state::ledger::StandsFor;
 fn world_and_receipt() -> (World, String) {
     let mut world = world();
     settings(&mut world).state_dir = "/os".into();
+    settings(&mut world).unpack = import::unpack::Unpack::None;
     run(&mut world);
     let path = receipts::folder(&world.state.settings).join("a.tar");
     let name = path.to_str().expect("the path is a text").to_owned();
@@ -138,6 +139,51 @@ fn a_file_goes_only_if_this_process_has_read_its_images_back() {
     });
     assert!(!world.state.wants_receipt(OsStr::new("a.tar"), &version));
     assert_eq!(removed(&mut world), [OsString::from("a.tar")]);
+}
+
+#[test]
+fn a_file_goes_only_after_its_images_are_unpacked_if_that_is_asked_for() {
+    use crate::decide::unpack::{UnpackEnd, UnpackProgress};
+    use import::Outcome::Imported;
+    for is_content in [false, true] {
+        let (mut world, receipt) = world_and_receipt();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        drop_in(&mut world, &receipt, &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        settings(&mut world).after_import = AfterImport::Receipt;
+        settings(&mut world).unpack = import::unpack::Unpack::Background;
+        let of = of_a_tar(version(&world, "a.tar").identity);
+        import(&mut world, "a.tar", None, |world| Landed {
+            is_read_back: true,
+            ..landed(world, "a.tar", Imported)
+        });
+        import(&mut world, &receipt, Some(of), |world| {
+            landed(world, &receipt, Imported)
+        });
+        assert!(removed(&mut world).is_empty(), "unpacking has not begun");
+        let mut turn = world.turn();
+        world.state.unpack_if_due(&mut turn);
+        let begins = turn
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::Unpack(_)));
+        assert!(begins && removed(&mut world).is_empty(), "unpacking goes on");
+        if is_content {
+            let failed = UnpackProgress::Failed {
+                name: image(0),
+                target: digest(1),
+                reason: "a layer is no archive".to_owned(),
+                is_content,
+            };
+            after(&mut world, Event::Unpacking(failed));
+        }
+        after(
+            &mut world,
+            Event::Unpacking(UnpackProgress::Ended(UnpackEnd::Done)),
+        );
+        let expected = (!is_content).then(|| OsString::from("a.tar"));
+        assert_eq!(removed(&mut world), Vec::from_iter(expected), "{is_content}");
+    }
 }
 
 #[test]
