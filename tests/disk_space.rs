@@ -347,6 +347,7 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
         "fits",
         "free_bytes",
         "free_inodes",
+        "going_bytes",
         "inodes",
         "min_free_bytes",
         "path",
@@ -360,6 +361,19 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
         (&true.into(), &text(store.path()).into())
     );
     assert!(space["wanted_bytes"].as_u64() > Some(0), "{space:#}");
+    assert_eq!(space["going_bytes"], 0, "{space:#}");
+
+    // A receipt takes the place of a file in the folder, and of no other file.
+    node.configure_also("afterImport: receipt");
+    let placed = text(&node.drop_in(file.as_ref()));
+    let size = fs::metadata(&placed).unwrap().len();
+    for (path, going) in [(&file, 0), (&placed, size)] {
+        let plan = node.import(["--dry-run", path]).exits(0).bundle();
+        assert_eq!(plan["space"]["going_bytes"], going, "{plan:#}");
+    }
+    let said = node.airgapd(["import", "--dry-run", &placed]).exits(0).stdout;
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("free again with the bundle's file"), "{said}");
 
     let said = node.airgapd(["import", "--dry-run", &file]).exits(0);
     assert!(said.stdout.contains("space: fits: "), "{said:?}");

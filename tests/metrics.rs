@@ -67,6 +67,7 @@ fn every_metric(target: &Target) -> Vec<String> {
     node.airgapd(["wait", "--required"]).exits(0);
     node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
+    node.airgapd(["scrub"]).exits(0);
     let (_, body) = node.ask("/metrics", &[]);
     daemon.finish(target);
     let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());

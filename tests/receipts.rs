@@ -120,7 +120,12 @@ fn an_import_with_keep_leaves_a_receipt_from_which_a_daemon_restores_records_wit
     node.airgapd(["wait"]).exits(0);
     assert_lease(target);
     let shown = state(&node, &kept);
-    let of = json!({"bundle": "shop.tar", "size": archive.to_bytes().len()});
+    let inspected = node.airgapd(["inspect", "-o", "json", &text(&file)]).json();
+    let of = json!({
+        "bundle": "shop.tar",
+        "size": archive.to_bytes().len(),
+        "catalog": inspected["digest"],
+    });
     assert_eq!(shown["receipt_of"], of, "{shown:#}");
     assert!(shown["disk_use"]["store_bytes"].as_u64() > Some(0), "{shown:#}");
     let page = node.airgapd(["status", "-v"]).exits(0).stdout;

@@ -954,6 +954,7 @@ fn a_pipe_that_leaves_a_receipt_is_read_once_and_has_the_sum_of_its_bytes(target
     daemon.wait_until("the receipt restores the image", || {
         target.record(&name).is_some() && target.is_pinned(&name)
     });
+    node.airgapd(["wait", "--timeout", "20s"]).exits(0);
     fs::write(&list, sum(&file)).unwrap();
     guarded.nudge();
     daemon.wait_for_line("stdin", "is revoked by list");

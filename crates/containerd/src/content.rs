@@ -94,6 +94,16 @@ impl BlobReader {
     }
 }
 
+impl BlobReader {
+    /// Returns the error for a stream that ended before the last byte of its blob. A connection
+    /// that breaks may look like the end of the stream.
+    #[must_use]
+    pub fn ended_early(&self) -> Error {
+        let attempt = format!("read blob {}", self.digest);
+        self.client.fail(Failure::Ended, attempt)
+    }
+}
+
 /// Prefix of the names of this client's ingests.
 pub const INGEST_PREFIX: &str = "airgapd-";
 

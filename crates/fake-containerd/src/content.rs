@@ -139,6 +139,8 @@ impl Content for Service {
                     Status::data_loss(format!("the stand-in kept no bytes of {}", request.digest))
                 })?;
             let (start, end) = range(&request, bytes.len())?;
+            let end = end.min(state.faults.short_read().unwrap_or(end));
+            let start = start.min(end);
             let pieces: Vec<_> = bytes[start..end]
                 .chunks(READ_CHUNK)
                 .scan(start, |offset, piece| {

@@ -111,6 +111,13 @@ pub enum Fault {
         /// Duration of a commit.
         by: Duration,
     },
+    /// The next `Content.Read` calls see only the beginning of a blob, and end without an error.
+    ShortRead {
+        /// Bytes of the blob that are left.
+        bytes: usize,
+        /// Number of calls.
+        reads: u64,
+    },
     /// The commit of a snapshot skips the parent, as before 2.2.
     SkipParents,
 }
@@ -322,6 +329,17 @@ impl Faults {
         })
     }
 
+    /// Returns how many bytes this reading of a blob sees, if not all.
+    pub(crate) fn short_read(&mut self) -> Option<usize> {
+        self.armed.iter_mut().find_map(|fault| match fault {
+            Fault::ShortRead { bytes, reads } if *reads > 0 => {
+                *reads -= 1;
+                Some(*bytes)
+            }
+            _ => None,
+        })
+    }
+
     /// Returns true if the commit of a snapshot skips the parent.
     pub(crate) fn skips_parents(&self) -> bool {
         self.armed.iter().any(|fault| matches!(fault, Fault::SkipParents))
@@ -384,6 +402,7 @@ impl Fault {
             | Fault::LeaseVanishesAtCommit { .. }
             | Fault::RefuseCommit { .. }
             | Fault::SlowCommit { .. }
+            | Fault::ShortRead { .. }
             | Fault::SkipParents => None,
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use basics::chain;
 use basics::digest::{self, Hasher};
-use containerd::{BlobSource, BlobSpec, Client, Error, Recovery, is_disk_failure};
+use containerd::{BlobInfo, BlobSource, BlobSpec, Client, Error, Recovery, is_disk_failure};
 use oci_spec::image::Digest;
 use rustix::fs::{Advice, OFlags, fadvise};
 
@@ -74,9 +74,9 @@ pub async fn read(
     store: Option<&Path>,
     pace: &Arc<Pace>,
 ) -> Result<Reading, Error> {
-    if client.blob(digest).await?.is_none() {
+    let Some(BlobInfo { size, .. }) = client.blob(digest).await? else {
         return Ok(Reading::Absent);
-    }
+    };
     let file = store.map(|store| blob_file(store, digest));
     let first = match &file {
         Some(file) => from_disk(file.clone(), digest, pace).await,
@@ -84,7 +84,7 @@ pub async fn read(
     };
     let first = match first {
         Some(reading) => reading,
-        None => from_containerd(client, digest, pace).await?,
+        None => from_containerd(client, (digest, size), pace).await?,
     };
     let Reading::Wrong { why: first } = first else {
         return Ok(first);
@@ -93,7 +93,7 @@ pub async fn read(
         // Without the file there are no pages.
         let _ = File::open(file).map(|file| fadvise(file, 0, None, Advice::DontNeed));
     }
-    Ok(match from_containerd(client, digest, pace).await? {
+    Ok(match from_containerd(client, (digest, size), pace).await? {
         Reading::Right { .. } => Reading::RightOnDisk { first },
         reading => reading,
     })
@@ -118,8 +118,9 @@ async fn from_disk(file: PathBuf, digest: &Digest, pace: &Arc<Pace>) -> Option<R
     }
 }
 
-async fn from_containerd(client: &Client, digest: &Digest, pace: &Pace) -> Result<Reading, Error> {
-    match hash(client, digest, pace).await {
+async fn from_containerd(client: &Client, blob: (&Digest, u64), pace: &Pace) -> Result<Reading, Error> {
+    let (digest, size) = blob;
+    match hash(client, digest, size, pace).await {
         Ok((found, bytes)) => Ok(judged(digest, &found, bytes)),
         Err(Error::Gone { .. }) => Ok(match client.blob(digest).await? {
             None => Reading::Absent,
@@ -153,13 +154,17 @@ pub fn is_unanswered(error: &Error) -> bool {
     }
 }
 
-async fn hash(client: &Client, digest: &Digest, pace: &Pace) -> Result<(Digest, u64), Error> {
+/// Hashes a blob of this size. Fewer bytes are a result only if containerd lacks the end.
+async fn hash(client: &Client, digest: &Digest, size: u64, pace: &Pace) -> Result<(Digest, u64), Error> {
     let (mut hasher, mut bytes) = (Hasher::of(digest), 0);
     let mut reader = client.open_blob(digest, 0).await?;
     while let Some(piece) = reader.next().await? {
         hasher.update(&piece);
         bytes += piece.len() as u64;
         pace.turn(piece.len() as u64).await;
+    }
+    if bytes < size && client.has_end(digest, size).await? {
+        return Err(reader.ended_early());
     }
     Ok((hasher.finish(), bytes))
 }

@@ -168,6 +168,8 @@ pub struct Forecast {
     pub demand: Demand,
     /// Bytes that must stay free.
     pub min_free: u64,
+    /// Bytes of the disk that become free after the import ([`Space::going`]).
+    pub going: u64,
 }
 
 impl Forecast {
@@ -179,6 +181,7 @@ impl Forecast {
             min_free: min_free.bytes_of(&disk),
             disk,
             demand,
+            going: 0,
         }
     }
 
@@ -205,8 +208,9 @@ impl Forecast {
             disk, demand, store, ..
         } = self;
         let mut warnings = Vec::new();
+        let free = disk.free.saturating_sub(demand.bytes);
         let then = Disk {
-            free: disk.free.saturating_sub(demand.bytes),
+            free: free.saturating_add(self.going).min(disk.size),
             free_inodes: disk.free_inodes.saturating_sub(demand.inodes),
             ..*disk
         };
@@ -241,12 +245,13 @@ fn percent(part: u64, whole: u64) -> u64 {
 /// For documents. `docs/json.md` describes the keys.
 impl Serialize for Forecast {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut space = serializer.serialize_struct("Forecast", 9)?;
+        let mut space = serializer.serialize_struct("Forecast", 10)?;
         space.serialize_field("path", &self.store)?;
         space.serialize_field("size_bytes", &self.disk.size)?;
         space.serialize_field("free_bytes", &self.disk.free)?;
         space.serialize_field("wanted_bytes", &self.demand.bytes)?;
         space.serialize_field("min_free_bytes", &self.min_free)?;
+        space.serialize_field("going_bytes", &self.going)?;
         space.serialize_field("inodes", &self.disk.inodes)?;
         space.serialize_field("free_inodes", &self.disk.free_inodes)?;
         space.serialize_field("wanted_inodes", &self.demand.inodes)?;
@@ -262,6 +267,7 @@ impl fmt::Display for Forecast {
             disk,
             demand,
             min_free,
+            going,
         } = self;
         write!(
             f,
@@ -273,6 +279,13 @@ impl fmt::Display for Forecast {
         )?;
         if *min_free > 0 {
             write!(f, ", {} to stay free (minFree)", bytes(*min_free))?;
+        }
+        if *going > 0 {
+            write!(
+                f,
+                ", {} free again with the bundle's file (afterImport)",
+                bytes(*going)
+            )?;
         }
         Ok(())
     }
@@ -330,6 +343,9 @@ pub struct Space {
     pub store: Option<PathBuf>,
     /// The space that must stay free.
     pub min_free: MinFree,
+    /// Bytes on the store's disk that become free after the import, with the bundle's file. A
+    /// receipt takes its place. During the import both need their space.
+    pub going: u64,
 }
 
 impl Space {
@@ -369,7 +385,10 @@ impl Space {
             None => stored_bytes(store, digest).unwrap_or_default(),
         };
         let demand = Demand::of(&missing(blobs, there), disk.block);
-        Ok(Some(Forecast::new(store, disk, demand, self.min_free)))
+        Ok(Some(Forecast {
+            going: self.going,
+            ..Forecast::new(store, disk, demand, self.min_free)
+        }))
     }
 
     /// Returns the shortage if the disk has less than `minFree` now. Then no bundle may be
@@ -463,6 +482,34 @@ mod tests {
             ..disk(1000, 0)
         };
         assert!(on_demand.has_room_ahead(1));
+    }
+
+    #[test]
+    fn a_file_that_goes_counts_after_the_import_and_not_during_it() {
+        let demand = Demand {
+            bytes: 400 * MB,
+            inodes: 5,
+        };
+        let forecast = |free, going| Forecast {
+            going,
+            ..Forecast::new(Path::new("/store"), disk(free, 90_000), demand, MinFree::Bytes(0))
+        };
+        for (free, going, is_scarce, is_short) in [
+            (500 * MB, 0, true, false),
+            (500 * MB, 400 * MB, false, false),
+            (500 * MB, u64::MAX, false, false),
+            (500 * MB, 10 * MB, true, false),
+            (399 * MB, 900 * MB, false, true),
+        ] {
+            let forecast = forecast(free, going);
+            let found = (!forecast.warnings().is_empty(), forecast.shortage().is_some());
+            assert_eq!(found, (is_scarce, is_short), "{free} {going}");
+        }
+        let told = forecast(500 * MB, 400 * MB).to_string();
+        assert!(
+            told.ends_with(", 400.0 MB free again with the bundle's file (afterImport)"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -615,12 +662,14 @@ mod tests {
         let hidden = Space {
             store: None,
             min_free,
+            going: 0,
         };
         assert_eq!(hidden.below_minimum(), None);
         let folder = tempfile::tempdir().unwrap();
         let seen = Space {
             store: Some(folder.path().to_owned()),
             min_free,
+            going: 0,
         };
         assert!(seen.below_minimum().is_some());
         let without = Space {

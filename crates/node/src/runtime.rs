@@ -1,8 +1,10 @@
 //! The containerd that this node's images go to: connects to it, asks it for its properties, and
 //! rejects it if it cannot be kubelet's.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use bundle::Identity;
 use containerd::{Client, Version};
 use import::unpack::UnpackError;
 use import::{Policy, Space, Survey, Unpacker};
@@ -11,7 +13,8 @@ use tracing::warn;
 use verify::Snapshots;
 
 use crate::decide::desired;
-use crate::settings::{PlatformChoice, Settings};
+use crate::receipts;
+use crate::settings::{AfterImport, PlatformChoice, Settings};
 use crate::state::ledger::Ledger;
 
 /// The namespace of kubelet's images.
@@ -211,6 +214,24 @@ pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
     Space {
         store: runtime.store.clone(),
         min_free: settings.min_free,
+        going: 0,
+    }
+}
+
+/// Returns the bytes on the disk of containerd's store that become free after the import of a file.
+/// The file lies in an images folder, and a receipt takes its place. Returns 0 if the file stays,
+/// or lies on another disk.
+pub fn going(settings: &Settings, runtime: &Containerd, file: &Path, identity: &Identity) -> u64 {
+    let is_receipt_wanted = settings.after_import == AfterImport::Receipt;
+    let store = runtime.store.as_ref().filter(|_| is_receipt_wanted);
+    let disk = store.and_then(|store| std::fs::metadata(store).ok());
+    let is_same = disk.is_some_and(|disk| disk.dev() == identity.device);
+    let (Some(folder), Some(name)) = (file.parent().filter(|_| is_same), file.file_name()) else {
+        return 0;
+    };
+    match receipts::may_remove(folder, name, identity) {
+        Ok(()) => identity.size,
+        Err(_) => 0,
     }
 }
 

@@ -4,8 +4,8 @@
 //! [`import::scrub`] reads and replaces. `shelf` finds right bytes. `memory` is the file with the
 //! place where a run ended.
 //!
-//! A blob that containerd lacks is no wrong blob. If a file on this node has it, the daemon restores
-//! it. Otherwise it is degraded, like a layer that only a receipt stands for.
+//! A blob that containerd lacks is no wrong blob. If a file on this node has it, the daemon
+//! restores it. Otherwise it is degraded, like a layer that only a receipt stands for.
 //!
 //! A scrub works beside the daemon. It changes no record. The daemon notices a deleted blob and
 //! restores it from its bundle. That is the same work with the same ingest, so either of both may

@@ -289,12 +289,18 @@ impl Import<'_> {
         let (mut leave, of_others) = self.left_out(&bundle, &policy, &signers);
         let withheld: BTreeSet<String> = of_others.keys().cloned().collect();
         leave.extend(of_others);
-        let intent = Intent {
+        let going = match &owner.source {
+            // The daemon makes the receipt.
+            Source::Bundle(_) => runtime::going(self.settings, self.runtime, path, bundle.identity()),
+            Source::Hand(_) | Source::Receipt(_) => 0,
+        };
+        let mut intent = Intent {
             leave,
             signer: ledger::signers(&signers),
             unpack: self.unpack().await.map_err(untried)?,
             ..self.intent(owner.source)
         };
+        intent.space.going = going;
         let imported = import::import(
             &self.runtime.client,
             &bundle,

@@ -12,8 +12,9 @@ use super::{Call, Exit, Refusal};
 use crate::cli::OutputFormat;
 use crate::output::{self, Page, bytes};
 
-/// Scrubs this node's containerd. The exit status is 1 if a blob is still wrong. It is also 1 if
-/// so many were wrong that the run ended early.
+/// Scrubs this node's containerd. The exit status is 1 if a blob is still wrong, or missing and in
+/// no file here. It is also 1 if so many were wrong that the run ended early. It is 3 if containerd
+/// does not answer.
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let (settings, node) = (&call.settings, call.node()?);
     call.allowed("scrub", Exit::Unreachable, &[&node.socket])?;
@@ -48,9 +49,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
 
 fn refusal(failure: &Failure) -> Refusal {
     let exit = match failure {
-        Failure::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
-            Exit::Unreachable
-        }
+        Failure::Containerd(error) if import::scrub::is_unanswered(error) => Exit::Unreachable,
         Failure::Containerd(_) | Failure::Running(_) | Failure::Memory { .. } => Exit::Failed,
     };
     Refusal::new(exit, basics::chain(failure))
@@ -71,7 +70,10 @@ fn text(report: &Report) -> Page {
     output::line!(text, "{read}: {found}");
     if report.absent > 0 {
         let absent = counted(report.absent, "blob");
-        output::line!(text, "{absent} missing in containerd: the daemon restores them");
+        output::line!(
+            text,
+            "{absent} missing in containerd: the daemon restores them from this node's files"
+        );
     }
     for blob in &report.wrong {
         of_blob(&mut text, blob);

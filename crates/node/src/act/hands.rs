@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use admission::{Bytes, Refusal};
 use bundle::Identity;
 use containerd::{ImageEvent, ImageEvents};
+use import::Space;
 use import::space::Disk;
 use import::survey::any_without_file;
 use import::unpack::Ahead;
@@ -356,7 +357,22 @@ impl Hands {
         let settings = &state.settings;
         // Without a connection, the import itself has to find out that there is no room.
         let live = self.containerd.as_ref();
-        let space = live.map(|live| runtime::space(settings, &live.runtime));
+        let going = |live: &Live| {
+            let version = state.lanes.get(name).map(|job| &job.version);
+            let version = version.filter(|version| state.wants_receipt(name, version));
+            let (folder, below) = self.place.locate(name)?;
+            let identity = &version?.identity;
+            Some(runtime::going(
+                settings,
+                &live.runtime,
+                &folder.join(below),
+                identity,
+            ))
+        };
+        let space = live.map(|live| Space {
+            going: going(live).unwrap_or_default(),
+            ..runtime::space(settings, &live.runtime)
+        });
         let source = job::source_of(name, self.place.is_receipt(name));
         let intent = Intent {
             leave,

@@ -180,10 +180,10 @@ fn nodes_with_the_same_bundles_in_place_have_the_same_hash_and_others_have_not()
 #[test]
 fn a_failure_is_counted_under_its_class_and_an_old_error_of_a_bundle_in_place_is_not() {
     let mut status = thousand(|number| match number {
-        0..7 => State::Failed,
+        0..8 => State::Failed,
         _ => State::Done,
     });
-    status.bundles[8].error = status.bundles[0].error.clone();
+    status.bundles[9].error = status.bundles[0].error.clone();
     let text = Metrics::new().text(&status);
     for class in ErrorClass::ALL {
         let wanted = format!("airgapd_bundles_failed{{class=\"{}\"}} 1", class.as_str());

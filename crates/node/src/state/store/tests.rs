@@ -243,7 +243,7 @@ fn a_ledger_of_this_version_is_read_by_0_1_0() {
     assert_eq!(of("new.tar").outcome, as_of_0_1_0::Outcome::Pending);
     assert_eq!(of("bad-3.tar").last_error.as_ref().unwrap().text, "bad");
     assert!(of("bad-0.tar").gone.is_some());
-    assert_eq!(read.bundles.len(), 9);
+    assert_eq!(read.bundles.len(), 10);
 }
 
 /// A rollback: a bundle whose file a receipt has replaced is no bundle that 0.1.0 calls gone.
