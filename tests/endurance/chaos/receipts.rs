@@ -146,8 +146,8 @@ impl Chaos {
         Ok(())
     }
 
-    /// Checks that each of these bundles has its file or its receipt. The order of the looks is that
-    /// of the removal: name, other name, receipt.
+    /// Checks that each of these bundles has its file or its receipt. The order of the looks is
+    /// that of the removal: name, other name, receipt.
     pub(super) fn are_held(&self, files: &[String]) -> Result<(), String> {
         for file in files {
             let going = self.node.images().join(format!("{GOING}{file}"));
@@ -182,8 +182,8 @@ impl Chaos {
         }
     }
 
-    /// Deletes a layer of a bundle whose file is gone, now and then. Its receipt must name the layer
-    /// and the image. The bundle then brings the layer back.
+    /// Deletes a layer of a bundle whose file is gone, now and then. Its receipt must name the
+    /// layer and the image. The bundle then brings the layer back.
     pub(super) fn lose_a_layer(&mut self) -> Result<(), String> {
         if self.receipts.is_none() || !self.dice.one_in(3) {
             return Ok(());

@@ -1,8 +1,8 @@
 //! Power cuts with receipts. Bundles, the state folder and containerd's root are on one disk. The
 //! daemon and containerd go on with the disk as it was at the cut.
 //!
-//! Each bundle was synced before the cut. So its images must come back whole from its file or its
-//! receipt, or the receipt is degraded and names the image.
+//! Each bundle was synced before the cut. So its images must come back whole from file or receipt.
+//! Otherwise the receipt is degraded and names them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -129,8 +129,8 @@ impl Reboots {
         self.shelf.insert(file, (name, target));
     }
 
-    /// Places a bundle, and cuts the power at a random instant of its import, while its receipt is
-    /// written, or while its file is removed.
+    /// Places a bundle, and cuts the power at a random instant: during its import, its receipt, or
+    /// the removal of its file.
     fn cut(&mut self) -> Result<(), String> {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
         let (importing, taken) = (daemon.count("importing"), daemon.count(TAKEN));
@@ -222,8 +222,8 @@ impl Reboots {
         Ok(())
     }
 
-    /// Checks the ledger, if the disk has one, and makes it one of an earlier boot: this machine has
-    /// not rebooted.
+    /// Checks the ledger, if the disk has one, and makes it one of an earlier boot. This machine
+    /// has not rebooted.
     fn look_at_the_ledger(&self) -> Result<(), String> {
         let Ok(bytes) = fs::read(self.node.ledger()) else {
             return Ok(());

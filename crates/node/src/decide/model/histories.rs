@@ -433,8 +433,8 @@ fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
     }
 }
 
-/// The same with receipts. Every image of a bundle or a receipt is whole and pinned in the end, or
-/// its receipt names the lost layer. The model itself refuses a removal of a file without a receipt
+/// The same with receipts. In the end every image of a file is whole and pinned, or its receipt
+/// names the lost layer. The model itself refuses a removal of a file without a receipt
 /// in place ([`World::remove`]).
 #[test]
 fn with_receipts_no_image_is_lost_that_a_file_vouches_for_and_no_file_goes_without_its_receipt() {

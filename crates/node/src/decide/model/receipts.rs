@@ -1,7 +1,7 @@
 //! Receipts in the model: how jobs make and take them, and what a removal of a file needs.
 //!
-//! The model knows a receipt as a file of the folder of receipts, and its lease as a set of blobs.
-//! A receipt has the documents of its images, so only a lost layer degrades it.
+//! A receipt of the model is a file of the folder of receipts. Its lease is a set of blobs. A
+//! receipt has the documents of its images, so only a lost layer degrades it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Removes a file that the daemon needs no more. A bundle goes only after its receipt and its
-    /// lease are in place, and a receipt only if other files have its names.
+    /// lease are in place. A receipt goes only if other files have its names.
     pub(super) fn remove(&mut self, name: &OsString, identity: &Identity) -> Event {
         let removed = self.try_to_remove(name, identity);
         self.history
