@@ -275,7 +275,7 @@ fn with_nothing_required_only_a_query_is_an_answer() {
     node.note(&nothing);
     assert_eq!(node.causes(), [Some(Cause::NothingRequired), None, None]);
     assert_eq!(node.asks("").reason, "nothing is required");
-    // An empty folder may be one that no bundle has reached yet.
+    // Perhaps no bundle has reached an empty folder yet.
     node.note(&changed(|status| {
         (status.required, status.bundles) = (None, Vec::new())
     }));
@@ -367,7 +367,7 @@ fn without_containerd_the_last_certain_state_holds_for_a_minute() {
     node.after(SECOND, &well());
     assert_eq!(node.causes(), [None; 3]);
 
-    // A containerd that comes and goes is trusted no longer than one that is away.
+    // A containerd that comes and goes gets no more trust than an absent containerd.
     for second in 0..=60 {
         let status = if second % 2 == 0 { &away } else { &back };
         node.after(SECOND, status);
