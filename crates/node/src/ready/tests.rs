@@ -277,7 +277,7 @@ fn with_nothing_required_only_a_query_is_an_answer() {
     assert_eq!(node.asks("").reason, "nothing is required");
     // Perhaps no bundle has reached an empty folder yet.
     node.note(&changed(|status| {
-        (status.required, status.bundles) = (None, Vec::new())
+        (status.required, status.bundles) = (None, Vec::new());
     }));
     assert_eq!(node.asks("bundles=all").cause, Some(Cause::Absent));
     node.note(&changed(|status| status.bundles.clear()));
@@ -396,7 +396,7 @@ fn while_a_restart_is_held_the_age_is_told() {
 fn a_restart_of_the_daemon_changes_no_answer_for_a_minute() {
     let mut node = Node::new();
     node.note(&changed(|status| {
-        status.bundles.push(bundle("skipped.tar", State::Skipped))
+        status.bundles.push(bundle("skipped.tar", State::Skipped));
     }));
     node.restart();
     let started = |is_reachable| {
@@ -419,7 +419,7 @@ fn a_restart_of_the_daemon_changes_no_answer_for_a_minute() {
                 .as_mut()
                 .unwrap()
                 .missing
-                .push(missing("r.test/x:1"))
+                .push(missing("r.test/x:1"));
         }) as fn(&mut Status),
         |status| status.required.as_mut().unwrap().problem = Some("x.yaml".to_owned()),
         |status| status.required = None,
@@ -490,7 +490,7 @@ fn a_missing_image_that_was_found_ends_it_even_if_containerd_goes_away_then() {
             .as_mut()
             .unwrap()
             .missing
-            .push(missing("r.test/x:1"))
+            .push(missing("r.test/x:1"));
     });
     node.after(SECOND, &gone);
     let mut away = gone.clone();
