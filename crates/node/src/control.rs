@@ -8,10 +8,10 @@
 //! * `POST /v1/check`: the status after a new listing, and a new check of the images that `require`
 //!   names. A status whose `required.current` is true has the result of the check,
 //! * `GET /metrics`: the metrics, in Prometheus' text format,
-//! * `GET /ready`: a [`Readiness`] as JSON, with the status 200 if the node is ready, otherwise 503,
+//! * `GET /ready`: a [`Readiness`] as JSON, with the status 200 if the node is ready,
 //! * `GET /healthz`: the daemon itself.
 //!
-//! `metricsAddress` serves the last three. Every user can ask there, so `/ready` has no names there.
+//! `metricsAddress` serves the last three. Every user can ask there, so `/ready` then has no names.
 //!
 //! A status comes with an `ETag`. A client may send the tag back as `If-None-Match`, with `Prefer:
 //! wait=SECONDS` (RFC 7240, 4.3). The answer then comes when there is news, or when the time is
@@ -20,7 +20,7 @@
 //! The socket belongs to root (0600). The daemon asks the kernel for the user of each client
 //! (unix(7), `SO_PEERCRED`) and rejects other users. Nothing can be changed through the socket. The
 //! daemon's one loop makes the answers, between its other work. A thread of its own serves the
-//! connections, so `/ready` and `/healthz` have an answer within a second whatever the loop does.
+//! connections. So `/ready` and `/healthz` answer within a second, whatever the loop does.
 
 mod client;
 mod server;

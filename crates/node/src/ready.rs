@@ -1,6 +1,6 @@
 //! Decides if the node is ready: `GET /ready` and `airgapd wait --now`. Pure.
 //!
-//! The daemon makes [`Facts`] of its state. [`judge`] holds a [`Query`] against them and gives a
+//! The daemon makes [`Facts`] of its state. [`judge`] compares a [`Query`] with them and gives a
 //! [`Readiness`], which is the document of `/ready`. docs/control.md describes it.
 //!
 //! A node that was ready stays ready while the daemon cannot look: during a restart of containerd
@@ -178,7 +178,7 @@ struct Problem {
     cause: Cause,
     /// The sentence for every caller: no names and no paths.
     text: String,
-    /// What only root may read: names and reasons.
+    /// Names and reasons, which only root may read.
     detail: Vec<String>,
 }
 
@@ -219,7 +219,7 @@ pub fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
     case.sum_up(findings)
 }
 
-/// Facts at a moment, as a query is held against them.
+/// Facts at a moment, with an index of the bundles.
 struct Case<'f> {
     facts: &'f Facts,
     now: Duration,

@@ -2,8 +2,8 @@
 //!
 //! The daemon's loop may stand still for seconds, for example while a disk syncs the ledger. The
 //! thread answers meanwhile, from the last facts that the loop posted. Connections are bounded: if
-//! there are many, the one that was idle longest is closed for a new one. A client that sends
-//! nothing or half a request therefore keeps no other client away.
+//! there are many, a new connection closes the connection that was idle longest. A client that
+//! sends nothing or half a request therefore keeps no other client away.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,8 +25,8 @@ use tracing::debug;
 
 use super::{Desk, Question, bind, respond};
 
-/// Most idle connections to an address. A further client takes the place of the one that was idle
-/// longest.
+/// Most idle connections to an address. A further client takes the place of the connection that was
+/// idle longest.
 const MOST_IDLE: usize = 64;
 /// Most connections to an address, requests that wait for an answer included. Further clients wait.
 const MOST_CLIENTS: usize = 256;
@@ -91,7 +91,7 @@ impl Server {
     }
 }
 
-/// Starts the thread, which runs until it is told to stop.
+/// Starts the thread, which runs until the server is dropped.
 fn spawn(stopped: oneshot::Receiver<()>) -> io::Result<runtime::Handle> {
     let (started, handle) = std::sync::mpsc::sync_channel(1);
     let serve = move || {

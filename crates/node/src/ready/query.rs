@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// Most names in a query.
 const MOST_NAMES: usize = 64;
 
-/// What has to be there besides the required images.
+/// The things that have to be there besides the required images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     /// Releases by name.
@@ -28,8 +28,8 @@ pub enum BadQuery {
 }
 
 impl Query {
-    /// Reads the query of a URI, without the question mark. `+` is a plus, as RFC 3986 has it, since
-    /// releases may have one in their name.
+    /// Reads the query of a URI, without the question mark. `+` is a plus, as RFC 3986 has it. The
+    /// name of a release may have a plus.
     ///
     /// # Errors
     ///

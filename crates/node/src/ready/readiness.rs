@@ -38,7 +38,7 @@ pub struct Readiness {
     /// The releases. Absent if the daemon gave no facts.
     #[serde(default)]
     pub releases: Option<ReleaseCount>,
-    /// What is missing. Absent for a caller without privileges.
+    /// The missing things. Absent for a caller without privileges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<Names>,
     /// The reason without names.
@@ -102,7 +102,7 @@ pub struct ReleaseCount {
     pub in_place: usize,
 }
 
-/// What is missing, at most 50 of each kind.
+/// The missing things, at most 50 of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
     /// Required images.

@@ -275,9 +275,9 @@ fn with_nothing_required_only_a_query_is_an_answer() {
     node.note(&nothing);
     assert_eq!(node.causes(), [Some(Cause::NothingRequired), None, None]);
     assert_eq!(node.asks("").reason, "nothing is required");
-    // An empty folder may be one that no bundle has reached yet.
+    // Perhaps no bundle has reached an empty folder yet.
     node.note(&changed(|status| {
-        (status.required, status.bundles) = (None, Vec::new())
+        (status.required, status.bundles) = (None, Vec::new());
     }));
     assert_eq!(node.asks("bundles=all").cause, Some(Cause::Absent));
     node.note(&changed(|status| status.bundles.clear()));
@@ -368,7 +368,7 @@ fn without_containerd_the_last_certain_state_holds_for_a_minute() {
     node.after(SECOND, &well());
     assert_eq!(node.causes(), [None; 3]);
 
-    // A containerd that comes and goes is trusted no longer than one that is away.
+    // A containerd that comes and goes gets no more trust than an absent containerd.
     for second in 0..=60 {
         let status = if second % 2 == 0 { &away } else { &back };
         node.after(SECOND, status);
@@ -397,7 +397,7 @@ fn while_a_restart_is_held_the_age_is_told() {
 fn a_restart_of_the_daemon_changes_no_answer_for_a_minute() {
     let mut node = Node::new();
     node.note(&changed(|status| {
-        status.bundles.push(bundle("skipped.tar", State::Skipped))
+        status.bundles.push(bundle("skipped.tar", State::Skipped));
     }));
     node.restart();
     let started = |is_reachable| {
@@ -420,7 +420,7 @@ fn a_restart_of_the_daemon_changes_no_answer_for_a_minute() {
                 .as_mut()
                 .unwrap()
                 .missing
-                .push(missing("r.test/x:1"))
+                .push(missing("r.test/x:1"));
         }) as fn(&mut Status),
         |status| status.required.as_mut().unwrap().problem = Some("x.yaml".to_owned()),
         |status| status.required = None,
@@ -491,7 +491,7 @@ fn a_missing_image_that_was_found_ends_it_even_if_containerd_goes_away_then() {
             .as_mut()
             .unwrap()
             .missing
-            .push(missing("r.test/x:1"))
+            .push(missing("r.test/x:1"));
     });
     node.after(SECOND, &gone);
     let mut away = gone.clone();

@@ -1,4 +1,5 @@
-//! `airgapd wait --now`: the answer of `GET /ready` as an exit status, for probes that run a program.
+//! `airgapd wait --now`: the answer of `GET /ready` as an exit status, for probes that run a
+//! program.
 
 use node::control::{self, Unanswered};
 use node::ready::{Cause, Query, Readiness};
