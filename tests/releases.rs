@@ -232,7 +232,7 @@ fn a_forged_an_empty_or_another_list_is_not_in_place_and_its_images_are(target: 
     node.airgapd(["wait", "--release", "r1"]).exits(0);
     node.drop_in(&node.path("again/two.tar"));
     let found = wait_until_shown(&node, &daemon, "r1", |release| {
-        problem(release).contains("different lists")
+        problem(release).contains("carry different lists")
     });
     assert_eq!(found["bundles"], json!(["shop.tar", "two.tar"]));
     daemon.finish(target);
@@ -441,6 +441,43 @@ fn names_in(folder: &Path) -> BTreeSet<PathBuf> {
     entries.map(|entry| entry.unwrap().file_name().into()).collect()
 }
 
+fn a_bundle_that_an_earlier_version_imported_is_read_again_for_a_release(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.path("base.tar"), [image(ONE)]);
+    bundles::write(&node.path("shop.tar"), [image(TWO)]);
+    bundles::write(&node.path("other.tar"), [image(THREE)]);
+    release(&node, "r1", &["base.tar", "shop.tar"], "out").exits(0);
+    let daemon = node.start();
+    node.drop_in(&node.path("out/base.tar"));
+    node.drop_in(&node.path("other.tar"));
+    node.airgapd(["wait"]).exits(0);
+    daemon.stop();
+    // Earlier versions write neither of the keys.
+    let mut state: Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
+    state
+        .as_object_mut()
+        .unwrap()
+        .remove("lists")
+        .expect("the ledger has the list");
+    for entry in state["bundles"].as_object_mut().unwrap().values_mut() {
+        let imported = entry["imported"].as_object_mut().unwrap();
+        imported.remove("release").expect("the entry knows the release");
+    }
+    fs::write(node.ledger(), state.to_string()).unwrap();
+    let daemon = node.start();
+    node.airgapd(["wait"]).exits(0);
+    assert_eq!(shown(&node, "r1"), Value::Null);
+    assert_eq!(daemon.count("importing"), 0, "nothing is read for nothing");
+    node.drop_in(&node.path("out/shop.tar"));
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    assert!(
+        !daemon.log().contains("importing bundle=other.tar"),
+        "{}",
+        daemon.log()
+    );
+    daemon.finish(target);
+}
+
 on_each_containerd!(a_release_is_in_place_when_every_member_of_all_its_bundles_is);
 on_the_fake!(
     a_node_rolls_forward_to_a_release_that_shares_members,
@@ -449,5 +486,6 @@ on_the_fake!(
     a_receipt_stands_for_a_bundle_of_a_release,
     beside_signed_bundles_unsigned_ones_have_no_word_on_a_release,
     bundles_of_a_release_keep_their_names_and_forms,
+    a_bundle_that_an_earlier_version_imported_is_read_again_for_a_release,
     a_release_that_cannot_be_made_leaves_nothing,
 );

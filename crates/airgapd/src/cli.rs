@@ -300,7 +300,7 @@ pub(crate) struct BundleArtifactsArgs {
     /// Make a delta without the layers in this output of `airgapd inventory`, repeatable
     #[arg(long, value_name = "INVENTORY")]
     pub(crate) have: Vec<PathBuf>,
-    /// Name of the release that the bundle is. `airgapd bundle release` makes one of several bundles
+    /// Name of the release that the bundle is by itself
     #[arg(long, value_name = "NAME", value_parser = release_name)]
     pub(crate) release: Option<String>,
     /// Folder that keeps downloads for the next run
@@ -417,7 +417,7 @@ pub(crate) struct ReleaseBundlesArgs {
     /// Bundles: files, or folders with extracted OCI image layouts
     #[arg(required = true, value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,
-    /// Compression of the bundles [default: the one that each has]
+    /// Compression of the bundles [default: that of each bundle]
     #[arg(long, value_enum, value_name = "FORM")]
     pub(crate) compress: Option<Compress>,
 }

@@ -1,7 +1,7 @@
 //! `airgapd bundle merge`, `split`, `release` and `diff`: bundles from bundles.
 //!
-//! All of them see a bundle as a list of images, each with its full names and its complete platforms.
-//! They refuse an image that is complete for no platform.
+//! All of them see a bundle as a list of images, each with its full names and its complete
+//! platforms. They refuse an image that is complete for no platform.
 
 mod diff;
 mod release;

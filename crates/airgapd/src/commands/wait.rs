@@ -355,8 +355,8 @@ fn named<'s>(status: &'s Status, names: &'s [String]) -> impl Iterator<Item = &'
 struct Content {
     /// Named bundles, and whole bundles with one of the digests.
     waited_for: Vec<String>,
-    /// Message about the first digest that no bundle has in place, as an image or as its content,
-    /// or about the first release that is not in place.
+    /// Message about the first digest that no bundle has in place, as an image or as its content.
+    /// Or about the first release that is not in place.
     absent: Option<String>,
 }
 

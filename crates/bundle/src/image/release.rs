@@ -73,8 +73,8 @@ impl Members {
     ///
     /// # Errors
     ///
-    /// Returns the reason in one line: a name of a release that readers do not accept, a list
-    /// without members, a name for two images, or a list that exceeds what readers accept.
+    /// Returns the reason in one line: readers do not accept the name of the release, or the list
+    /// is empty. Also if a name has two images, or if the list exceeds what readers accept.
     pub fn new(release: &str, mut members: Vec<Member>) -> Result<Self, String> {
         members.sort_by(|a, b| (&a.name, a.digest.as_ref()).cmp(&(&b.name, b.digest.as_ref())));
         members.dedup();

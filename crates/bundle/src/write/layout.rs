@@ -68,8 +68,8 @@ impl Layout {
     /// # Errors
     ///
     /// Returns [`WriteError::Draft`] for a draft without images, a blob with two sizes, or an image
-    /// without its own target or outside the draft's release. Also if the images, or the names of an image, exceed what readers
-    /// accept.
+    /// without its own target. Also for an image outside the draft's release. Also if the images,
+    /// or the names of an image, exceed what readers accept.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         match draft.images.is_empty() {
             true => Err(WriteError::Draft("there are no images to write".to_owned())),

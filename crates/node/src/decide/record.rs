@@ -438,7 +438,7 @@ impl State {
         self.queue_unread(&job.name);
     }
 
-    /// Keeps the release of a bundle. A receipt lacks the images that are not for this node, so it
+    /// Keeps the release of a bundle. A receipt lacks the images that are not for this node. So it
     /// keeps the word of its bundle on them.
     fn carry(&mut self, name: &OsStr, landed: &Landed) -> Carried {
         let mut skipped = landed.skipped.clone();

@@ -201,7 +201,7 @@ fn a_bundle_counts_only_in_a_state_that_holds() {
     let one = release("r1", &ALL);
     for state in State::ALL {
         let fleet = Fleet::default().with("x.tar", &one, &ALL).is("x.tar", state);
-        // The file that failed is the one that brought the images.
+        // The failed file has brought the images.
         let counts = matches!(state, State::Done | State::Skipped | State::Failed);
         assert_eq!(fleet.only().in_place, counts, "{state:?}");
         if !counts {

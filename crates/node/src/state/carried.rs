@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::entry::{Entry, ImageEntry};
 use super::ledger::Ledger;
 
-/// Most bytes that all lists together take in `state.json`, about. The largest list that a bundle
-/// may have fits, and so does a ledger of a thousand bundles beside the lists.
+/// Most bytes that all lists together take in `state.json`, about. The largest list of a bundle
+/// fits, and a ledger of a thousand bundles fits beside all lists.
 const MOST_BYTES: usize = 16 << 20;
 
 /// Bytes of a member in `state.json` besides its name: the digest and the punctuation.
