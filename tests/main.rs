@@ -50,6 +50,7 @@ mod names;
 mod other_files;
 mod other_importers;
 mod own_image;
+mod peers;
 mod permissions;
 mod pipe;
 mod progress;
