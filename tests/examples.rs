@@ -38,6 +38,10 @@ const ELSEWHERE: [(&str, &str); 5] = [
         "needs a cluster; tests/fleet_config.rs runs what it would apply",
     ),
     (
+        "ansible-playbook",
+        "needs hosts; tests/ansible.rs runs the playbook on two nodes",
+    ),
+    (
         "k0sctl",
         "needs hosts; tests/fleet_config.rs reads its configuration and runs its hooks",
     ),

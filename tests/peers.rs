@@ -40,7 +40,7 @@ fn try_to_pull(second: &Own, hosts: &str, reference: &str) -> std::process::Outp
     ctr.output().expect("ctr runs")
 }
 
-/// The image that ctr pulls and the one that kubelet pulls share no layer.
+/// ctr pulls one image and kubelet another. The two share no layer.
 fn a_second_node_pulls_by_digest_what_the_first_one_imported(first: &Target) {
     let node = Node::on(first);
     let file = node.path("shop.tar");
