@@ -404,7 +404,8 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     );
     assert!(target.is_pinned(&name));
     let live = container.liveness_probe.unwrap().http_get.unwrap();
-    let metrics = http_get(port, live.path.as_deref().unwrap());
+    http_get(port, live.path.as_deref().unwrap());
+    let metrics = http_get(port, "/metrics");
     assert!(metrics.contains("airgapd_bundles{state=\"done\"} 1"), "{metrics}");
     let (code, inside) = pod.exec(&["/usr/bin/airgapd", "status"].map(str::to_owned));
     assert_eq!(code, 0, "{inside}");

@@ -10,12 +10,13 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use lab::Options;
+use regex::Regex;
 use serde_json::Value;
 use workshop::own_image;
 
 use crate::fleet_config::{documents, file, typed};
-use crate::support::bundles::{native, text};
-use crate::support::{Node, Own, on_its_own_containerd, unique};
+use crate::support::bundles::{self, image, native, text};
+use crate::support::{Node, Own, Stage, on_its_own_containerd, unique};
 
 /// The rule of the Node Readiness Controller (`api/v1alpha1` of its module, and the checks of its
 /// CustomResourceDefinition).
@@ -289,17 +290,8 @@ fn prepare(own: &Own, node: &Node, image: &str, arguments: &[&str]) -> Output {
         volume.destination
     );
     let mut ctr = own.containerd.ctr_in(own.target.namespace());
-    ctr.args([
-        "run",
-        "--rm",
-        "--net-host",
-        "--read-only",
-        "--mount",
-        &mount,
-        "--user",
-        "0",
-    ])
-    .args(own.containerd.run_flags());
+    ctr.args(["run", "--rm", "--net-host", "--read-only", "--mount", &mount])
+        .args(own.containerd.run_flags());
     for capability in DEFAULT_CAPABILITIES {
         ctr.args(["--cap-drop", capability]);
     }
@@ -375,8 +367,6 @@ fn a_prepare_container_asks_the_daemon_of_its_node_for_the_content(own: &mut Own
     );
 }
 
-on_its_own_containerd!(usual; a_prepare_container_asks_the_daemon_of_its_node_for_the_content);
-
 /// Shows the path of the socket in the container.
 #[test]
 fn the_prepare_container_finds_the_socket_where_the_program_looks_by_default() {
@@ -384,4 +374,84 @@ fn the_prepare_container_finds_the_socket_where_the_program_looks_by_default() {
     let runtime = node::settings::Settings::default().runtime_dir;
     assert_eq!(Path::new(&volume.destination), runtime);
     assert_eq!(volume.source, volume.destination);
+}
+
+/// The check of the boot, as greenboot and the unit run it.
+fn the_check_of_the_boot_asks_for_the_required_images_only(own: &mut Own) {
+    let stage = Stage::on(&own.containerd);
+    let script = file("boot-check.sh");
+    // A test should not wait ten minutes.
+    let impatient = script.replace("tries=120\n", "tries=1\n");
+    assert_ne!(script, impatient);
+    stage.write("boot-check.sh", impatient);
+    stage.write(
+        "/etc/airgapd/config.yaml",
+        "require: {images: [/etc/airgapd/images.txt]}\n",
+    );
+    stage.write("/etc/airgapd/images.txt", "registry.test/one:1\n");
+    let unit = lab::workspace().join("systemd/airgapd.service");
+    stage
+        .types(&format!(
+            "install -m 0755 /run/program/airgapd /usr/bin/airgapd && cp {} /etc/systemd/system/",
+            unit.display()
+        ))
+        .exits(0);
+    stage
+        .types("mkdir -p /var/lib/k0s/images && systemctl start airgapd")
+        .exits(0);
+    stage.types("airgapd wait --required --allow-empty").exits(4);
+    let said = stage.types("sh boot-check.sh").exits(1).stdout;
+    assert!(said.contains("not all required images are in place"), "{said}");
+    assert!(said.contains("registry.test/one:1"), "{said}");
+
+    // The daemon also requires the image with which this containerd starts pods.
+    let sandbox = Options::default().sandbox_image;
+    bundles::write(
+        &stage.at("one.tar"),
+        [image("registry.test/one:1"), image(&sandbox)],
+    );
+    stage.write("bad.tar", "no bundle\n".repeat(200));
+    stage.types("cp one.tar bad.tar /var/lib/k0s/images/").exits(0);
+    stage.types("airgapd wait --timeout 60s").exits(1);
+    stage.types("airgapd wait --bundle one.tar --required").exits(0);
+    stage.types("sh boot-check.sh").exits(0);
+
+    stage.types("systemctl stop airgapd").exits(0);
+    stage.types("sh boot-check.sh").exits(1);
+}
+
+on_its_own_containerd! {
+    usual;
+    a_prepare_container_asks_the_daemon_of_its_node_for_the_content,
+    the_check_of_the_boot_asks_for_the_required_images_only,
+}
+
+/// A wait for everything would let one bad file hold back a fleet.
+#[test]
+fn no_recipe_waits_without_a_subject() {
+    let mut files = vec![lab::workspace().join("docs/fleets.md")];
+    let mut folders = vec![lab::workspace().join("config/fleet")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { &mut folders } else { &mut files }.push(path);
+        }
+    }
+    let wait = Regex::new(r#"(airgapd|args:)[\s"',\[]+wait\b(?<rest>.*)"#).expect("a pattern");
+    // The role adds its subjects to the list, and has no wait without one.
+    let subject = Regex::new(r"--(required|release|digest|bundle|all)\b|\+ wanted").expect("a pattern");
+    let mut waits = 0;
+    for path in files {
+        let text = std::fs::read_to_string(&path).expect("a file");
+        for found in wait.captures_iter(&text) {
+            waits += 1;
+            assert!(
+                subject.is_match(&found["rest"]),
+                "{}: {}",
+                path.display(),
+                &found[0]
+            );
+        }
+    }
+    assert!(waits > 10, "the pattern finds {waits}");
 }

@@ -73,7 +73,9 @@ fn the_file_follows_the_state_of_the_node_and_ends_with_the_daemon(target: &Targ
     let hidden = fs::read_dir(node.path("features.d")).expect("a folder").count();
     assert_eq!(hidden, 1, "the unfinished file is gone");
 
+    // The daemon reads the list again with the next check.
     require(&node, &[ONE, TWO]);
+    node.airgapd(["wait", "--required"]).exits(4);
     wait_for_lines(
         &node,
         &daemon,
