@@ -166,6 +166,7 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
         "format": "oci-layout",
         "compression": "none",
         "relies_on": null,
+        "release": null,
         "verified": null,
         "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
         "size": std::fs::metadata(&file).unwrap().len(),
@@ -527,7 +528,7 @@ fn the_verbs_on_bundles_print_documents_with_stable_keys(target: &Target) {
         .flat_map(|built| built.layers.iter().chain([&built.config, &built.digest]));
     let size = parts.map(|digest| size_of(&archive, digest)).sum::<u64>() + size_of(&archive, &root);
     let out = text(&node.path("out.tar"));
-    let written = |document: &Value, path: &str| {
+    let written = |document: &Value, path: &str, release: Value| {
         let bytes = std::fs::metadata(path).unwrap().len();
         json!({
             "path": path,
@@ -535,12 +536,13 @@ fn the_verbs_on_bundles_print_documents_with_stable_keys(target: &Target) {
             "archive_bytes": bytes,
             "digest": document["digest"],
             "base": null,
+            "release": release,
             "images": [{"names": [NAME], "digest": root, "bytes": size}],
         })
     };
     let merged = ["bundle", "merge", "-o", "json", "-o", &out, &file];
     let merged = node.airgapd(merged).exits(0).json();
-    let mut expected = written(&merged, &out);
+    let mut expected = written(&merged, &out, Value::Null);
     expected["warnings"] = json!([]);
     expected["duration_ms"] = merged["duration_ms"].clone();
     assert_eq!(merged, expected);
@@ -558,10 +560,32 @@ fn the_verbs_on_bundles_print_documents_with_stable_keys(target: &Target) {
     ];
     let split = node.airgapd(split).exits(0).json();
     let volume = text(&node.path("out-1.tar"));
-    let volumes = [written(&split["volumes"][0], &volume)];
+    let volumes = [written(&split["volumes"][0], &volume, Value::Null)];
     assert_eq!(
         split,
         json!({"volumes": volumes, "warnings": [], "duration_ms": split["duration_ms"]})
+    );
+
+    let folder = text(&node.path("release"));
+    let made = ["bundle", "release", "r1", "-o", "json", "-o", &folder, &file];
+    let made = node.airgapd(made).exits(0).json();
+    let bundle = written(&made["bundles"][0], &format!("{folder}/bundle.tar"), json!("r1"));
+    assert_eq!(
+        made,
+        json!({
+            "release": "r1",
+            "list": made["list"],
+            "members": [{"name": NAME, "digest": root}],
+            "bundles": [bundle],
+            "warnings": [],
+            "duration_ms": made["duration_ms"],
+        })
+    );
+    let bundle = text(&node.path("release/bundle.tar"));
+    let inspected = node.airgapd(["inspect", "-o", "json", &bundle]).exits(0).json();
+    assert_eq!(
+        inspected["release"],
+        json!({"name": "r1", "list": made["list"], "members": made["members"], "problem": null})
     );
 
     let other = text(&node.path("other.tar"));

@@ -62,6 +62,7 @@ mod receipts;
 mod registries;
 mod release;
 mod release_archives;
+mod releases;
 mod reload;
 mod removal;
 mod report;

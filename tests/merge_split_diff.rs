@@ -157,7 +157,7 @@ pub fn delta(whole: &Path, base: &Path, out: &Path) {
     let (whole, base) = (open(whole), open(base));
     let mut draft = Draft {
         images: whole.catalog().images.iter().map(DraftImage::of).collect(),
-        relies_on: None,
+        ..Draft::default()
     };
     let there: Vec<DraftImage> = base.catalog().images.iter().map(DraftImage::of).collect();
     let there: std::collections::HashSet<Digest> = there
@@ -433,7 +433,7 @@ fn names_that_follow_from_others_are_no_difference() {
     let bundle = Bundle::open(&node.path("plain.tar"), &Limits::default()).unwrap();
     let mut draft = Draft {
         images: bundle.catalog().images.iter().map(DraftImage::of).collect(),
-        relies_on: None,
+        ..Draft::default()
     };
     let write = |draft: &Draft, name: &str| {
         let layout = Layout::of(draft).unwrap();

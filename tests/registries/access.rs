@@ -541,6 +541,7 @@ fn the_report_is_one_document_with_stable_keys() {
         "digest": inspected["digest"],
         "compression": "none",
         "base": null,
+        "release": null,
         "images": [{
             "name": name,
             "names": [name],

@@ -213,7 +213,7 @@ impl Task {
                 | Task::Export(_)
                 | Task::Inventory
                 | Task::Bundle(BundleArgs {
-                    verb: BundleVerb::Merge(_) | BundleVerb::Split(_)
+                    verb: BundleVerb::Merge(_) | BundleVerb::Split(_) | BundleVerb::Release(_)
                 })
         )
     }
@@ -300,6 +300,9 @@ pub(crate) struct BundleArtifactsArgs {
     /// Make a delta without the layers in this output of `airgapd inventory`, repeatable
     #[arg(long, value_name = "INVENTORY")]
     pub(crate) have: Vec<PathBuf>,
+    /// Name of the release that the bundle is. `airgapd bundle release` makes one of several bundles
+    #[arg(long, value_name = "NAME", value_parser = release_name)]
+    pub(crate) release: Option<String>,
     /// Folder that keeps downloads for the next run
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -369,6 +372,8 @@ pub(crate) enum BundleVerb {
     Split(SplitArgs),
     /// Show the changes from one bundle to another
     Diff(DiffArgs),
+    /// Write bundles anew as a release: each with the list of all their images
+    Release(ReleaseBundlesArgs),
 }
 
 #[derive(Args, Debug)]
@@ -396,6 +401,25 @@ pub(crate) struct SplitArgs {
     /// Compression of the volumes
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The bundles go into the folder --output DIR, under the names that they have. DIR has all of them or none: it must be a new \
+or an empty folder. A node has the release in place when it has every image of the list in place. Sign the new bundles, \
+since their content digests cover the list.
+
+  airgapd bundle release shop-4.2 base.tar shop.tar -o shop-4.2")]
+pub(crate) struct ReleaseBundlesArgs {
+    /// Name of the release: letters, digits and . _ + - in any order, a letter or a digit first
+    #[arg(value_name = "NAME", value_parser = release_name)]
+    pub(crate) release: String,
+    /// Bundles: files, or folders with extracted OCI image layouts
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) bundles: Vec<PathBuf>,
+    /// Compression of the bundles [default: the one that each has]
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) compress: Option<Compress>,
 }
 
 #[derive(Args, Debug)]
@@ -492,14 +516,17 @@ pub(crate) struct WaitArgs {
     /// repeatable
     #[arg(long = "digest", value_name = "DIGEST", value_parser = basics::digest::parse)]
     pub(crate) digests: Vec<oci_spec::image::Digest>,
+    /// Only for this release: every image of its list, repeatable
+    #[arg(long = "release", value_name = "NAME", value_parser = release_name)]
+    pub(crate) releases: Vec<String>,
     /// For every bundle of the folder, the default
-    #[arg(long, conflicts_with_all = ["bundles", "digests"])]
+    #[arg(long, conflicts_with_all = ["bundles", "digests", "releases"])]
     pub(crate) all: bool,
     /// Also for every image under `require` in the configuration
     #[arg(long)]
     pub(crate) required: bool,
     /// Accept an empty images folder instead of waiting for a bundle
-    #[arg(long, conflicts_with_all = ["bundles", "digests"])]
+    #[arg(long, conflicts_with_all = ["bundles", "digests", "releases"])]
     pub(crate) allow_empty: bool,
     /// Ask once if the node is ready, as GET /ready does: for probes
     #[arg(long, conflicts_with_all = ["digests", "allow_empty", "timeout"])]
@@ -607,6 +634,11 @@ impl VerifyArgs {
             sandbox_image: self.sandbox_image.clone(),
         }
     }
+}
+
+/// Reads the name of a release.
+fn release_name(text: &str) -> Result<String, String> {
+    bundle::check_release_name(text).map(|()| text.to_owned())
 }
 
 /// Reads a duration with units, or a number of seconds.

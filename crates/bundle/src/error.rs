@@ -225,6 +225,14 @@ pub enum Warning {
         /// The fault of the list.
         reason: String,
     },
+    /// The bundle names a release, but the list of its members is unusable. The release does not
+    /// count as in place.
+    ReleaseUnusable {
+        /// Name of the release. `None` if the name is unusable, too.
+        release: Option<String>,
+        /// The fault of the list.
+        reason: String,
+    },
     /// `manifest.json` lists images that `index.json` lacks. Only `index.json` counts.
     NotInIndex {
         /// Number of such images.
@@ -273,6 +281,16 @@ impl fmt::Display for Warning {
                     f,
                     "this is a delta, but its list of required blobs is unusable: {reason}"
                 )
+            }
+            Self::ReleaseUnusable {
+                release: Some(name),
+                reason,
+            } => write!(f, "release {name} cannot be in place with this bundle: {reason}"),
+            Self::ReleaseUnusable {
+                release: None,
+                reason,
+            } => {
+                write!(f, "the bundle belongs to no release: {reason}")
             }
             Self::NotInIndex { count } => {
                 let images = in_images(*count);

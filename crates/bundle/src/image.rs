@@ -12,6 +12,7 @@
 //! - `catalog` is the result.
 //! - `graph` makes the same result for an image in another store.
 //! - `reliance` lists the blobs that a delta leaves out.
+//! - `release` lists the images of the release that a bundle belongs to.
 
 mod account;
 mod catalog;
@@ -23,10 +24,12 @@ mod layout;
 mod members;
 mod read;
 mod reader;
+pub(crate) mod release;
 pub(crate) mod reliance;
 
 pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use graph::{Store, resolve};
+pub use release::{Member, Members, Release, check_release_name};
 pub use reliance::{BlobRef, Inventory, InventoryImage, Receipt, Reliance};
 
 /// Returns true if a media type is an image index, by OCI's or Docker's name.

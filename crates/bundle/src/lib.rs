@@ -40,6 +40,7 @@ pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
 pub use image::{BlobRef, Inventory, InventoryImage, Receipt, Reliance, Store, is_index, resolve};
 pub use image::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
+pub use image::{Member, Members, Release, check_release_name};
 pub use limits::Limits;
 pub use pipe::Pipe;
 pub use stream::{BlobStream, StreamedBlob};

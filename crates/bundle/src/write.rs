@@ -26,7 +26,7 @@ use oci_spec::image::Digest;
 pub use draft::{Draft, DraftImage, WholeImage};
 pub use from_bundles::FromBundles;
 pub use layout::Layout;
-pub use output::Output;
+pub use output::{Output, OutputFolder};
 
 use crate::archive::fill;
 use crate::{BlobRef, Compression};

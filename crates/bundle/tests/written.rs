@@ -4,12 +4,14 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::common::*;
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
 use airgapd_bundle::{
-    BlobRef, Bundle, Catalog, Compression, Content, Identity, Part, PartState, Receipt, Warning,
+    BlobRef, Bundle, Catalog, Compression, Content, Identity, Member, Members, Part, PartState, Receipt,
+    Release, Warning,
 };
 use oci_spec::image::Digest;
 
@@ -49,7 +51,7 @@ pub(crate) fn source() -> Bundle {
 pub(crate) fn draft(bundle: &Bundle) -> Draft {
     Draft {
         images: bundle.catalog().images.iter().map(DraftImage::of).collect(),
-        relies_on: None,
+        ..Draft::default()
     }
 }
 
@@ -126,7 +128,7 @@ fn neither_order_nor_pieces_change_a_byte() {
     backward.images.reverse();
     let twice = Draft {
         images: [forward.images.clone(), forward.images.clone()].concat(),
-        relies_on: None,
+        ..Draft::default()
     };
     for compression in WRITTEN {
         let expected = written(&forward, &source, compression);
@@ -523,4 +525,178 @@ fn an_output_is_there_whole_or_not_at_all() {
     assert!(Output::create(folder.path()).is_err());
     assert!(Output::create(Path::new("/")).is_err());
     assert!(Output::create(&folder.path().join("no/such/folder.tar")).is_err());
+}
+
+fn members_of(draft: &Draft, more: &[(&str, Digest)]) -> Vec<Member> {
+    let own = draft.images.iter().flat_map(|image| {
+        let member = |name: &String| (name.clone(), image.target.digest().clone());
+        image.names.iter().map(member)
+    });
+    let more = more
+        .iter()
+        .map(|(name, digest)| ((*name).to_owned(), digest.clone()));
+    own.chain(more)
+        .map(|(name, digest)| Member { name, digest })
+        .collect()
+}
+
+#[test]
+fn a_release_and_its_list_are_part_of_what_the_content_digest_covers() {
+    let source = source();
+    let plain = draft(&source);
+    let elsewhere = ("docker.io/library/other:1", digest_of(b"elsewhere"));
+    let of = |name: &str, more: &[(&str, Digest)]| {
+        let mut draft = plain.clone();
+        let members = Members::new(name, members_of(&draft, more)).unwrap();
+        draft.release = Some(Arc::new(members));
+        draft
+    };
+    let mut digests: HashSet<String> = HashSet::new();
+    digests.insert(Layout::of(&plain).unwrap().digest().to_string());
+    for (name, more) in [("r1", vec![]), ("r2", vec![]), ("r1", vec![elsewhere.clone()])] {
+        let draft = of(name, &more);
+        for compression in WRITTEN {
+            let bundle = open(&written(&draft, &source, compression)).unwrap();
+            let catalog = bundle.catalog();
+            let release = catalog.release.clone().unwrap();
+            assert_eq!(release.name, name);
+            assert_eq!(release.members.as_ref().ok(), draft.release.as_ref());
+            assert_eq!(catalog.warnings, []);
+            assert_eq!(images(catalog), images(source.catalog()));
+            digests.insert(catalog.digest.to_string());
+        }
+    }
+    assert_eq!(digests.len(), 4, "each list has a content digest of its own");
+    // A delta may belong to a release, too.
+    let mut delta = of("r1", &[elsewhere]);
+    let layer = delta.images[0].layers[0].digest.clone();
+    delta.leave_out("base.tar", &[layer].into());
+    let bundle = open(&written(&delta, &source, Compression::None)).unwrap();
+    assert!(bundle.catalog().relies_on.is_some());
+    assert!(bundle.catalog().release.as_ref().unwrap().members.is_ok());
+}
+
+#[test]
+fn a_bundle_with_other_images_than_its_release_is_not_written() {
+    let source = source();
+    let plain = draft(&source);
+    let mut members = members_of(&plain, &[]);
+    members[0].digest = digest_of(b"forged");
+    let forged = Arc::new(Members::new("r1", members.clone()).unwrap());
+    members.remove(0);
+    let fewer = Arc::new(Members::new("r1", members).unwrap());
+    for list in [forged, fewer] {
+        let release = Release {
+            name: "r1".to_owned(),
+            members: Ok(Arc::clone(&list)),
+        };
+        let mut draft = plain.clone();
+        assert!(!draft.stay_in(&release) && draft.release.is_none());
+        draft.release = Some(list);
+        let error = Layout::of(&draft).unwrap_err().to_string();
+        assert!(error.contains("is not a member of release r1"), "{error}");
+    }
+}
+
+/// Returns a bundle of `source` with these annotations of `index.json` and this list as a blob.
+fn with_release(source: &Bundle, annotations: &serde_json::Value, list: Option<&[u8]>) -> Bundle {
+    let bytes = written(&draft(source), source, Compression::None);
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut put = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    };
+    for entry in tar::Archive::new(&*bytes).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().into_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        if name == "index.json" {
+            let mut index: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            index["annotations"] = annotations.clone();
+            bytes = serde_json::to_vec(&index).unwrap();
+        }
+        put(&name, &bytes);
+    }
+    if let Some(list) = list {
+        put(&format!("blobs/sha256/{}", digest_of(list).digest()), list);
+    }
+    open(&tar.into_inner().unwrap()).unwrap()
+}
+
+#[test]
+fn a_release_whose_list_is_unusable_is_told_and_the_bundle_can_be_imported() {
+    let source = source();
+    let list = |members: Vec<Member>| {
+        serde_json::json!({"version": 1, "release": "r1", "members": members})
+            .to_string()
+            .into_bytes()
+    };
+    let mut members = members_of(&draft(&source), &[]);
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    let good = list(members.clone());
+    let mut forged = members.clone();
+    forged[0].digest = digest_of(b"forged");
+    let cases = [
+        (good.clone(), true, None),
+        (good.clone(), false, Some("is not in the bundle")),
+        (list(forged), true, Some("the bundle has sha256:")),
+        (
+            list(members[1..].to_vec()),
+            true,
+            Some("its list lacks docker.io/library/nested:1"),
+        ),
+        (list(Vec::new()), true, Some("no members")),
+        (good[..good.len() - 1].to_vec(), true, Some("EOF")),
+        (b"{}".to_vec(), true, Some("version")),
+        (vec![b' '; (8 << 20) + 1], true, Some("more than 8388608")),
+    ];
+    for (list, is_there, expected) in cases {
+        let annotations = serde_json::json!({
+            "io.airgapd.release": "r1",
+            "io.airgapd.release.members": digest_of(&list),
+        });
+        let bundle = with_release(&source, &annotations, is_there.then_some(&list));
+        let catalog = bundle.catalog();
+        let release = catalog.release.as_ref().unwrap();
+        assert_eq!(images(catalog), images(source.catalog()));
+        match (&release.members, expected) {
+            (Ok(found), None) => assert_eq!(found.all(), members),
+            (Err(problem), Some(expected)) => {
+                assert!(problem.contains(expected) && !problem.contains('\n'), "{problem}");
+                let told = catalog.warnings.iter().map(ToString::to_string);
+                let told: Vec<String> = told.collect();
+                assert!(told[0].starts_with("release r1 cannot be in place"), "{told:?}");
+            }
+            (found, expected) => panic!("{found:?} {expected:?}"),
+        }
+    }
+    for annotations in [
+        serde_json::json!({"io.airgapd.release": "a/../b", "io.airgapd.release.members": digest_of(&good)}),
+        serde_json::json!({"io.airgapd.release.members": digest_of(&good)}),
+    ] {
+        let bundle = with_release(&source, &annotations, Some(&good));
+        assert_eq!(bundle.catalog().release, None);
+        let told: Vec<String> = bundle
+            .catalog()
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert!(
+            told[0].starts_with("the bundle belongs to no release"),
+            "{told:?}"
+        );
+    }
+    for digest in ["sha256:0", "", "md5:0123"] {
+        let annotations =
+            serde_json::json!({"io.airgapd.release": "r1", "io.airgapd.release.members": digest});
+        let bundle = with_release(&source, &annotations, None);
+        assert!(
+            bundle.catalog().release.as_ref().unwrap().members.is_err(),
+            "{digest}"
+        );
+    }
 }

@@ -18,6 +18,7 @@ pub mod place;
 pub mod progress;
 pub mod ready;
 pub mod receipts;
+pub mod releases;
 pub mod report;
 pub mod required;
 pub mod runtime;

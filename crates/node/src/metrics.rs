@@ -2,8 +2,8 @@
 //! the current state from a [`Status`] when the metrics are read.
 //!
 //! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for
-//! counters. The number of series is bounded for any number of bundles: two series name bundles,
-//! each for at most 50.
+//! counters. The number of series is bounded for any number of bundles: two series name bundles and
+//! one names releases, each for at most 50.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -19,11 +19,13 @@ use prometheus::{
 };
 
 use crate::state::ledger::{ErrorClass, LastTry, Outcome, RefusedBy};
-use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
+use crate::status::{
+    BundleStatus, DiskStatus, ImageCount, ReleaseStatus, RequiredStatus, State, Status, UnpackStatus,
+};
 use crate::verdict::Health;
 
-/// Most bundles in place that are named, and most of the others. With a thousand bundles, a node
-/// has fewer than 200 series.
+/// Most bundles in place that are named, most of the others, and most releases. With a thousand
+/// bundles, a node has fewer than 200 series, and 51 more with releases.
 const MOST_NAMED: usize = 50;
 
 /// Durations of imports in seconds: from images that containerd already had to tens of gigabytes.
@@ -209,6 +211,7 @@ fn standing(status: &Status) -> Registry {
     add_bundles(&registry, &status.bundles);
     add_receipts(&registry, &status.bundles);
     add_names(&registry, &status.bundles);
+    add_releases(&registry, &status.releases);
     set(
         &registry,
         "airgapd_ignored_files",
@@ -438,6 +441,33 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
         "airgapd_bundles_not_shown",
         "Bundles that no series names, because there are too many",
         count(bundles.len() - named),
+    );
+}
+
+/// Adds the releases. Of many, those that are not in place are named first. A node without releases
+/// has no such series.
+fn add_releases(registry: &Registry, releases: &[ReleaseStatus]) {
+    if releases.is_empty() {
+        return;
+    }
+    let in_place = gauges(
+        registry,
+        "airgapd_release_in_place",
+        "1 if every member of a release is in place, otherwise 0. Of many releases, only some are named",
+        &["release"],
+    );
+    let mut releases: Vec<&ReleaseStatus> = releases.iter().collect();
+    releases.sort_by_key(|release| release.in_place);
+    for release in releases.iter().take(MOST_NAMED) {
+        in_place
+            .with_label_values(&[release.name.as_str()])
+            .set(release.in_place.into());
+    }
+    set(
+        registry,
+        "airgapd_releases_not_shown",
+        "Releases that no series names, because there are too many",
+        count(releases.len().saturating_sub(MOST_NAMED)),
     );
 }
 

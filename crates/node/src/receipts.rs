@@ -325,8 +325,11 @@ fn draw(bundle: &Bundle, (name, by_hand): (&str, bool), policy: &Policy) -> Resu
     });
     let mut draft = Draft {
         images: images.collect(),
-        relies_on: None,
+        ..Draft::default()
     };
+    if let Some(release) = &catalog.release {
+        draft.stay_in(release);
+    }
     draft.stand_for(Receipt {
         // A bundle may claim to be a receipt. Only files of the folder of receipts are believed.
         catalog: bundle.catalog().digest.clone(),
@@ -554,7 +557,7 @@ mod tests {
         let source = Bundle::open(&plain, &Limits::default()).unwrap();
         let mut draft = Draft {
             images: source.catalog().images.iter().map(DraftImage::of).collect(),
-            relies_on: None,
+            ..Draft::default()
         };
         let claimed = digest::sha256(b"the catalog of a signed bundle");
         draft.stand_for(Receipt {

@@ -1,6 +1,7 @@
 //! Everything that the daemon knows. Only the decisions in `decide` change it.
 
 pub mod admitted;
+mod carried;
 pub(crate) mod crash;
 mod entry;
 pub mod ledger;

@@ -65,7 +65,7 @@ pub fn write(path: &Path, version: &str, variants: &[Variant]) -> Result<String>
             layers: blobs.layers.clone(),
             images: Vec::new(),
         }],
-        relies_on: None,
+        ..Draft::default()
     };
     let mut output = BufWriter::new(Output::create(path)?);
     let mut feed = |blob: &BlobRef| -> io::Result<Box<dyn Read>> {

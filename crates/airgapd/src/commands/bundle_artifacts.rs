@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use bundle::write::{Draft, DraftImage, Layout, WriteError, Written};
-use bundle::{Bundle, Inventory, Limits};
+use bundle::{Bundle, Inventory, Limits, Member, Members};
 use futures_util::StreamExt as _;
 use import::{Naming, Policy};
 use oci_spec::image::Digest;
@@ -60,7 +60,7 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
     };
     let mut draft = Draft {
         images: proof.of_plan(&images)?,
-        relies_on: None,
+        ..Draft::default()
     };
     let artifacts = proof.artifacts.clone();
     let total = layout_of(&draft)?
@@ -72,6 +72,11 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
         let (name, present) = read_bases(args, limits).await?;
         draft.leave_out(&name, &present);
     }
+    draft.release = args
+        .release
+        .as_ref()
+        .map(|release| members_of(release, &draft))
+        .transpose()?;
     let layout = layout_of(&draft)?;
     let counters = Counters::default();
     let job = Job {
@@ -120,6 +125,21 @@ fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, Refusal> {
     match mistakes.is_empty() {
         true => Ok(found),
         false => Err(Refusal::of_many(Exit::Usage, mistakes)),
+    }
+}
+
+/// Returns the list of a release that has the images of this bundle only.
+fn members_of(release: &str, draft: &Draft) -> Result<Arc<Members>, Refusal> {
+    let members = draft.images.iter().flat_map(|image| {
+        let member = |name: &String| Member {
+            name: name.clone(),
+            digest: image.target.digest().clone(),
+        };
+        image.names.iter().map(member)
+    });
+    match Members::new(release, members.collect()) {
+        Ok(members) => Ok(Arc::new(members)),
+        Err(reason) => Err(making::not_made(vec![format!("--release {release}: {reason}")])),
     }
 }
 

@@ -1,9 +1,10 @@
-//! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
+//! `airgapd bundle merge`, `split`, `release` and `diff`: bundles from bundles.
 //!
-//! All three see a bundle as a list of images, each with its full names and its complete platforms.
+//! All of them see a bundle as a list of images, each with its full names and its complete platforms.
 //! They refuse an image that is complete for no platform.
 
 mod diff;
+mod release;
 mod source;
 mod volumes;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bundle::Compression;
 use bundle::write::{Draft, FromBundles, Layout, Written};
 use serde::Serialize;
 
@@ -18,7 +20,7 @@ use self::source::Sources;
 pub(super) use self::source::blobs_of;
 use super::making::{self, Made, Render, Target};
 use super::{Call, Exit, Refusal};
-use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
+use crate::cli::{BundleArgs, BundleVerb, DiffArgs, MergeArgs, SplitArgs};
 use crate::output::{self, Page};
 
 /// Runs a verb. An interrupted run leaves no partial file.
@@ -28,6 +30,7 @@ pub(super) async fn run(args: BundleArgs, call: &Call) -> Result<Exit, Refusal> 
             BundleVerb::Merge(args) => merge(args, call).await,
             BundleVerb::Split(args) => split(args, call).await,
             BundleVerb::Diff(args) => compare(args, call).await,
+            BundleVerb::Release(args) => release::make(args, call).await,
         }
     };
     tokio::select! {
@@ -44,9 +47,10 @@ async fn merge(args: MergeArgs, call: &Call) -> Result<Exit, Refusal> {
     let mut sources = Sources::open(&args.bundles, &call.settings).await?;
     sources.settle_names();
     let draft = sources.draft(&sources.items);
+    sources.note_release(&draft);
     let layout = Layout::of(&draft)?;
     let feed = feed(&sources, &layout, &target).await?;
-    let written = write(&target, &layout, args.compress, feed).await?;
+    let written = write(&target, &layout, making::compression(args.compress), feed).await?;
     let report = MergeReport {
         bundle: FileReport::new(&target, &layout, &draft, written),
         warnings: sources.warnings,
@@ -63,18 +67,20 @@ async fn split(args: SplitArgs, call: &Call) -> Result<Exit, Refusal> {
             "--output FILE is required: it names the volumes FILE-1, FILE-2 and so on",
         ));
     };
-    let sources = Sources::open(std::slice::from_ref(&args.bundle), &call.settings).await?;
+    let mut sources = Sources::open(std::slice::from_ref(&args.bundle), &call.settings).await?;
     let volumes = volumes::pack(&sources, args.max_size.0)?;
     let drafts: Vec<Draft> = volumes.iter().map(|items| sources.draft(items)).collect();
     let layouts = drafts.iter().map(Layout::of).collect::<Result<Vec<_>, _>>()?;
-    let all = Layout::of(&sources.draft(&sources.items))?;
+    let whole = sources.draft(&sources.items);
+    sources.note_release(&whole);
+    let all = Layout::of(&whole)?;
     let targets: Vec<Target> = (1..=layouts.len())
         .map(|number| Target::File(volumes::path(path, number, layouts.len())))
         .collect();
     let feed = feed(&sources, &all, &targets[0]).await?;
     let mut reports = Vec::new();
     for ((target, layout), draft) in targets.iter().zip(&layouts).zip(&drafts) {
-        let written = write(target, layout, args.compress, feed.clone()).await?;
+        let written = write(target, layout, making::compression(args.compress), feed.clone()).await?;
         reports.push(FileReport::new(target, layout, draft, written));
     }
     let report = SplitReport {
@@ -113,12 +119,12 @@ async fn feed(sources: &Sources, layout: &Layout, target: &Target) -> anyhow::Re
 async fn write(
     target: &Target,
     layout: &Layout,
-    compress: Compress,
+    compression: Compression,
     feed: FromBundles,
 ) -> Result<Written, Refusal> {
     let counted = feed.clone();
     let done = move || counted.read();
-    let written = making::write(target, layout, making::compression(compress), feed, done, None).await?;
+    let written = making::write(target, layout, compression, feed, done, None).await?;
     Ok(written.0)
 }
 
@@ -129,6 +135,8 @@ struct FileReport {
     made: Made,
     /// Name of the base that a delta relies on.
     base: Option<String>,
+    /// Name of the release that the bundle belongs to.
+    release: Option<String>,
     images: Vec<ImageReport>,
 }
 
@@ -149,6 +157,7 @@ impl FileReport {
         FileReport {
             made: Made::of(target, layout, &written),
             base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
+            release: making::release_of(draft),
             images: images.collect(),
         }
     }
@@ -161,6 +170,9 @@ impl FileReport {
         output::line!(text, "{}: {images}, {bytes}", self.made.path);
         if let Some(base) = &self.base {
             output::line!(text, "  a delta on {base}");
+        }
+        if let Some(release) = &self.release {
+            output::line!(text, "  of release {release}");
         }
         for image in &self.images {
             let name = image.names.first().unwrap_or(&image.digest);

@@ -142,7 +142,7 @@ impl Export<'_> {
                 .iter()
                 .map(|choice| choice.draft.clone())
                 .collect(),
-            relies_on: None,
+            ..Draft::default()
         };
         draft.leave_out_derived_name();
         let layout = Layout::of(&draft)?;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::{
-    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
+    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Member, Node, Part, PartState, RawName,
+    Release, Reliance,
 };
 use import::select::Choice;
 use import::{Policy, Selection, Verdict, select};
@@ -38,6 +39,8 @@ pub(crate) struct Inspection {
     complete: bool,
     /// Base that a delta needs for its import.
     relies_on: Option<InspectedBase>,
+    /// Release that the bundle belongs to.
+    release: Option<InspectedRelease>,
     /// Result of `--verify`.
     verified: Option<Verification>,
     /// Reasons why it is not complete, and other notes.
@@ -56,6 +59,18 @@ struct InspectedBase {
     blobs: Vec<BlobRef>,
     /// Bytes of all these layers.
     bytes: u64,
+}
+
+/// The release of a bundle.
+#[derive(Debug, Serialize)]
+struct InspectedRelease {
+    name: String,
+    /// Digest of the list of members. `None` if the list is unusable.
+    list: Option<String>,
+    /// The members, sorted by name. Empty if the list is unusable.
+    members: Vec<Member>,
+    /// Reason why the list is unusable.
+    problem: Option<String>,
 }
 
 /// The document for an unreadable file, with the reason.
@@ -136,6 +151,7 @@ impl Inspection {
             size: bundle.identity().size,
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
             relies_on: catalog.relies_on.as_ref().map(InspectedBase::of),
+            release: catalog.release.as_ref().map(InspectedRelease::of),
             verified: None,
             warnings,
             images,
@@ -201,6 +217,9 @@ impl Inspection {
         if let Some(base) = &self.relies_on {
             paragraph(out, "  delta on ", &base.text());
         }
+        if let Some(release) = &self.release {
+            paragraph(out, "  release  ", &release.text());
+        }
         if let Some(verified) = &self.verified {
             write_verification(out, verified);
         }
@@ -226,6 +245,29 @@ impl InspectedBase {
     fn text(&self) -> String {
         let (count, bytes) = (self.blobs.len(), crate::output::bytes(self.bytes));
         format!("{}, which has {count} of its layers ({bytes})", self.base)
+    }
+}
+
+impl InspectedRelease {
+    fn of(release: &Release) -> InspectedRelease {
+        let members = release.members.as_ref();
+        InspectedRelease {
+            name: release.name.clone(),
+            list: members.map(|members| members.digest().to_string()).ok(),
+            members: members.map(|members| members.all().to_vec()).unwrap_or_default(),
+            problem: members.err().cloned(),
+        }
+    }
+
+    fn text(&self) -> String {
+        match &self.problem {
+            None => format!(
+                "{}, with {}",
+                self.name,
+                basics::counted(self.members.len(), "member")
+            ),
+            Some(_) => format!("{}, with an unusable list", self.name),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bundle::Compression;
-use bundle::write::{BlobFeed, DraftImage, Layout, Output, WriteError, Written};
+use bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, Written};
 use serde::Serialize;
 
 use super::{Call, Exit, Refusal, digests};
@@ -273,6 +273,11 @@ impl Made {
             digest: layout.digest().to_string(),
         }
     }
+}
+
+/// Returns the name of the release that a new bundle belongs to.
+pub(super) fn release_of(draft: &Draft) -> Option<String> {
+    draft.release.as_ref().map(|members| members.release().to_owned())
 }
 
 /// The blobs of a new bundle.

@@ -21,7 +21,7 @@ use super::{Call, Exit, Refusal};
 use crate::output::{self, Page, bytes};
 use node::report::{self, BundleReport, FileReport, ImageReport};
 use node::state::ledger;
-use node::status::{ContainerdStatus, DaemonStatus, RecordStatus};
+use node::status::{ContainerdStatus, DaemonStatus, RecordStatus, ReleaseStatus};
 
 /// The document of `airgapd report -o json`.
 #[derive(Debug, Serialize)]
@@ -37,6 +37,9 @@ struct Document {
     folder: String,
     /// The further images folders.
     more_folders: Vec<String>,
+    /// The releases that bundles name. Absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    releases: Vec<ReleaseStatus>,
     bundles: Vec<BundleReport>,
     images: Vec<ImageReport>,
     /// Reasons why parts of the report are missing, one sentence each.
@@ -77,6 +80,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
         version: env!("CARGO_PKG_VERSION"),
         bundles: report::bundles(&seen.status.bundles, &ledger, look),
         images: report::images(&ledger, &settings.exclude, seen.images.as_deref()),
+        releases: seen.status.releases,
         daemon: seen.status.daemon,
         containerd: seen.status.containerd,
         folder: seen.status.folder.path,
@@ -155,6 +159,9 @@ fn text(document: &Document) -> Page {
     for problem in &document.problems {
         output::paragraph(&mut text, "not known   ", problem);
     }
+    for release in &document.releases {
+        release_text(&mut text, release);
+    }
     for bundle in &document.bundles {
         bundle_text(&mut text, bundle, document.daemon.is_some());
     }
@@ -168,6 +175,25 @@ fn text(document: &Document) -> Page {
         }
     }
     text
+}
+
+fn release_text(text: &mut Page, release: &ReleaseStatus) {
+    text.gap();
+    let state = if release.in_place {
+        "in place"
+    } else {
+        "not in place"
+    };
+    output::line!(text, "release {}: {state}", release.name);
+    if let Some(problem) = &release.problem {
+        output::paragraph(text, "  problem   ", problem);
+    }
+    if release.members > 0 {
+        let there = release.members - release.missing;
+        output::line!(text, "  members   {there} of {}", release.members);
+    }
+    let bundles: Vec<String> = release.bundles.iter().map(ToString::to_string).collect();
+    output::paragraph(text, "  bundles   ", &bundles.join(", "));
 }
 
 fn bundle_text(text: &mut Page, bundle: &BundleReport, is_live: bool) {

@@ -26,6 +26,7 @@ use node::decide::desired;
 use node::images::folder::{Depth, Ending, Folder};
 use node::images::keys::TrustedKeys;
 use node::place::Place;
+use node::releases;
 use node::required;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
@@ -318,6 +319,7 @@ fn without_daemon(
         },
         disk: runtime.as_ref().ok().and_then(|runtime| disk(settings, runtime)),
         image_count: status::count_images(ledger, &bundles),
+        releases: releases::releases(ledger, &bundles, releases::Rules::of(settings)),
         bundles,
         ignored: status::ignored(&roster),
         ..Status::default()

@@ -19,7 +19,7 @@ use node::control::{self, StatusReply, Unanswered, Want};
 use node::place;
 use node::settings::Settings;
 use node::state::ledger::{self, Ledger};
-use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
+use node::status::{BundleStatus, IgnoredStatus, ReleaseStatus, RequiredStatus, State, Status};
 use node::verdict::{Reason, Subject, Verdict};
 
 /// The pause after an answer with news, and after an answer without news.
@@ -32,8 +32,8 @@ struct Document {
     outcome: Outcome,
     /// Reason why it is not `converged`, in one line.
     error: Option<String>,
-    /// The line about a digest that no bundle had in place at the end of the time. It is a part of
-    /// `error`.
+    /// The line about a digest or a release that was not in place at the end of the time. It is a
+    /// part of `error`.
     #[serde(skip)]
     absent: Option<String>,
     /// Verdict on the awaited bundles, with the obstacles to their import.
@@ -44,6 +44,9 @@ struct Document {
     ignored: Vec<IgnoredStatus>,
     /// With `--required`, the images that the configuration requires.
     required: Option<RequiredStatus>,
+    /// With `--release`, the awaited releases that a bundle names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    releases: Vec<ReleaseStatus>,
     waited_ms: u64,
 }
 
@@ -89,9 +92,16 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
                 0 => String::new(),
                 count => format!(", {} nothing for this node", has(count)),
             };
-            let in_place = match of(|state| state != State::Skipped) {
-                0 => "no bundle".to_owned(),
-                count => counted(count, "bundle"),
+            let releases: Vec<&str> = document
+                .releases
+                .iter()
+                .map(|release| release.name.as_str())
+                .collect();
+            let in_place = match (of(|state| state != State::Skipped), releases.is_empty()) {
+                (0, true) => "no bundle".to_owned(),
+                (0, false) => format!("release {}", releases.join(", ")),
+                (count, true) => counted(count, "bundle"),
+                (count, false) => format!("{}, release {}", counted(count, "bundle"), releases.join(", ")),
             };
             output::line!(page, "{in_place} in place{skipped}{ignored}{required}");
             output::text(&page)?;
@@ -184,12 +194,13 @@ struct Waiting {
     tag: Option<String>,
     outcome: Option<Outcome>,
     error: Option<String>,
-    /// The line about a digest that no bundle has in place.
+    /// The line about a digest or a release that is not in place.
     absent: Option<String>,
     verdict: Verdict,
     bundles: Vec<BundleStatus>,
     ignored: Vec<IgnoredStatus>,
     required: Option<RequiredStatus>,
+    releases: Vec<ReleaseStatus>,
 }
 
 impl Waiting {
@@ -209,6 +220,7 @@ impl Waiting {
             bundles: Vec::new(),
             ignored: Vec::new(),
             required: None,
+            releases: Vec::new(),
         }
     }
 
@@ -240,9 +252,15 @@ impl Waiting {
             Err(ambiguous) => return (Some(Outcome::Failed), Some(ambiguous)),
         };
         self.ignored.clone_from(&status.ignored);
-        let content = match args.digests.as_slice() {
-            [] => None,
-            digests => Some(Content::of(&status, &self.ledger(), &typed, digests)),
+        self.releases = named(&status, &args.releases).cloned().collect();
+        let content = match (args.digests.as_slice(), args.releases.as_slice()) {
+            ([], []) => None,
+            // A release needs no ledger.
+            ([], releases) => Some(Content::default().with_releases(&status, &typed, releases)),
+            (digests, releases) => {
+                let content = Content::of(&status, &self.ledger(), &typed, digests);
+                Some(content.with_releases(&status, &typed, releases))
+            }
         };
         let names: &[String] = content.as_ref().map_or(&typed, |content| &content.waited_for);
         self.absent = content.as_ref().and_then(|content| content.absent.clone());
@@ -288,6 +306,7 @@ impl Waiting {
             bundles: self.bundles,
             ignored: self.ignored,
             required: self.required,
+            releases: self.releases,
             waited_ms: basics::milliseconds(waited),
         }
     }
@@ -324,11 +343,20 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
-/// The result of `--digest`: the awaited bundles, and a digest that no bundle has in place.
+/// Returns the releases of these names that a bundle names.
+fn named<'s>(status: &'s Status, names: &'s [String]) -> impl Iterator<Item = &'s ReleaseStatus> {
+    let releases = status.releases.iter();
+    releases.filter(|release| names.contains(&release.name))
+}
+
+/// The result of `--digest` and `--release`: the awaited bundles, and a digest or a release that is
+/// not in place.
+#[derive(Default)]
 struct Content {
     /// Named bundles, and whole bundles with one of the digests.
     waited_for: Vec<String>,
-    /// Message about the first digest that no bundle has in place, as an image or as its content.
+    /// Message about the first digest that no bundle has in place, as an image or as its content,
+    /// or about the first release that is not in place.
     absent: Option<String>,
 }
 
@@ -362,6 +390,30 @@ impl Content {
         Content {
             waited_for: waited_for.into_iter().collect(),
             absent,
+        }
+    }
+
+    /// Adds the releases. Their bundles are not waited for, since another part of such a bundle may
+    /// have failed. Named bundles are.
+    fn with_releases(mut self, status: &Status, names: &[String], releases: &[String]) -> Content {
+        for name in releases {
+            let absent = match status.releases.iter().find(|release| release.name == *name) {
+                Some(release) if release.in_place => continue,
+                Some(release) => {
+                    let why = release.problem.as_deref().unwrap_or("its state is not known");
+                    format!("release {name} is not in place: {why}")
+                }
+                None => {
+                    let folders = status.folder_paths().join(" and ");
+                    format!("no imported bundle in {folders} names the release {name}")
+                }
+            };
+            self.absent.get_or_insert(absent);
+        }
+        let known: BTreeSet<String> = self.waited_for.into_iter().chain(names.iter().cloned()).collect();
+        Content {
+            waited_for: known.into_iter().collect(),
+            ..self
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::{Behind, Platform};
 
-use crate::{Compression, Ending, Receipt, Reliance, Warning};
+use crate::{Compression, Ending, Receipt, Release, Reliance, Warning};
 
 /// The result of [`Bundle::open`](crate::Bundle::open).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub struct Catalog {
     /// from it.
     ///
     /// So the digest pins every name, and by their digests every document and layer behind the
-    /// names. `relies_on` is pinned too, by an annotation of `index.json`. The digest does not pin
+    /// names. `relies_on` and
+    /// `release` are pinned too, by annotations of `index.json`. The digest does not pin
     /// which blobs are present, the ending, the compression, or warnings about the archive. These
     /// decide if an image is whole, and never what it is. Damage can therefore prevent an import,
     /// and cannot change its result.
@@ -40,6 +41,8 @@ pub struct Catalog {
     /// Blobs that a delta bundle lacks because its destination has them. `None` if the bundle is
     /// not a delta.
     pub relies_on: Option<Reliance>,
+    /// The release that the bundle belongs to. `None` if it belongs to none.
+    pub release: Option<Release>,
     /// Remarks for the operator that do not stop an import.
     pub warnings: Vec<Warning>,
     /// The way in which the archive ends.

@@ -13,6 +13,7 @@ use super::documents::{self, Annotated, Index, LayoutFile, RawList};
 use super::hybrid::compare_sides;
 use super::layout::{Layout, blob_name};
 use super::reader::{Blobs as _, Places, Reader};
+use super::release::{self, Release};
 use super::reliance::{self, Reliance};
 use crate::archive::{
     Archive, ArchiveFile, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed,
@@ -123,7 +124,7 @@ fn is_known(catalog: &Catalog) -> bool {
     let is_unusable = |warning: &Warning| {
         matches!(
             warning,
-            Warning::RelianceUnusable { .. } | Warning::IndexUnusable(_)
+            Warning::RelianceUnusable { .. } | Warning::ReleaseUnusable { .. } | Warning::IndexUnusable(_)
         )
     };
     let relied_on = catalog.relies_on.iter().flat_map(|reliance| &reliance.blobs);
@@ -225,6 +226,7 @@ fn draw_once(
         digest: found.digest,
         images: found.images,
         relies_on: found.relies_on,
+        release: found.release,
         warnings,
         ending: archive.ending.clone(),
     };
@@ -270,6 +272,7 @@ pub(super) struct Images {
     pub(super) digest: Digest,
     pub(super) images: Vec<Image>,
     relies_on: Option<Reliance>,
+    release: Option<Release>,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -455,6 +458,7 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
         digest: digest::sha256(document),
         images: images?,
         relies_on: None,
+        release: None,
         warnings: Vec::new(),
     };
     match reliance(reader, document)? {
@@ -470,6 +474,7 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
         }
         Some(Err(reason)) => images.warnings.push(Warning::RelianceUnusable { reason }),
     }
+    read_release(reader, document, &mut images)?;
     if let Some(docker) = docker {
         compare_sides(reader, &mut images, document, docker)?;
     }
@@ -497,6 +502,7 @@ fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault
         digest,
         images,
         relies_on: None,
+        release: None,
         warnings: Vec::new(),
     })
 }
@@ -526,6 +532,55 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         reader.hold(reliance.held_bytes())?;
     }
     Ok(Some(reliance))
+}
+
+/// Reads the release that a bundle names, and holds its list against the images of the bundle.
+fn read_release(reader: &mut Reader<'_>, index: &[u8], images: &mut Images) -> Result<(), Fault> {
+    let Ok(Annotated { annotations }) = documents::parse(index) else {
+        return Ok(());
+    };
+    let (name, list) = match release::pointer(&annotations) {
+        None => return Ok(()),
+        Some(Ok(pointer)) => (Some(pointer.name), pointer.list),
+        Some(Err(reason)) => (None, Err(reason)),
+    };
+    let members = match (&name, list) {
+        (Some(name), Ok(digest)) => list_of_release(reader, name, &digest)?,
+        (_, Err(reason)) => Err(reason),
+        (None, Ok(_)) => unreachable!("a list without a name is an error"),
+    };
+    let members = members.and_then(|members| match members.contradiction(&images.images) {
+        None => Ok(Arc::new(members)),
+        Some(contradiction) => Err(contradiction),
+    });
+    if let Err(reason) = &members {
+        images.warnings.push(Warning::ReleaseUnusable {
+            release: name.clone(),
+            reason: reason.clone(),
+        });
+    }
+    images.release = name.map(|name| Release { name, members });
+    Ok(())
+}
+
+fn list_of_release(
+    reader: &mut Reader<'_>,
+    name: &str,
+    digest: &Digest,
+) -> Result<Result<release::Members, String>, Fault> {
+    let place = match reader.archive.find(&blob_name(digest)) {
+        Found::File(place) => place,
+        Found::Nothing => return Ok(Err(format!("its list {digest} is not in the bundle"))),
+        Found::Unusable(reason) => return Ok(Err(format!("its list {digest} is {reason}"))),
+    };
+    let document = reader.document(&place, digest)?;
+    let members = document
+        .map_err(|flaw| flaw.to_string())
+        .and_then(|bytes| release::parse(&bytes, name));
+    if let Ok(members) = &members {
+        reader.hold(members.held_bytes())?;
+    }
+    Ok(members)
 }
 
 /// Returns the elements of `manifest.json`. As in containerd, bytes after the first JSON value do

@@ -1,12 +1,15 @@
 //! The intended content of a bundle, before its archive is laid out.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
 use crate::image::documents;
-use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Receipt, Reliance};
+use crate::{
+    BlobRef, Content, Image, Kind, Manifest, Members, Node, Part, PartState, Receipt, Release, Reliance,
+};
 
 /// The intended content of a bundle. The order of images and names does not matter, because they
 /// are sorted.
@@ -18,6 +21,9 @@ pub struct Draft {
     /// [`Draft::leave_out`]. The bundle lists them. They are never requested, although images refer
     /// to them.
     pub relies_on: Option<Reliance>,
+    /// The members of the release that the bundle belongs to. Each name of an image must be among
+    /// them.
+    pub release: Option<Arc<Members>>,
 }
 
 impl Draft {
@@ -52,6 +58,16 @@ impl Draft {
             receipt: Some(receipt.clone()),
             ..Reliance::new(receipt.bundle, self.only_layers())
         });
+    }
+
+    /// Keeps the release of another bundle with these images. Returns false, and keeps no release,
+    /// if its list is unusable or an image of the draft is no member.
+    pub fn stay_in(&mut self, release: &Release) -> bool {
+        let members = release.members.as_ref().ok();
+        self.release = members
+            .filter(|members| self.images.iter().all(|image| image.stranger(members).is_none()))
+            .map(Arc::clone);
+        self.release.is_some()
     }
 
     /// Removes the name by digest of the only image, if its other name is a tag of the same
@@ -201,6 +217,12 @@ impl DraftImage {
         let mut found = Vec::new();
         whole_images(root, &own, &mut found);
         self.images = found;
+    }
+
+    /// Returns a name of the image that a release does not have for its target.
+    pub(super) fn stranger(&self, members: &Members) -> Option<&String> {
+        let is_member = |name: &String| members.get(name) == Some(self.target.digest());
+        self.names.iter().find(|name| !is_member(name))
     }
 
     /// Returns its blobs, documents first.

@@ -8,8 +8,8 @@ use platforms::Platform;
 use serde::Serialize;
 
 use super::{Draft, DraftImage, WholeImage, WriteError, entry};
-use crate::BlobRef;
 use crate::image::{blob_name, reliance};
+use crate::{BlobRef, Members};
 
 /// Annotation with the name of an image, for containerd and the programs that are built on it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -68,7 +68,7 @@ impl Layout {
     /// # Errors
     ///
     /// Returns [`WriteError::Draft`] for a draft without images, a blob with two sizes, or an image
-    /// without its own target. Also if the images, or the names of an image, exceed what readers
+    /// without its own target or outside the draft's release. Also if the images, or the names of an image, exceed what readers
     /// accept.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         match draft.images.is_empty() {
@@ -110,20 +110,27 @@ impl Layout {
         for blob in images.iter().flat_map(|image| &image.layers) {
             order.add(blob)?;
         }
-        let reliance = draft.relies_on.as_ref();
-        let document = reliance.map(reliance::document);
-        let annotations = reliance.zip(document.as_deref());
-        let index = index(
-            &images,
-            annotations.map(|(reliance, document)| reliance::annotations(reliance, document)),
-        );
+        let mut annotations = BTreeMap::new();
+        let mut lists: Vec<Vec<u8>> = Vec::new();
+        if let Some(reliance) = &draft.relies_on {
+            let document = reliance::document(reliance);
+            annotations.extend(reliance::annotations(reliance, &document));
+            lists.push(document);
+        }
+        if let Some(members) = &draft.release {
+            check_members(members, &images)?;
+            annotations.extend(members.annotations());
+            lists.push(members.document());
+        }
+        let index = index(&images, annotations);
         let digest = digest::sha256(&index);
         let mut own = vec![
             ("oci-layout".to_owned(), LAYOUT_FILE.to_vec()),
             ("index.json".to_owned(), index),
         ];
         own.extend(docker.map(|document| ("manifest.json".to_owned(), document)));
-        own.extend(document.map(|document| (blob_name(&digest::sha256(&document)), document)));
+        let name = |document: Vec<u8>| (blob_name(&digest::sha256(&document)), document);
+        own.extend(lists.into_iter().map(name));
         Ok(Self {
             own,
             blobs: order.blobs,
@@ -195,6 +202,20 @@ fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
     }
 }
 
+/// Checks that a release has the images, since readers take other images for a contradiction.
+fn check_members(members: &Members, images: &[&DraftImage]) -> Result<(), WriteError> {
+    for image in images {
+        if let Some(name) = image.stranger(members) {
+            return Err(WriteError::Draft(format!(
+                "{name} with {} is not a member of release {}",
+                image.target.digest(),
+                members.release()
+            )));
+        }
+    }
+    Ok(())
+}
+
 struct Order<'a> {
     relied_on: HashSet<&'a Digest>,
     sizes: HashMap<&'a Digest, u64>,
@@ -219,7 +240,7 @@ impl<'a> Order<'a> {
     }
 }
 
-fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, String>>) -> Vec<u8> {
+fn index(images: &[&DraftImage], annotations: BTreeMap<&'static str, String>) -> Vec<u8> {
     let mut names: Vec<(Option<&str>, &DraftImage)> = Vec::new();
     for image in images {
         if image.names.is_empty() {
@@ -235,7 +256,7 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
         schema_version: 2,
         media_type: "application/vnd.oci.image.index.v1+json",
         manifests: names.iter().map(|(name, image)| entry_of(*name, image)).collect(),
-        annotations: annotations.unwrap_or_default(),
+        annotations,
     };
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }

@@ -18,6 +18,7 @@ use crate::decide::Event;
 use crate::decide::listing::FolderState;
 use crate::features::FeatureFile;
 use crate::metrics;
+use crate::releases;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, Live, Status};
@@ -397,6 +398,11 @@ impl View<'_> {
             metrics_address_problem: asked.unserved.as_ref().map(|unserved| unserved.problem.clone()),
             disk: self.state.room.status(self.state.settings.min_free),
             image_count: status::count_images(&self.state.ledger, &bundles),
+            releases: releases::releases(
+                &self.state.ledger,
+                &bundles,
+                releases::Rules::of(&self.state.settings),
+            ),
             required: self.state.required_status(),
             unpack: self.state.unpack_status(),
             bundles,

@@ -181,6 +181,7 @@ impl State {
         if !is_changed {
             return;
         }
+        self.ledger.forget_skipped();
         let text = "the node's platform, the configuration or its defaults changed: the daemon checks every bundle again";
         turn.say(Line::info(text));
         let is_settled = |phase| {

@@ -430,6 +430,7 @@ mod tests {
             sent_bytes: 0,
             signers: Vec::new(),
             withheld: Vec::new(),
+            release: ledger::Carried::default(),
         };
         let closure = (digest(target), vec![digest(target), digest('f')]);
         ledger.record_import(OsStr::new(file), import::Outcome::Imported, imported, [closure]);

@@ -535,6 +535,8 @@ impl World {
             is_bundles_fault: false,
             stopped: None,
             forecast: None,
+            release: None,
+            skipped: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 
-use bundle::Identity;
+use bundle::{Identity, Release};
 use import::Outcome;
 use import::result::ImageOutcome;
 use import::space::{Forecast, Shortage};
@@ -19,7 +19,7 @@ use crate::images::sidecar;
 use crate::outcome::Outcome as Said;
 use crate::state::State;
 use crate::state::ledger::{
-    self, Crash, Crashes, ErrorClass, ImageEntry, Imported, LastError, RefusedBy, StandsFor,
+    self, Carried, Crash, Crashes, Entry, ErrorClass, ImageEntry, Imported, LastError, RefusedBy, StandsFor,
 };
 use crate::state::roster::{Lack, Phase};
 
@@ -115,6 +115,10 @@ pub(crate) struct Landed {
     pub(crate) stopped: Option<Stop>,
     /// Forecast for containerd's disk. `None` if nothing was missing, or the disk is invisible.
     pub(crate) forecast: Option<Forecast>,
+    /// The release that the bundle carries.
+    pub(crate) release: Option<Release>,
+    /// The members of that release of which the bundle has nothing for this node.
+    pub(crate) skipped: Vec<ImageEntry>,
 }
 
 /// One image of an import.
@@ -396,6 +400,7 @@ impl State {
         let images = landed.images.iter().filter(is_wanted).map(entry);
         let is_withheld = |image: &&LandedImage| job.withheld.contains(&image.name);
         let withheld = landed.images.iter().filter(is_withheld).map(entry);
+        let carried = self.carry(&job.name, landed);
         let imported = Imported {
             identity: match job.version.is_layout {
                 // A folder has no other identity than that of its listing.
@@ -410,6 +415,7 @@ impl State {
             sent_bytes: landed.sent_bytes,
             signers: job.signers.clone(),
             withheld: withheld.collect(),
+            release: carried,
         };
         if let Some(keys) = self.keys.as_mut().filter(|_| !imported.signers.is_empty()) {
             keys.withdrawn.remove(&job.name);
@@ -420,6 +426,47 @@ impl State {
             .record_import(&job.name, landed.outcome, imported, closures);
         self.unsaved = true;
         self.queue_owners(&freed);
+        self.queue_unread(&job.name);
+    }
+
+    /// Keeps the release of a bundle. A receipt lacks the images that are not for this node, so it
+    /// keeps the word of its bundle on them.
+    fn carry(&mut self, name: &OsStr, landed: &Landed) -> Carried {
+        let mut skipped = landed.skipped.clone();
+        let list = landed
+            .release
+            .as_ref()
+            .and_then(|release| release.members.as_ref().ok());
+        let entry = self.ledger.get(name);
+        let bundle = entry.and_then(|entry| {
+            let of = entry.stands_for.as_ref().filter(|of| !of.by_hand)?;
+            self.ledger.get(OsStr::new(&of.bundle))
+        });
+        if let (Some(list), Some(_)) = (list, entry.and_then(|entry| entry.stands_for.as_ref())) {
+            let before = [entry, bundle].into_iter().flatten().filter_map(Entry::release);
+            let same = before.filter(|release| release.list.as_ref() == Ok(list.digest()));
+            for image in same.flat_map(|release| &release.skipped) {
+                if !skipped.contains(image) {
+                    skipped.push(image.clone());
+                }
+            }
+        }
+        self.ledger.carry(landed.release.as_ref(), skipped)
+    }
+
+    /// Queues the bundles that a version without releases imported, and that have a member of the
+    /// release of this bundle.
+    fn queue_unread(&mut self, name: &OsStr) {
+        let release = self.ledger.get(name).and_then(Entry::release);
+        let Some(Ok(list)) = release.map(|release| &release.list) else {
+            return;
+        };
+        let unread = self.ledger.unread_bundles_of(list).into_iter();
+        for file in unread.map(|entry| entry.file.clone()).collect::<Vec<_>>() {
+            if matches!(self.roster.phase(&file), Some(Phase::Done | Phase::Known)) {
+                self.roster.queue(&file);
+            }
+        }
     }
 
     /// Returns the names that a bundle had and no longer has. A name that it wants but could not
@@ -487,6 +534,8 @@ impl State {
             sent_bytes: 0,
             signers: Vec::new(),
             withheld: Vec::new(),
+            // A list of images to pull belongs to none.
+            release: Carried::Nothing,
         };
         self.note_reworded(name, &imported);
         self.ledger.record_import(name, outcome, imported, closures);

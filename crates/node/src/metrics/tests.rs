@@ -90,6 +90,32 @@ fn a_node_has_no_more_than_200_series_with_a_thousand_bundles() {
 }
 
 #[test]
+fn of_many_releases_those_that_are_not_in_place_are_named() {
+    let release = |number: usize| ReleaseStatus {
+        name: format!("r{number}"),
+        in_place: number != 70,
+        ..ReleaseStatus::default()
+    };
+    let status = Status {
+        releases: (0..80).map(release).collect(),
+        ..Status::default()
+    };
+    let text = Metrics::new().text(&status);
+    let named = samples(&text, "airgapd_release_in_place");
+    assert_eq!(named.len(), 50);
+    assert!(
+        named.contains(&r#"airgapd_release_in_place{release="r70"} 0"#),
+        "{named:?}"
+    );
+    assert_eq!(
+        samples(&text, "airgapd_releases_not_shown"),
+        ["airgapd_releases_not_shown 30"]
+    );
+    let without = Metrics::new().text(&Status::default());
+    assert!(!without.contains("release"), "{without}");
+}
+
+#[test]
 fn the_newest_of_those_in_place_and_the_worst_of_the_others_are_named() {
     let status = thousand(|number| match number {
         0..500 => State::Done,

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::carried::Carried;
 use super::suspects::Crashes;
 
 /// `<id>` in the labels on image records: the first 16 hex digits of the sha256 of a bundle's file
@@ -316,6 +317,9 @@ pub(crate) struct Imported {
     /// know the key read the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) withheld: Vec<ImageEntry>,
+    /// The release that the bundle carries. Versions that do not know the key read the rest.
+    #[serde(default, skip_serializing_if = "Carried::is_unknown")]
+    pub(crate) release: Carried,
 }
 
 /// A key that admitted a bundle.

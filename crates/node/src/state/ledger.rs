@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use super::entry::{Entry, ErrorClass, LastTry, RefusedBy, SignerEntry, label_name, signers};
 pub use super::store::{LockError, read, read_or_empty};
 
+use super::carried::Lists;
+pub(crate) use super::carried::{Carried, CarriedRelease};
 pub(crate) use super::crash::boot_id;
 pub(crate) use super::entry::{BundleId, ImageEntry, Imported, LastError, StandsFor};
 pub(crate) use super::store::{Saved, Store};
@@ -51,6 +53,10 @@ pub struct Ledger {
     /// entry, no matter how many names and bundles share it.
     #[serde(default, with = "closures")]
     closures: BTreeMap<String, Vec<Digest>>,
+    /// The lists of members of the releases that bundles carry. Versions that do not know the key
+    /// read the rest.
+    #[serde(default, skip_serializing_if = "Lists::is_empty")]
+    pub(super) lists: Lists,
 }
 
 /// The circumstances in which a ledger was written. If one differs, the daemon checks the ledger's
@@ -90,6 +96,7 @@ impl Default for Ledger {
             more_bundles: BTreeMap::new(),
             more_dirs: Vec::new(),
             closures: BTreeMap::new(),
+            lists: Lists::default(),
         }
     }
 }
@@ -332,6 +339,7 @@ impl Ledger {
         };
         self.put(entry);
         self.drop_unused_closures();
+        self.drop_unused_lists();
     }
 
     /// Records an error beside the last outcome: why a try failed, or why a partial one is not
@@ -385,6 +393,7 @@ impl Ledger {
     pub(crate) fn forget(&mut self, file: &OsStr) -> Option<Entry> {
         let entry = self.shelf(file).remove(&BundleId::of(file))?;
         self.drop_unused_closures();
+        self.drop_unused_lists();
         Some(entry)
     }
 
@@ -536,6 +545,7 @@ pub(super) mod tests {
             sent_bytes: 34,
             signers: Vec::new(),
             withheld: Vec::new(),
+            release: Carried::default(),
         }
     }
 

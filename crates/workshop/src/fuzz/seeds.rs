@@ -328,6 +328,8 @@ fn documents() -> Vec<(&'static str, Vec<u8>)> {
     let repeated = |text: &str, times: char| format!("\u{1}{times}{text}\u{2}");
     let reliance = r#"{"version":1,"base":"base.tar","blobs":[{"digest":"sha256:bb","size":1}]}"#;
     let delta = r#"{"schemaVersion":2,"manifests":[],"annotations":{"io.airgapd.delta.relies-on":"$a","io.airgapd.delta.base":"base.tar"}}"#;
+    let members = r#"{"version":1,"release":"r1","members":[{"name":"a","digest":"sha256:bb"}]}"#;
+    let release = r#"{"schemaVersion":2,"manifests":[],"annotations":{"io.airgapd.release":"r1","io.airgapd.release.members":"$a"}}"#;
     let names = |names: &str| format!(r#"[{{"Config":"blobs/$a","RepoTags":[{names}],"Layers":[]}}]"#);
     let (a, b) = (entry('a', "index"), entry('b', "index"));
     vec![
@@ -374,6 +376,7 @@ fn documents() -> Vec<(&'static str, Vec<u8>)> {
             graph(1, &[config, &names(&repeated("\"r.test/a:%\"", 'd'))]),
         ),
         ("delta", graph(3, &[reliance, delta])),
+        ("release", graph(3, &[members, release])),
     ]
 }
 

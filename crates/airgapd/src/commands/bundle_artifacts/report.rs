@@ -21,6 +21,8 @@ pub(super) struct Report {
     compression: &'static str,
     /// Name of the base that a delta relies on.
     base: Option<String>,
+    /// Name of the release that the bundle is.
+    release: Option<String>,
     images: Vec<ImageReport>,
     blobs: BlobReport,
     duration_ms: u64,
@@ -67,6 +69,7 @@ impl Report {
             made: Made::of(job.target, job.layout, &written),
             compression: compression(job.args.compress).as_str(),
             base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
+            release: making::release_of(draft),
             images: job.images.iter().map(told).collect(),
             blobs: BlobReport {
                 left_out_bytes: total - of.written_bytes,
@@ -119,6 +122,9 @@ impl Render for Report {
                 "a delta on {base}, without {} ({bytes})",
                 basics::counted(blobs.left_out, "layer")
             );
+        }
+        if let Some(release) = &self.release {
+            output::line!(text, "release {release}");
         }
         text
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::write::{Draft, DraftImage};
-use bundle::{Bundle, Catalog, Image, Reliance};
+use bundle::{Bundle, Catalog, Image, Release, Reliance};
 use import::names::DigestReferences;
 use import::{Judgement, Naming};
 use oci_spec::image::Digest;
@@ -45,6 +45,8 @@ pub(super) struct Sources {
     pub(super) items: Vec<Item>,
     /// Base that deltas rely on and that is not among the bundles.
     relies_on: Option<Reliance>,
+    /// The release that all bundles carry with one list.
+    release: Option<Release>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -67,6 +69,7 @@ impl Sources {
         };
         let mut sources = Sources {
             relies_on: relies_on(&bundles),
+            release: release_of_all(&bundles),
             bundles: bundles.into(),
             items: Vec::new(),
             warnings: Vec::new(),
@@ -146,7 +149,31 @@ impl Sources {
                 .collect();
             (!blobs.is_empty()).then(|| Reliance::new(reliance.base.clone(), blobs))
         });
-        Draft { images, relies_on }
+        let mut draft = Draft {
+            images,
+            relies_on,
+            release: None,
+        };
+        if let Some(release) = &self.release {
+            draft.stay_in(release);
+        }
+        draft
+    }
+
+    /// Warns if the bundles name releases, and a bundle that was made of all of them names none.
+    pub(super) fn note_release(&mut self, draft: &Draft) {
+        let releases = self
+            .bundles
+            .iter()
+            .filter_map(|bundle| bundle.catalog().release.as_ref());
+        let names: BTreeSet<&str> = releases.map(|release| release.name.as_str()).collect();
+        if draft.release.is_none() && !names.is_empty() {
+            let names: Vec<&str> = names.into_iter().collect();
+            self.warnings.push(format!(
+                "the result belongs to no release, since it is not made of images of one list: {}",
+                names.join(", ")
+            ));
+        }
     }
 
     /// Returns the images by name. Of two images with one name, the later counts. Names by digest
@@ -188,6 +215,13 @@ fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
     let mut bases: Vec<&str> = deltas().map(|reliance| reliance.base.as_str()).collect();
     bases.dedup();
     (!missing.is_empty()).then(|| Reliance::new(bases.join(", "), missing))
+}
+
+/// Returns the release of bundles that all carry the same list.
+fn release_of_all(bundles: &[Bundle]) -> Option<Release> {
+    let mut releases = bundles.iter().map(|bundle| bundle.catalog().release.as_ref());
+    let first = releases.next()??;
+    releases.all(|other| other == Some(first)).then(|| first.clone())
 }
 
 /// Returns the images of a bundle, one for each target, and warnings about names that were not

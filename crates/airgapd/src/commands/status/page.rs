@@ -11,8 +11,8 @@ use basics::counted;
 use node::progress::{self, Doing};
 use node::state::ledger::ErrorClass;
 use node::status::{
-    BundleStatus, DiskUse, IgnoredStatus, ImageCount, ImageStatus, RequiredStatus, State, Status,
-    UnpackStatus, savings,
+    BundleStatus, DiskUse, IgnoredStatus, ImageCount, ImageStatus, ReleaseStatus, RequiredStatus, State,
+    Status, UnpackStatus, savings,
 };
 use node::verdict::{Health, Reason, Verdict};
 
@@ -84,6 +84,7 @@ pub(super) fn text(document: &Document, view: &View) -> Page {
     };
     let rows: Vec<Row> = bundles.iter().map(row).collect();
     let mut bottom = Page::new();
+    releases_text(&mut bottom, &status.releases);
     ignored_text(&mut bottom, &status.ignored);
     match document.is_daemons_word {
         true => {
@@ -182,6 +183,39 @@ fn verdict_text<'v>(text: &mut Page, verdict: &'v Verdict) -> Vec<&'v Reason> {
         more => output::line!(text, "            and {more} more"),
     }
     told
+}
+
+/// Most releases on the page.
+const MOST_RELEASES: usize = 10;
+
+/// Writes the releases. Those that are not in place come first.
+fn releases_text(text: &mut Page, releases: &[ReleaseStatus]) {
+    if releases.is_empty() {
+        return;
+    }
+    text.gap();
+    output::line!(text, "{:<14} {:>9}  RELEASE", "STATE", "MEMBERS");
+    let mut sorted: Vec<&ReleaseStatus> = releases.iter().collect();
+    sorted.sort_by_key(|release| release.in_place);
+    for release in sorted.iter().take(MOST_RELEASES) {
+        let state = if release.in_place {
+            "in place"
+        } else {
+            "not in place"
+        };
+        let members = match release.members {
+            0 => "-".to_owned(),
+            all => format!("{} of {all}", all - release.missing),
+        };
+        output::line!(text, "{state:<14} {members:>9}  {}", release.name);
+        if let Some(problem) = &release.problem {
+            output::paragraph(text, "    ", problem);
+        }
+    }
+    match releases.len().saturating_sub(MOST_RELEASES) {
+        0 => {}
+        more => output::line!(text, "and {more} more"),
+    }
 }
 
 fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {

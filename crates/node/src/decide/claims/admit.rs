@@ -406,6 +406,7 @@ pub(super) fn record(world: &mut World, name: &str, target: Digest, signers: Vec
         sent_bytes: 1,
         signers,
         withheld: Vec::new(),
+        release: ledger::Carried::default(),
     };
     let outcome = import::Outcome::Imported;
     let ledger = &mut world.state.ledger;

@@ -50,6 +50,8 @@ fn landed(world: &World, name: &str, outcome: import::Outcome) -> Landed {
         is_bundles_fault: false,
         stopped: None,
         forecast: None,
+        release: None,
+        skipped: Vec::new(),
     }
 }
 

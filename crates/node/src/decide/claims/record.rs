@@ -86,6 +86,8 @@ fn landed(world: &World, outcome: import::Outcome) -> Landed {
         is_bundles_fault: true,
         stopped: None,
         forecast: None,
+        release: None,
+        skipped: Vec::new(),
     }
 }
 

@@ -265,6 +265,7 @@ mod tests {
             sent_bytes: 1,
             signers: Vec::new(),
             withheld: Vec::new(),
+            release: crate::state::ledger::Carried::default(),
         };
         let outcome = crate::state::ledger::Outcome::Imported;
         ledger.record_import("README.md".as_ref(), outcome, imported, []);
