@@ -143,9 +143,16 @@ fn the_role_brings_two_nodes_into_a_state_and_a_second_run_changes_nothing() {
     on_two_nodes(|owns, stages, control| {
         let name = format!("registry.test/app-{}:1", unique());
         let bundle = control.bundle("shop-1.tar", &name);
+        let made = program()
+            .args(["bundle", "release", "shop-1", &bundle, "-o"])
+            .arg(control.at("release"))
+            .output();
+        assert!(made.expect("the program runs").status.success());
+        let bundle = text(&control.at("release/shop-1.tar"));
         fs::write(control.at("images.txt"), format!("{name}\n")).unwrap();
         let variables = json!({
             "airgapd_bundles": [bundle],
+            "airgapd_release": "shop-1",
             "airgapd_required_images": text(&control.at("images.txt")),
             "airgapd_config": {"distribution": "auto", "afterImport": "receipt"},
         });

@@ -272,7 +272,7 @@ fn usual() -> Options {
 }
 
 /// Runs the `prepare` container of the plan with these arguments, as the controller's job would.
-fn prepare(own: &Own, node: &Node, image: &str, arguments: &[&str]) -> Output {
+fn prepare(own: &Own, node: &Node, image: &str, arguments: &[String]) -> Output {
     let container = plan().spec.prepare;
     let context = container.security_context.expect("the container is restricted");
     assert_eq!(context.run_as_user, Some(0));
@@ -323,7 +323,7 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
 ];
 
 /// The container has no configuration and no state of airgapd. It has the control socket only.
-fn a_prepare_container_asks_the_daemon_of_its_node_for_the_content(own: &mut Own) {
+fn a_prepare_container_asks_the_daemon_of_its_node_for_the_release(own: &mut Own) {
     let node = Node::on(&own.target);
     let (architecture, level) = native()["linux/".len()..]
         .split_once('/')
@@ -335,33 +335,29 @@ fn a_prepare_container_asks_the_daemon_of_its_node_for_the_content(own: &mut Own
     };
     let bundle = node.path("airgapd-image.tar");
     let image = own_image::write(&bundle, "1.2.3", &[variant]).expect("the bundle is written");
+    let version = plan().spec.version;
+    let out = node.path("release");
+    let made = ["bundle", "release", &version, &text(&bundle), "-o", &text(&out)];
+    node.airgapd(made).exits(0);
     let daemon = node.start();
-    node.drop_in(&bundle);
-    node.airgapd(["wait", "--bundle", "airgapd-image.tar"]).exits(0);
-    let inspected = node
-        .airgapd(["inspect", "-o", "json", &text(&bundle)])
-        .exits(0)
-        .json();
-    let digest = inspected["digest"].as_str().expect("a digest").to_owned();
-    let absent = format!("sha256:{}", "0".repeat(64));
+    node.drop_in(&out.join("airgapd-image.tar"));
+    node.airgapd(["wait", "--release", &version]).exits(0);
 
-    let ask = |digest: &str| {
-        prepare(
-            own,
-            &node,
-            &image,
-            &["wait", "--digest", digest, "--timeout", "1s"],
-        )
+    let ask = |release: &str| {
+        // A test should not wait half an hour.
+        let word = |word: &String| word.replace("30m", "1s").replace(&version, release);
+        let arguments: Vec<_> = plan().spec.prepare.args.iter().map(word).collect();
+        prepare(own, &node, &image, &arguments)
     };
-    let there = ask(&digest);
+    let there = ask(&version);
     assert!(there.status.success(), "{there:?}");
-    let missing = ask(&absent);
+    let missing = ask("v9.9.9");
     assert_eq!(missing.status.code(), Some(6), "{missing:?}");
     let said = String::from_utf8_lossy(&[missing.stdout, missing.stderr].concat()).into_owned();
-    assert!(said.contains(&absent), "{said}");
+    assert!(said.contains("v9.9.9"), "{said}");
     daemon.stop();
     assert_eq!(
-        ask(&digest).status.code(),
+        ask(&version).status.code(),
         Some(7),
         "without a daemon the node stays as it is"
     );
@@ -422,7 +418,7 @@ fn the_check_of_the_boot_asks_for_the_required_images_only(own: &mut Own) {
 
 on_its_own_containerd! {
     usual;
-    a_prepare_container_asks_the_daemon_of_its_node_for_the_content,
+    a_prepare_container_asks_the_daemon_of_its_node_for_the_release,
     the_check_of_the_boot_asks_for_the_required_images_only,
 }
 

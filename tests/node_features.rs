@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use crate::support::bundles::{self, image, text};
 use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
 
@@ -47,8 +48,16 @@ fn the_file_follows_the_state_of_the_node_and_ends_with_the_daemon(target: &Targ
         &daemon,
         &["airgapd.required=false", "airgapd.state=failed"],
     );
-    node.put("one.tar", ONE);
-    let whole = ["airgapd.required=true", "airgapd.state=healthy"];
+    bundles::write(&node.path("one.tar"), [image(ONE)]);
+    let [file, out] = ["one.tar", "release"].map(|name| text(&node.path(name)));
+    node.airgapd(["bundle", "release", "v1+a", &file, "-o", &out])
+        .exits(0);
+    node.drop_in(&node.path("release/one.tar"));
+    let whole = [
+        "airgapd.release.v1_a=true",
+        "airgapd.required=true",
+        "airgapd.state=healthy",
+    ];
     wait_for_lines(&node, &daemon, &whole);
 
     // Each write makes a new file. The metrics are written every 3 s.
@@ -76,11 +85,8 @@ fn the_file_follows_the_state_of_the_node_and_ends_with_the_daemon(target: &Targ
     // The daemon reads the list again with the next check.
     require(&node, &[ONE, TWO]);
     node.airgapd(["wait", "--required"]).exits(4);
-    wait_for_lines(
-        &node,
-        &daemon,
-        &["airgapd.required=false", "airgapd.state=failed"],
-    );
+    let lacks_two = [whole[0], "airgapd.required=false", "airgapd.state=failed"];
+    wait_for_lines(&node, &daemon, &lacks_two);
     daemon.stop();
     assert_eq!(lines(&node), Vec::<String>::new());
 }
