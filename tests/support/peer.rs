@@ -52,7 +52,7 @@ impl Peer {
                         log: &log,
                     };
                     // A client that hangs up early gets no more.
-                    scope.spawn(move || drop(shelf.serve(stream)));
+                    scope.spawn(move || drop(shelf.serve(&stream)));
                 }
             });
         });
@@ -111,8 +111,8 @@ struct Found {
 
 impl Shelf<'_> {
     /// Answers the only request of a connection.
-    fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        let mut lines = BufReader::new(&stream).lines();
+    fn serve(&self, mut stream: &TcpStream) -> io::Result<()> {
+        let mut lines = BufReader::new(stream).lines();
         let first = lines
             .next()
             .unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
@@ -127,7 +127,6 @@ impl Shelf<'_> {
         let status = if found.is_some() { 200 } else { 404 };
         let line = format!("{status} {method} {target}");
         self.log.lock().expect("no holder panics").push(line);
-        let mut stream = &stream;
         let Some(found) = found else {
             return stream
                 .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
