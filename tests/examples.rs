@@ -20,7 +20,7 @@ use crate::support::{Stage, run_on_own, unique};
 const RECORD: &str = "AIRGAPD_TEST_RECORD";
 
 /// Programs that cannot run in this test, and the tests that cover those commands.
-const ELSEWHERE: [(&str, &str); 5] = [
+const ELSEWHERE: [(&str, &str); 6] = [
     (
         "apt",
         "`cargo xtask packaged` installs and purges the package on a fresh Debian",
@@ -36,6 +36,10 @@ const ELSEWHERE: [(&str, &str); 5] = [
     (
         "kubectl",
         "needs a cluster; tests/fleet_config.rs runs what it would apply",
+    ),
+    (
+        "ansible-playbook",
+        "needs hosts; tests/ansible.rs runs the playbook on two nodes",
     ),
     (
         "k0sctl",

@@ -34,13 +34,14 @@ use crate::support::{Node, Own, Stage, Target, on_its_own_containerd, run_on_own
 /// Image with which the private containerds start pods.
 const SANDBOX_IMAGE: &str = "airgapd.test/pause:latest";
 
-fn file(name: &str) -> String {
+/// Returns the text of a file in `config/fleet`.
+pub(crate) fn file(name: &str) -> String {
     let path = workspace().join("config/fleet").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Returns the documents of a YAML file.
-fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     serde_yaml::Deserializer::from_str(text)
         .map(|document| Value::deserialize(document).expect("the document is YAML"))
         .collect()
@@ -48,7 +49,7 @@ fn documents(text: &str) -> Vec<Value> {
 
 /// Parses an object as its type. Fails on a key that the type lacks, since the API server would
 /// drop it or warn about it.
-fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value) -> T {
+pub(crate) fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value) -> T {
     let object: T = serde_json::from_value(document.clone()).expect("the object has the fields of its kind");
     let again = serde_json::to_value(&object).expect("the file can be written");
     assert_eq!(&again, document, "the object has unknown keys");
@@ -403,7 +404,8 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     );
     assert!(target.is_pinned(&name));
     let live = container.liveness_probe.unwrap().http_get.unwrap();
-    let metrics = http_get(port, live.path.as_deref().unwrap());
+    http_get(port, live.path.as_deref().unwrap());
+    let metrics = http_get(port, "/metrics");
     assert!(metrics.contains("airgapd_bundles{state=\"done\"} 1"), "{metrics}");
     let (code, inside) = pod.exec(&["/usr/bin/airgapd", "status"].map(str::to_owned));
     assert_eq!(code, 0, "{inside}");

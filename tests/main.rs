@@ -8,6 +8,7 @@
 #![allow(unreachable_pub, reason = "nothing outside this program can reach anything")]
 
 mod admission;
+mod ansible;
 mod autopilot;
 mod backup;
 mod checksums;
@@ -29,6 +30,7 @@ mod export;
 mod extracted_layouts;
 mod file_identity;
 mod fleet_config;
+mod fleet_engines;
 mod foreign_records;
 mod foreign_text;
 mod images;
@@ -47,9 +49,11 @@ mod memory;
 mod merge_split_diff;
 mod metrics;
 mod names;
+mod node_features;
 mod other_files;
 mod other_importers;
 mod own_image;
+mod peers;
 mod permissions;
 mod pipe;
 mod progress;

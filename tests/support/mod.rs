@@ -7,6 +7,7 @@ pub mod dashboard;
 pub mod middleman;
 pub mod mount;
 pub mod node;
+pub mod peer;
 pub mod prometheus;
 pub mod registry;
 pub mod stage;

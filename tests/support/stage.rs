@@ -74,6 +74,11 @@ impl Stage {
         fs::write(path, contents).expect("a file");
     }
 
+    /// Returns the id of a process that lives in the node's mount namespace.
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// Types a command. The answer has the whole screen as its standard output.
     pub fn types(&self, command: &str) -> Answer {
         let output = Command::new("timeout")

@@ -28,6 +28,11 @@ pub fn prometheus() -> Option<PathBuf> {
     lab::left_out::unless_had("prometheus", lab::parts::prometheus())
 }
 
+/// Does the same for Ansible.
+pub fn ansible() -> Option<lab::ansible::Ansible> {
+    lab::left_out::unless_had("Ansible", lab::ansible::ansible())
+}
+
 /// Runs a command, which must succeed.
 pub fn run(command: &mut Command) {
     let output = command

@@ -5,6 +5,7 @@
 //! depends on none of the project's crates, so that `cargo xtask` builds in seconds. It talks to
 //! containerd only through `ctr`.
 
+pub mod ansible;
 mod debian;
 mod golang;
 mod heartbeat;

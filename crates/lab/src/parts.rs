@@ -14,14 +14,14 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 
 use crate::debian::{self, Archive};
-use crate::{Heartbeat, golang, is_root, note, on_path, output_of, workspace};
+use crate::{Heartbeat, ansible, golang, is_root, note, on_path, output_of, workspace};
 
 /// Environment variable that makes a missing containerd a failure. Without it, the tests that need
 /// it are left out.
 pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
 
-/// Oldest suite in use. Its runc and busybox also run on every later Debian.
-const OLDEST_SUITE: &str = "bookworm";
+/// Oldest suite in use. Its programs also run on every later Debian.
+pub(crate) const OLDEST_SUITE: &str = "bookworm";
 
 /// Environment variable that replaces generation 2.3 in tests by another one: `2.4`.
 ///
@@ -502,6 +502,7 @@ pub fn provide_all() -> Result<()> {
         COSIGN_SUITES
             .iter()
             .try_for_each(|suite| cosign(suite).map(drop))?;
+        ansible::ansible()?;
     }
     Ok(())
 }

@@ -21,6 +21,9 @@ const UNIT: &str = "airgapd.service";
 const SCRUB: &str = "airgapd-scrub.service";
 const TIMER: &str = "airgapd-scrub.timer";
 
+/// The check of the boot, for image-based systems.
+const BOOT_CHECK: &str = "airgapd-boot-check.service";
+
 /// Limit with a port for metrics. The service then uses the node's network.
 const WITH_NETWORK: u32 = 18;
 
@@ -45,7 +48,10 @@ impl System {
         for drop_in in drop_ins {
             fs::copy(drop_in, own.join(drop_in.file_name().unwrap())).unwrap();
         }
+        let check = workspace().join("config/fleet").join(BOOT_CHECK);
+        fs::copy(check, units.join(BOOT_CHECK)).unwrap();
         for name in [
+            "boot-complete.target",
             "sysinit.target",
             "basic.target",
             "shutdown.target",
@@ -59,7 +65,11 @@ impl System {
         ] {
             fs::write(units.join(name), "[Unit]\nDefaultDependencies=no\n").unwrap();
         }
-        for program in ["usr/bin/airgapd", "bin/systemctl"] {
+        for program in [
+            "usr/bin/airgapd",
+            "usr/libexec/airgapd-boot-check",
+            "bin/systemctl",
+        ] {
             let program = root.path().join(program);
             fs::create_dir_all(program.parent().unwrap()).unwrap();
             fs::write(&program, "#!/bin/sh\n").unwrap();
@@ -144,6 +154,24 @@ fn systemd_has_no_complaint_about_the_units_of_a_scrub_and_their_exposure_is_tha
     assert_eq!(system.complaints_about(SCRUB), "");
     assert_eq!(system.complaints_about(TIMER), "");
     assert!(system.is_unit_at_most(SCRUB, PROMISED));
+}
+
+/// boot-complete.target requires each of its checks, and starts behind them (systemd.special(7)).
+#[test]
+fn systemd_has_no_complaint_about_the_check_of_the_boot_which_the_target_waits_for() {
+    let Some(system) = System::with(&[]) else {
+        return;
+    };
+    assert_eq!(system.complaints_about(BOOT_CHECK), "");
+    let unit = fs::read_to_string(workspace().join("config/fleet").join(BOOT_CHECK)).unwrap();
+    for line in [
+        "Before=boot-complete.target",
+        "RequiredBy=boot-complete.target",
+        "Type=oneshot",
+        "ExecStart=/usr/libexec/airgapd-boot-check",
+    ] {
+        assert!(unit.lines().any(|of_unit| of_unit == line), "{line}");
+    }
 }
 
 /// Shows that the test above can fail.

@@ -9,6 +9,7 @@ pub mod act;
 pub mod admit;
 pub mod control;
 pub mod decide;
+mod features;
 pub mod images;
 pub mod json;
 pub mod metrics;

@@ -40,6 +40,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// The file that node_exporter reads. `None` is a file in the runtime folder.
     pub metrics_file: Option<PathBuf>,
+    /// The file for Node Feature Discovery's local source. `None` writes no such file.
+    pub node_feature_file: Option<PathBuf>,
     /// Address on which metrics are also served, by HTTP.
     pub metrics_address: Option<SocketAddr>,
     /// containerd's socket. `None` is the distribution's own.
@@ -120,6 +122,7 @@ impl Default for Settings {
             state_dir: PathBuf::from("/var/lib/airgapd"),
             runtime_dir: PathBuf::from("/run/airgapd"),
             metrics_file: None,
+            node_feature_file: None,
             metrics_address: None,
             address: None,
             namespace: "k8s.io".to_owned(),

@@ -59,6 +59,9 @@ pub struct Status {
     /// The error that keeps the metrics from their file. Absent if there is none.
     #[serde(default)]
     pub metrics_file_problem: Option<String>,
+    /// The error that keeps the node features from their file. Absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_feature_file_problem: Option<String>,
     /// The error that keeps the metrics from their address. Absent if there is none, or if no
     /// address is configured.
     #[serde(default)]

@@ -358,10 +358,15 @@ fn of_folder(folder: &FolderStatus, is_first: bool) -> Vec<Reason> {
     reasons
 }
 
-/// Metrics that do not arrive. Alerts would consider the node silent, or rely on an old file.
+/// Metrics and node features that do not arrive. Alerts would consider the node silent, and alerts
+/// and schedulers would rely on an old file.
 fn of_metrics(status: &Status) -> Vec<Reason> {
     let new = |problem: &String| Reason::new(Health::Degraded, Subject::Metrics, problem);
-    let file = status.metrics_file_problem.iter().map(|problem| {
+    let files = status
+        .metrics_file_problem
+        .iter()
+        .chain(&status.node_feature_file_problem);
+    let files = files.map(|problem| {
         new(problem).remedy(
             "create the folder, and let the daemon write there: `systemctl edit airgapd.service`, [Service], ReadWritePaths=FOLDER",
         )
@@ -371,7 +376,7 @@ fn of_metrics(status: &Status) -> Vec<Reason> {
             "free the port, or install the drop-in metrics.conf (docs/metrics.md), which lets the service use the network",
         )
     });
-    file.chain(address).collect()
+    files.chain(address).collect()
 }
 
 const ROOM: &str = "room on containerd's disk";

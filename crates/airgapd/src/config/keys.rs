@@ -58,6 +58,7 @@ pub(super) const KEYS: &[Key] = &[
     key!("runtimeDir", AbsolutePath, runtime_dir),
     key!("metricsFile", Optional<AbsolutePath>, metrics_file),
     key!("metricsAddress", Optional<Loopback>, metrics_address),
+    key!("nodeFeatureFile", Optional<AbsolutePath>, node_feature_file),
     key!("namespace", Namespace, namespace),
     key!("cri", Optional<Truth>, cri),
     key!("platforms", Platforms, platforms),
@@ -119,14 +120,16 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
 pub(super) const GROUPS: [&str; 3] = ["require", "limits", "log"];
 
 /// Keys that the daemon applies only at its start.
-pub(super) const UNTIL_RESTART: [&str; 11] = [
+pub(super) const UNTIL_RESTART: [&str; 13] = [
     "distribution",
     "dataDir",
     "imagesDir",
     "imagesDirs",
     "stateDir",
     "runtimeDir",
+    "metricsFile",
     "metricsAddress",
+    "nodeFeatureFile",
     "address",
     "namespace",
     "log.level",

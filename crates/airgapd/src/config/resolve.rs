@@ -523,6 +523,23 @@ mod tests {
         assert_eq!(reloaded.settings, wanted);
     }
 
+    /// The daemon opens these at its start.
+    #[test]
+    fn another_file_or_address_waits_for_a_restart() {
+        let new = Settings {
+            metrics_file: Some("/m".into()),
+            metrics_address: Some("127.0.0.1:9799".parse().unwrap()),
+            node_feature_file: Some("/f".into()),
+            ..Settings::default()
+        };
+        let reloaded = reload(&Settings::default(), new);
+        assert_eq!(reloaded.applied, Vec::<&str>::new());
+        assert_eq!(
+            reloaded.postponed,
+            ["metricsFile", "metricsAddress", "nodeFeatureFile"]
+        );
+    }
+
     #[test]
     fn every_key_that_waits_for_a_restart_is_a_key() {
         for name in UNTIL_RESTART {

@@ -16,6 +16,7 @@ use super::ready::Remembered;
 use crate::control::{self, Answer, Question, Server, Want};
 use crate::decide::Event;
 use crate::decide::listing::FolderState;
+use crate::features::FeatureFile;
 use crate::metrics;
 use crate::releases;
 use crate::settings::Settings;
@@ -46,6 +47,8 @@ pub(super) struct Asked {
     started_at: Timestamp,
     /// None if no file is configured.
     metrics: Option<MetricsFile>,
+    /// None if no file is configured.
+    features: Option<FeatureFile>,
     /// The address of the metrics while they cannot be served there.
     unserved: Option<Unserved>,
 }
@@ -125,6 +128,7 @@ impl Asked {
                 problem: None,
                 health: None,
             }),
+            features: settings.node_feature_file.clone().map(FeatureFile::at),
             unserved,
         }
     }
@@ -163,11 +167,13 @@ impl Asked {
         }
     }
 
-    /// Returns when the metrics file is due, or the next try to serve the metrics on their address.
+    /// Returns when the next write is due: the metrics file, the node features, or the next try to
+    /// serve the metrics on their address.
     pub(super) fn metrics_due(&self) -> Option<Instant> {
+        let features = self.features.as_ref().map(FeatureFile::due);
         let file = self.metrics.as_ref().map(|file| file.due);
         let address = self.unserved.as_ref().map(|unserved| unserved.due);
-        file.into_iter().chain(address).min()
+        file.into_iter().chain(address).chain(features).min()
     }
 
     /// Makes the metrics file due at once if it shows another verdict than this.
@@ -186,13 +192,14 @@ impl Asked {
         }
     }
 
-    /// Removes the metrics file. Otherwise it would call the node healthy after the daemon's end.
-    /// Leaves the memory of readiness to the next daemon.
+    /// Removes the metrics file and the node features. Otherwise they would call the node healthy
+    /// after the daemon's end. Leaves the memory of readiness to the next daemon.
     pub(super) fn end(&mut self, status: &Status, state: &State) {
         if let Some(served) = &mut self.served {
             served.remembered.note(status, state);
             served.remembered.save(Instant::now());
         }
+        self.features.iter().for_each(FeatureFile::end);
         if let Some(file) = &self.metrics {
             let _ = std::fs::remove_file(&file.path);
         }
@@ -300,8 +307,16 @@ impl Daemon {
         self.asked.next_deadline()
     }
 
+    fn write_features_if_due(&mut self, now: Instant) {
+        if let Some(mut features) = self.asked.features.take_if(|features| features.due() <= now) {
+            features.write(&self.snapshot(), now);
+            self.asked.features = Some(features);
+        }
+    }
+
     pub(super) fn write_metrics_if_due(&mut self) {
         let now = Instant::now();
+        self.write_features_if_due(now);
         self.asked.serve_metrics_if_due(now);
         let due = self.asked.metrics.as_ref().map(|file| file.due);
         if due.is_none_or(|due| due > now) {
@@ -379,6 +394,7 @@ impl View<'_> {
                 .map(|keys| keys.unusable.clone())
                 .unwrap_or_default(),
             metrics_file_problem: asked.metrics.as_ref().and_then(|file| file.problem.clone()),
+            node_feature_file_problem: asked.features.as_ref().and_then(FeatureFile::problem).cloned(),
             metrics_address_problem: asked.unserved.as_ref().map(|unserved| unserved.problem.clone()),
             disk: self.state.room.status(self.state.settings.min_free),
             scrub: crate::scrub::last(&self.state.settings.state_dir),

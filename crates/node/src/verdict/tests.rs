@@ -287,12 +287,17 @@ fn metrics_that_do_not_arrive_degrade_the_node_and_name_the_remedy() {
         metrics_file_problem: Some("no metrics in /var/x.prom: Read-only file system".to_owned()),
         ..well()
     };
+    let features = Status {
+        node_feature_file_problem: Some("no node features in /etc/f: No such file".to_owned()),
+        ..well()
+    };
     let address = Status {
         metrics_address_problem: Some("no metrics on 127.0.0.1:9799: Address in use".to_owned()),
         ..well()
     };
     for (status, text, remedy) in [
         (file, "/var/x.prom", "ReadWritePaths="),
+        (features, "/etc/f", "ReadWritePaths="),
         (address, "9799", "metrics.conf"),
     ] {
         let verdict = Verdict::of(&status);

@@ -12,7 +12,7 @@ use crate::output::{self, Page};
 /// Asks the daemon once if the node is ready.
 pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
     let query = Query {
-        releases: Vec::new(),
+        releases: args.releases.clone(),
         bundles: args.bundles.clone(),
         all_bundles: args.all,
     };
