@@ -31,6 +31,7 @@ mod file_identity;
 mod fleet_config;
 mod foreign_records;
 mod foreign_text;
+mod idle;
 mod images;
 mod images_dirs;
 mod images_folder;

@@ -10,6 +10,7 @@
 //! Dropping any of this at any await loses nothing: all that matters is in the ledger, or in
 //! containerd under a lease.
 
+mod alarm;
 mod answer;
 mod crashes;
 mod errands;
@@ -33,6 +34,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use self::alarm::Alarm;
 use self::answer::{Asked, View};
 use self::hands::{Hands, Live};
 use crate::control::Question;
@@ -132,6 +134,7 @@ struct Daemon {
     told: Option<(Health, bool)>,
     systemd: Rc<Systemd>,
     asked: Asked,
+    alarm: Alarm,
 }
 
 /// Returns a turn at the current time.
@@ -191,6 +194,7 @@ impl Daemon {
             told: None,
             systemd: Rc::new(Systemd::from_environment()),
             asked,
+            alarm: Alarm::new(),
         })
     }
 
@@ -400,7 +404,7 @@ impl Daemon {
             // should not wait for the last of them.
             question = self.asked.next() => Wake::Question(question),
             change = hands::next_event(containerd) => Wake::Event(change.map_or(Event::Ended, Event::Changed)),
-            () = sleep_until(until) => Wake::Timer,
+            () = self.alarm.until(until) => Wake::Timer,
         }
     }
 

@@ -1,7 +1,7 @@
 //! System calls without a safe wrapper:
 //!
 //! * `fcntl(F_SETLEASE)` with its signal,
-//! * waiting for urgent data on a descriptor,
+//! * waiting for events of a descriptor,
 //! * a note about the signal that the process dies of,
 //! * the I/O priority of this process,
 //! * a setting of glibc's allocator.
@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Once, OnceLock};
 
@@ -110,12 +110,11 @@ fn ignore_lease_breaks() {
     });
 }
 
-/// Registers a file with tokio for the poll(2) event POLLPRI. Must be called inside a runtime.
-pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: the descriptor is the file's own, open until the file is dropped. The AsyncFd owns
-    // the file, so no other code can close or replace it. A File always returns the same
-    // descriptor.
-    let registered = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
+/// Registers a descriptor with tokio for these events of poll(2). Must be called inside a runtime.
+pub(crate) fn watch_events(descriptor: OwnedFd, events: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the OwnedFd keeps the descriptor open until it is dropped. The AsyncFd owns it, so no
+    // other code can close or replace it. An OwnedFd always returns the same descriptor.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, events) };
     registered.map_err(|error| error.into_parts().1)
 }
 

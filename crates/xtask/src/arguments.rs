@@ -123,6 +123,16 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
+    /// Roll out a bundle to a simulated fleet of which 2 % fails, and compare what the script of
+    /// config/fleet and the dashboard say about each node with the truth.
+    Fleet {
+        /// Number of nodes.
+        #[arg(long, default_value_t = 500)]
+        nodes: usize,
+        /// The containerd, which is of no effect, and the seed.
+        #[command(flatten)]
+        extent: Extent,
+    },
     /// Put a bundle into the folder in every known way, and print the table of docs/watching.md.
     Uploads,
     /// Write docs/configuration.md from config/config.yaml, and docs/messages.md from the source.

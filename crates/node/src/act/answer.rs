@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Daemon;
 use super::hands::Hands;
 use crate::control::{self, Answer, Question, Want};
-use crate::decide::Event;
+use crate::decide::{Event, room};
 use crate::decide::listing::FolderState;
 use crate::metrics;
 use crate::settings::Settings;
@@ -21,8 +21,10 @@ use crate::status::{self, ContainerdStatus, DaemonStatus, Live, Status};
 use crate::verdict::Health;
 
 /// Time between two writes of the metrics file. A file that cannot be written changes the verdict
-/// within 5 seconds.
-const METRICS_PACE: Duration = Duration::from_secs(3);
+/// within 5 seconds. The looks at the disk have the same pace, so that a wake-up serves both.
+const METRICS_PACE: Duration = room::LOOK;
+/// Longest time by which the metrics file is written early, in a round that has another reason.
+const EARLY: Duration = Duration::from_millis(500);
 
 /// Shortest time between two checks for news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
@@ -259,7 +261,7 @@ impl Daemon {
         let now = Instant::now();
         self.asked.serve_metrics_if_due(now);
         let due = self.asked.metrics.as_ref().map(|file| file.due);
-        if due.is_none_or(|due| due > now) {
+        if due.is_none_or(|due| due > now + EARLY) {
             return;
         }
         let status = self.snapshot();
