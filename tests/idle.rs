@@ -65,7 +65,11 @@ fn start(target: &Target, node: &Node, port: u16) -> Daemon {
     let daemon = Daemon::start(command, &node.path("notify.sock"));
     daemon.wait_until_ready();
     node.airgapd(["wait", "--required", "--timeout", "60s"]).exits(0);
-    assert!(get(port, "/metrics").expect("the server listens").contains("airgapd_required_images 20"));
+    assert!(
+        get(port, "/metrics")
+            .expect("the server listens")
+            .contains("airgapd_required_images 20")
+    );
     daemon.wait_until("leases are returned", || target.leases().is_empty());
     pass(CALM);
     daemon
@@ -111,7 +115,9 @@ fn an_idle_daemon_wakes_once_a_second_at_most_and_takes_16_mebibytes(_: &Target)
 /// Other tests on a shared containerd cause events, so the daemon has a containerd of its own.
 #[test]
 fn an_idle_daemon_beside_a_real_containerd_wakes_once_a_second_at_most_and_takes_16_mebibytes() {
-    run_on_own(Generation::V2_1, &lab::Options::default(), |own| rest(&own.target));
+    run_on_own(Generation::V2_1, &lab::Options::default(), |own| {
+        rest(&own.target)
+    });
 }
 
 on_the_fake!(an_idle_daemon_wakes_once_a_second_at_most_and_takes_16_mebibytes);

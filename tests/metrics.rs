@@ -529,17 +529,11 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
     let [failed, waiting] = [1, 2].map(instance);
     assert_eq!(
         rows("Verdicts on nodes with problems", &["instance", "state"]),
-        BTreeMap::from([
-            row(&[&failed, "failed"], 1.0),
-            row(&[&waiting, "waiting"], 1.0)
-        ])
+        BTreeMap::from([row(&[&failed, "failed"], 1.0), row(&[&waiting, "waiting"], 1.0)])
     );
     assert_eq!(
         rows("Nodes with problems, by cause", &["cause"]),
-        BTreeMap::from([
-            row(&["failed: bundle"], 1.0),
-            row(&["containerd is away"], 1.0)
-        ])
+        BTreeMap::from([row(&["failed: bundle"], 1.0), row(&["containerd is away"], 1.0)])
     );
     assert_eq!(
         rows("Bundles, by the number of nodes with each in place", &["bundle"]),

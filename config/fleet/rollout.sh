@@ -13,7 +13,8 @@
 #
 # Exit status: 0 if all nodes are ready, 1 if a node is not, 2 for a wrong command line.
 #
-# The script reads exit codes only, and none of the texts that airgapd prints.
+# The script reads exit codes only, and none of the texts that airgapd prints. `airgapd wait --now` is
+# GET /ready as an exit code.
 
 set -u
 
@@ -93,7 +94,11 @@ check() {
     on "$1" airgapd wait --required --bundle "$bundle" --timeout "$timeout"
     code=$?
     case $code in
-    0) ;;
+    0)
+        # GET /ready has the last word: the images may have gone again.
+        on "$1" airgapd wait --now --required --bundle "$bundle" ||
+            tell "$1" failed 'airgapd wait --now names the reason'
+        ;;
     1 | 4 | 6) diagnose "$1" "$code" ;;
     2) tell "$1" configuration 'correct it: airgapd config names the mistake' ;;
     3) tell "$1" containerd 'start containerd' ;;

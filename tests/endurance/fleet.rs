@@ -160,6 +160,17 @@ impl Member {
         }
     }
 
+    /// Checks that the node calls itself ready if nothing is wrong with it, and not otherwise.
+    fn assert_ready_or_not(&self) {
+        let (head, body) = self.node.ask("/ready", &[]);
+        let is_ready = head.starts_with("HTTP/1.1 200");
+        assert_eq!(is_ready, self.fault.is_none(), "{}: {body}", self.name);
+        let document: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(document["ready"], is_ready, "{document:#}");
+        let is_away = document["cause"] == "containerd";
+        assert_eq!(is_away, self.fault == Some(Fault::NoContainerd), "{document:#}");
+    }
+
     /// Ends the node. Returns its metrics.
     fn end(self) -> String {
         let (_, metrics) = self.node.ask("/metrics", &[]);
@@ -176,7 +187,10 @@ fn reach(folder: &Path) -> PathBuf {
     let script = format!(
         "#!/bin/sh\nnode=$1\nshift\ncd '{}'/\"$node\"/images || exit 255\nPATH='{}':\"$PATH\"\nexec \"$@\" --config ../config.yaml\n",
         text(folder),
-        Path::new(program().get_program()).parent().expect("a folder").display()
+        Path::new(program().get_program())
+            .parent()
+            .expect("a folder")
+            .display()
     );
     fs::write(&reach, script).unwrap();
     fs::set_permissions(&reach, fs::Permissions::from_mode(0o755)).unwrap();
@@ -241,6 +255,7 @@ fn each_failing_node_is_named_with_its_cause(count: usize, seed: u64) {
         }
         told.extend(roll_out(folder.path(), &members));
         for member in members {
+            member.assert_ready_or_not();
             pages.push((member.name.clone(), member.end()));
         }
     }

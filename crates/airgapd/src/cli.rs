@@ -474,6 +474,9 @@ The daemon lists the images folder first, so a file that arrived a moment ago co
 With --digest only content counts: a rollout of new content under an old name waits for it, even before a bundle has it. With \
 --bundle and --digest this bundle must have the content.
 
+With --now the answer is that of GET /ready (docs/control.md): the images under `require` count if there are any, and --bundle \
+also takes the content digest of a bundle. The daemon lists nothing for it.
+
 Exit status:
   0  in place
   1  failed
@@ -498,6 +501,9 @@ pub(crate) struct WaitArgs {
     /// Accept an empty images folder instead of waiting for a bundle
     #[arg(long, conflicts_with_all = ["bundles", "digests"])]
     pub(crate) allow_empty: bool,
+    /// Ask once if the node is ready, as GET /ready does: for probes
+    #[arg(long, conflicts_with_all = ["digests", "allow_empty", "timeout"])]
+    pub(crate) now: bool,
     /// Longest wait: 90s, 10m, or a number of seconds. 0 checks once
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
     pub(crate) timeout: std::time::Duration,

@@ -17,6 +17,7 @@ mod errands;
 mod hands;
 mod job;
 mod journal;
+mod ready;
 mod require;
 mod unpack;
 mod work;
@@ -208,7 +209,7 @@ impl Daemon {
         }
         self.drain(signals).await;
         self.hands.save(&self.state.ledger);
-        self.asked.end();
+        self.asked.end(&self.snapshot(), &self.state);
         info!("stopped");
         Ended::Stopped
     }
@@ -365,6 +366,7 @@ impl Daemon {
         }
         self.tell_verdict(&status.verdict);
         self.asked.note_health(status.verdict.health, now);
+        self.asked.note_ready(&status, &self.state, now);
         alive_due
     }
 

@@ -7,7 +7,11 @@
 //!   was copied a moment ago,
 //! * `POST /v1/check`: the status after a new listing, and a new check of the images that `require`
 //!   names. A status whose `required.current` is true has the result of the check,
-//! * `GET /metrics`: the metrics, in Prometheus' text format. `metricsAddress` serves only these.
+//! * `GET /metrics`: the metrics, in Prometheus' text format,
+//! * `GET /ready`: a [`Readiness`] as JSON, with the status 200 if the node is ready, otherwise 503,
+//! * `GET /healthz`: the daemon itself.
+//!
+//! `metricsAddress` serves the last three. Every user can ask there, so `/ready` has no names there.
 //!
 //! A status comes with an `ETag`. A client may send the tag back as `If-None-Match`, with `Prefer:
 //! wait=SECONDS` (RFC 7240, 4.3). The answer then comes when there is news, or when the time is
@@ -15,41 +19,38 @@
 //!
 //! The socket belongs to root (0600). The daemon asks the kernel for the user of each client
 //! (unix(7), `SO_PEERCRED`) and rejects other users. Nothing can be changed through the socket. The
-//! daemon's one loop makes the answers, between its other work.
+//! daemon's one loop makes the answers, between its other work. A thread of its own serves the
+//! connections, so `/ready` and `/healthz` have an answer within a second whatever the loop does.
 
-use std::convert::Infallible;
+mod client;
+mod server;
+
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
-use hyper::service::service_fn;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::ser::CompactFormatter;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tracing::debug;
+use tokio::sync::{mpsc, oneshot};
 
+pub use self::client::{StatusReply, Unanswered, ask, ask_ready};
+pub(crate) use self::server::Server;
 use crate::json;
+use crate::ready::{self, BadQuery, Cause, Facts, Query, Readiness};
 use crate::status::Status;
+use crate::sys;
 
-/// Most clients at a time. Further clients wait.
-const MOST_CLIENTS: usize = 32;
 /// Time within which the daemon has to answer: it may be connecting to a containerd that does not
 /// answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Time within which a client has to send its request.
-const HEADERS: Duration = Duration::from_secs(5);
-/// Largest answer that a command reads, in bytes: more than a status of ten thousand bundles.
-const LARGEST: usize = 64 << 20;
-
+/// Time within which the loop has to answer a probe. Probes give up after a second by default, and
+/// the answer has to arrive before that.
+const PROBED: Duration = Duration::from_millis(700);
 /// Time for which airgapd's own commands wait for news before they request a new listing. On a file
 /// system without events, the daemon itself looks at the folder only now and then.
 pub const NEWS: Duration = Duration::from_secs(5);
@@ -68,6 +69,10 @@ pub enum Want {
     Checked,
     /// The metrics, in Prometheus' text format.
     Metrics,
+    /// The facts that decide if the node is ready.
+    Facts,
+    /// A sign of life.
+    Life,
 }
 
 /// A question to the daemon.
@@ -92,6 +97,49 @@ pub(crate) struct Known {
 pub(crate) enum Answer {
     Status(Box<Status>),
     Metrics(String),
+    Facts(Arc<Facts>),
+    Alive,
+}
+
+/// The way from the connections to the daemon's loop, and the last facts that the loop posted.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    questions: mpsc::Sender<Question>,
+    facts: Arc<Mutex<Option<Arc<Facts>>>>,
+}
+
+impl Desk {
+    fn new(questions: mpsc::Sender<Question>) -> Desk {
+        Desk {
+            questions,
+            facts: Arc::default(),
+        }
+    }
+
+    /// Posts facts, for the time in which the loop does not answer.
+    pub(crate) fn post(&self, facts: Arc<Facts>) {
+        *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
+    }
+
+    /// Returns the facts from the loop, or the last ones that it posted if it does not answer in
+    /// time.
+    async fn facts(&self) -> Option<Arc<Facts>> {
+        match self.ask(Want::Facts, None, PROBED).await {
+            Some(Answer::Facts(facts)) => Some(facts),
+            _ => self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Asks the loop. Returns `None` if it does not answer within this time.
+    async fn ask(&self, want: Want, known: Option<Known>, patience: Duration) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        let question = Question { want, known, answer };
+        let asked = async {
+            self.questions.send(question).await.ok()?;
+            answered.await.ok()
+        };
+        tokio::time::timeout(patience, asked).await.ok().flatten()
+    }
 }
 
 /// Returns the path of the socket in the daemon's runtime folder.
@@ -99,31 +147,8 @@ pub fn socket_in(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 
-/// Listens on the socket in the runtime folder, and returns the questions that come there.
-///
-/// # Errors
-///
-/// Returns an error if the socket cannot be created, or if another daemon answers on it.
-pub(crate) fn listen(runtime_dir: &Path) -> io::Result<(mpsc::Sender<Question>, mpsc::Receiver<Question>)> {
-    let (sender, questions) = mpsc::channel(MOST_CLIENTS);
-    let listener = bind(runtime_dir)?;
-    tokio::spawn(serve_unix(listener, sender.clone()));
-    Ok((sender, questions))
-}
-
-/// Serves only the metrics, on an address of this machine.
-///
-/// # Errors
-///
-/// Returns an error if the daemon cannot listen on the address.
-pub(crate) fn listen_for_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) -> io::Result<()> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    tokio::spawn(serve_tcp(TcpListener::from_std(listener)?, questions));
-    Ok(())
-}
-
-fn bind(runtime_dir: &Path) -> io::Result<UnixListener> {
+/// Returns a listener on the socket in the runtime folder.
+fn bind(runtime_dir: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     std::fs::create_dir_all(runtime_dir)?;
     let socket = socket_in(runtime_dir);
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
@@ -137,94 +162,26 @@ fn bind(runtime_dir: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&new)?;
+    let listener = std::os::unix::net::UnixListener::bind(&new)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&new, &socket)?;
     Ok(listener)
 }
 
-async fn serve_unix(listener: UnixListener, questions: mpsc::Sender<Question>) {
-    let places = Arc::new(Semaphore::new(MOST_CLIENTS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) if is_trusted(&stream) => {
-                let questions = questions.clone();
-                tokio::spawn(async move {
-                    serve(stream, questions, true).await;
-                    drop(place);
-                });
-            }
-            Ok(_) => debug!("rejected a client of the control socket: it is neither root nor airgapd's user"),
-            Err(error) => wait_after(&error).await,
-        }
-    }
-}
-
-async fn serve_tcp(listener: TcpListener, questions: mpsc::Sender<Question>) {
-    let places = Arc::new(Semaphore::new(MOST_CLIENTS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let questions = questions.clone();
-                tokio::spawn(async move {
-                    serve(stream, questions, false).await;
-                    drop(place);
-                });
-            }
-            Err(error) => wait_after(&error).await,
-        }
-    }
-}
-
-/// Waits a little: without free file descriptors, accepting fails again at once.
-async fn wait_after(error: &io::Error) {
-    debug!("cannot accept on the control socket: {error}");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-/// Returns true if the client is root, or the user that runs this program.
-fn is_trusted(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
-}
-
-async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    questions: mpsc::Sender<Question>,
-    is_control: bool,
-) {
-    let service = service_fn(|request| {
-        let questions = questions.clone();
-        async move { Ok::<_, Infallible>(respond(&request, &questions, is_control).await) }
-    });
-    let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEADERS);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        debug!("on the control socket: {error}");
-    }
-}
-
-async fn respond(
-    request: &Request<Incoming>,
-    questions: &mpsc::Sender<Question>,
-    is_control: bool,
-) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, desk: &Desk, is_control: bool) -> Response<Full<Bytes>> {
+    // hyper leaves out the body of an answer to HEAD.
+    let is_probe = matches!(*request.method(), Method::GET | Method::HEAD);
     let want = match (request.method(), request.uri().path()) {
+        (_, "/ready") if is_probe => return ready(request.uri().query(), desk, is_control).await,
+        (_, "/healthz") if is_probe => return healthz(desk).await,
         (&Method::GET, "/metrics") => Want::Metrics,
         (&Method::GET, "/v1/status") if is_control => Want::Status,
         (&Method::POST, "/v1/list") if is_control => Want::Listed,
         (&Method::POST, "/v1/check") if is_control => Want::Checked,
         _ => return plain(StatusCode::NOT_FOUND, "there is no such path here\n"),
     };
-    match ask_loop(questions, want, known(request.headers())).await {
+    match desk.ask(want, known(request.headers()), PATIENCE).await {
         Some(Answer::Status(status)) => {
             let json = json::to_json(&status, CompactFormatter).expect("a status is plain data");
             let mut response = whole(StatusCode::OK, "application/json", json.into());
@@ -235,11 +192,52 @@ async fn respond(
             response
         }
         Some(Answer::Metrics(text)) => whole(StatusCode::OK, METRICS_TYPE, text.into()),
-        None => plain(
+        Some(Answer::Facts(_) | Answer::Alive) | None => plain(
             StatusCode::SERVICE_UNAVAILABLE,
             "the daemon is stopping or busy\n",
         ),
     }
+}
+
+/// Answers `GET /ready`. Only root, on the control socket, gets names.
+async fn ready(query: Option<&str>, desk: &Desk, is_control: bool) -> Response<Full<Bytes>> {
+    let query = Query::parse(query.unwrap_or_default());
+    let readiness = match &query {
+        Ok(query) => match desk.facts().await {
+            Some(facts) => ready::judge(&facts, query, sys::since_boot()),
+            None => Readiness::not(Cause::Daemon, "the daemon is starting or stopping"),
+        },
+        Err(bad) => Readiness::of_bad_query(bad),
+    };
+    let status = match &query {
+        Err(BadQuery::Malformed(_)) => StatusCode::BAD_REQUEST,
+        _ if readiness.ready => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let readiness = match is_control {
+        true => readiness,
+        false => readiness.without_names(),
+    };
+    let json = json::to_json(&readiness, CompactFormatter).expect("a readiness is plain data");
+    uncached(whole(status, "application/json", json.into()))
+}
+
+/// Answers `GET /healthz`, which is about the daemon alone.
+async fn healthz(desk: &Desk) -> Response<Full<Bytes>> {
+    uncached(match desk.ask(Want::Life, None, PROBED).await {
+        Some(_) => plain(StatusCode::OK, "ok\n"),
+        None => plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the daemon's loop does not answer\n",
+        ),
+    })
+}
+
+/// Returns an answer that no cache may keep.
+fn uncached(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let value = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(CACHE_CONTROL, value);
+    response
 }
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -263,16 +261,6 @@ fn known(headers: &HeaderMap) -> Option<Known> {
     })
 }
 
-async fn ask_loop(questions: &mpsc::Sender<Question>, want: Want, known: Option<Known>) -> Option<Answer> {
-    let (answer, answered) = oneshot::channel();
-    let question = Question { want, known, answer };
-    let asked = async {
-        questions.send(question).await.ok()?;
-        answered.await.ok()
-    };
-    tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
-}
-
 fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     whole(
         status,
@@ -287,97 +275,4 @@ fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Respons
     let value = HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, value);
     response
-}
-
-/// The reason why the daemon did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
-    /// No program listens on the socket.
-    #[error("no daemon answers on {}: is airgapd.service running?", .0.display())]
-    NoDaemon(PathBuf),
-    /// This process may not use the socket.
-    #[error("the control socket {} is root's", .0.display())]
-    Denied(PathBuf),
-    /// The daemon answers, but without a status.
-    #[error("the daemon on {} gives no answer: {why}", socket.display())]
-    NoAnswer {
-        /// The path of the socket.
-        socket: PathBuf,
-        /// The reason, without the path.
-        why: String,
-    },
-}
-
-/// A status as the daemon gave it.
-#[derive(Debug)]
-pub struct StatusReply {
-    /// The state of the node.
-    pub status: Status,
-    /// Its tag, to wait for the next one.
-    pub tag: Option<String>,
-}
-
-/// Asks the daemon for the state of the node, after the work that `want` requests. If `known` has
-/// the tag of a status, the answer waits for news, for at most [`NEWS`]. Safe to cancel.
-///
-/// # Errors
-///
-/// Returns an [`Unanswered`] if no daemon listens, the socket is root's, or the answer is no
-/// status.
-pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<StatusReply, Unanswered> {
-    let socket = socket_in(runtime_dir);
-    let stream = UnixStream::connect(&socket)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
-                Unanswered::NoDaemon(socket.clone())
-            }
-            io::ErrorKind::PermissionDenied => Unanswered::Denied(socket.clone()),
-            _ => Unanswered::NoAnswer {
-                socket: socket.clone(),
-                why: error.to_string(),
-            },
-        })?;
-    let answer = tokio::time::timeout(PATIENCE, fetch(stream, want, known)).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("not within {PATIENCE:?}")));
-    answer.map_err(|why| Unanswered::NoAnswer { socket, why })
-}
-
-async fn fetch(stream: UnixStream, want: Want, known: Option<&str>) -> Result<StatusReply, String> {
-    let text = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(text)?;
-    tokio::spawn(connection);
-    let (method, path) = match want {
-        Want::Status => (Method::GET, "/v1/status"),
-        Want::Listed => (Method::POST, "/v1/list"),
-        Want::Checked => (Method::POST, "/v1/check"),
-        Want::Metrics => (Method::GET, "/metrics"),
-    };
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "airgapd");
-    if let Some(tag) = known {
-        request = request
-            .header(IF_NONE_MATCH, format!("\"{tag}\""))
-            .header(PREFER, format!("wait={}", NEWS.as_secs()));
-    }
-    let request = request
-        .body(Full::<Bytes>::default())
-        .expect("the request is well-formed");
-    let response = sender.send_request(request).await.map_err(text)?;
-    let status = response.status();
-    let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok());
-    let tag = tag.map(|tag| tag.trim_matches('"').to_owned());
-    let body = Limited::new(response.into_body(), LARGEST).collect().await;
-    let bytes = body.map_err(|error| error.to_string())?.to_bytes();
-    match status {
-        StatusCode::OK => {
-            let status = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-            Ok(StatusReply { status, tag })
-        }
-        _ => Err(String::from_utf8_lossy(&bytes).trim().to_owned()),
-    }
 }

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod outcome;
 pub mod place;
 pub mod progress;
+pub mod ready;
 pub mod receipts;
 pub mod report;
 pub mod required;

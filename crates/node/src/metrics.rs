@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -127,6 +127,15 @@ fn last_success(status: &Status) -> i64 {
 ///
 /// Returns an error if the file system refuses an operation.
 pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
+    write_with(file, text, 0o644)
+}
+
+/// Replaces a file like [`write`], and gives it this mode.
+///
+/// # Errors
+///
+/// Returns an error if the file system refuses an operation.
+pub(crate) fn write_with(file: &Path, text: &str, mode: u32) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let new = file.with_file_name(format!(".{name}.new"));
     match fs::remove_file(&new) {
@@ -134,9 +143,9 @@ pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
         _ => {}
     }
     let mut open = fs::OpenOptions::new();
-    let mut written = open.write(true).create_new(true).open(&new)?;
+    let mut written = open.write(true).create_new(true).mode(0o600).open(&new)?;
     written.write_all(text.as_bytes())?;
-    written.set_permissions(fs::Permissions::from_mode(0o644))?;
+    written.set_permissions(fs::Permissions::from_mode(mode))?;
     fs::rename(&new, file)
 }
 

@@ -29,6 +29,7 @@ pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<Required
         references: 0,
         missing: Vec::new(),
         names: Vec::new(),
+        is_unsure: false,
     };
     if found.problem.is_none() {
         let all = needs.merged();

@@ -195,6 +195,13 @@ impl Settings {
             scopes: None,
         }
     }
+
+    /// Returns a short form of everything in the configuration that names the required images and
+    /// their platform. Equal forms require the same.
+    pub(crate) fn requirement(&self) -> String {
+        let decisive = (&self.require, &self.platforms, &self.namespace);
+        basics::digest::short(format!("{decisive:?}").as_bytes())
+    }
 }
 
 /// A configuration that was read again, compared with the earlier configuration.

@@ -276,6 +276,10 @@ pub struct RequiredStatus {
     /// Normalised references of all required images. Only the daemon knows them.
     #[serde(skip)]
     pub names: Vec<String>,
+    /// True if containerd went away, or a check failed, and no check has ended since. Only the
+    /// daemon knows it.
+    #[serde(skip)]
+    pub is_unsure: bool,
 }
 
 /// A required image that is missing.

@@ -365,7 +365,7 @@ const ROOM: &str = "room on containerd's disk";
 
 /// Returns the reasons from a bundle. A bundle that is in place, or that has nothing for this node,
 /// has none.
-fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
+pub(crate) fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
     let new = |health, text: String| Reason::new(health, Subject::Bundle, text);
     let error = bundle.error.as_ref();
     let said = || {

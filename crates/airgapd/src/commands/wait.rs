@@ -1,6 +1,8 @@
 //! `airgapd wait`: waits until bundles are in place, for upgrade controllers, playbooks and k0sctl
 //! hooks.
 
+mod now;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -64,6 +66,9 @@ enum Outcome {
 /// node that is still working. It is 3 for a node that waits for containerd, and 1 for any other
 /// wait.
 pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
+    if args.now {
+        return now::run(args, call).await;
+    }
     let document = wait(args, &call.settings).await;
     if call.format == OutputFormat::Text && document.error.is_some() {
         document

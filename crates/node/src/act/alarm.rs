@@ -30,7 +30,10 @@ impl Alarm {
     /// Sleeps until this time. Returns at once if the time is past. Safe to cancel: the next call
     /// sets the timer anew.
     pub(super) async fn until(&self, until: Instant) {
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        while let Some(left) = until
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+        {
             match &self.0 {
                 Some(timer) if set(timer, left).is_ok() => expired(timer).await,
                 _ => tokio::time::sleep(left).await,
@@ -54,7 +57,9 @@ fn set(timer: &AsyncFd<OwnedFd>, left: Duration) -> io::Result<()> {
 async fn expired(timer: &AsyncFd<OwnedFd>) {
     loop {
         // The runtime may still know of an earlier expiration. Then there is nothing to read.
-        let Ok(mut ready) = timer.readable().await else { return };
+        let Ok(mut ready) = timer.readable().await else {
+            return;
+        };
         let read = |timer: &AsyncFd<OwnedFd>| Ok(rustix::io::read(timer.get_ref(), &mut [0; 8])?);
         if ready.try_io(read).is_ok() {
             return;

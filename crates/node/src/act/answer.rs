@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -11,9 +12,10 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use super::hands::Hands;
-use crate::control::{self, Answer, Question, Want};
-use crate::decide::{Event, room};
+use super::ready::Remembered;
+use crate::control::{self, Answer, Question, Server, Want};
 use crate::decide::listing::FolderState;
+use crate::decide::{Event, room};
 use crate::metrics;
 use crate::settings::Settings;
 use crate::state::State;
@@ -35,7 +37,7 @@ const MOST_KEPT: usize = 16;
 /// The clients that ask, and the metrics that are published unasked.
 pub(super) struct Asked {
     /// None if the socket could not be created.
-    questions: Option<mpsc::Receiver<Question>>,
+    served: Option<Served>,
     /// The questions of clients that wait for news.
     kept: Vec<Question>,
     /// Questions that came during an errand and that the state alone cannot answer.
@@ -47,6 +49,13 @@ pub(super) struct Asked {
     metrics: Option<MetricsFile>,
     /// The address of the metrics while they cannot be served there.
     unserved: Option<Unserved>,
+}
+
+/// The clients, and the memory of readiness.
+struct Served {
+    server: Server,
+    questions: mpsc::Receiver<Question>,
+    remembered: Remembered,
 }
 
 /// The metrics file that node_exporter reads.
@@ -62,18 +71,16 @@ struct MetricsFile {
 /// An address on which the daemon should serve its metrics and cannot.
 struct Unserved {
     address: SocketAddr,
-    questions: mpsc::Sender<Question>,
     due: Instant,
     problem: String,
 }
 
 impl Unserved {
     /// Serves the metrics. If that fails, returns what is needed for a retry.
-    fn serve(address: SocketAddr, questions: mpsc::Sender<Question>) -> Option<Unserved> {
-        let error = control::listen_for_metrics(address, questions.clone()).err()?;
+    fn serve(address: SocketAddr, server: &Server) -> Option<Unserved> {
+        let error = server.listen_on(address).err()?;
         Some(Unserved {
             address,
-            questions,
             due: Instant::now() + METRICS_PACE,
             problem: format!("no metrics on {address}: {error}"),
         })
@@ -84,10 +91,17 @@ impl Asked {
     /// Opens the control socket. Without it the daemon still imports.
     pub(super) fn start(settings: &Settings) -> Asked {
         let folder = &settings.runtime_dir;
-        let (questions, unserved) = match control::listen(folder) {
-            Ok((sender, questions)) => {
-                let serve = |address| Unserved::serve(address, sender);
-                (Some(questions), settings.metrics_address.and_then(serve))
+        let (served, unserved) = match Server::start(folder) {
+            Ok((server, questions)) => {
+                let serve = |address| Unserved::serve(address, &server);
+                let unserved = settings.metrics_address.and_then(serve);
+                let remembered = Remembered::open(folder);
+                let served = Served {
+                    server,
+                    questions,
+                    remembered,
+                };
+                (Some(served), unserved)
             }
             Err(error) => {
                 warn!("no control socket in {}: {error}", folder.display());
@@ -98,10 +112,10 @@ impl Asked {
             warn!("{}", unserved.problem);
         }
         // Without a runtime folder there is no default file.
-        let by_default = || questions.is_some().then(|| folder.join("airgapd.prom"));
+        let by_default = || served.is_some().then(|| folder.join("airgapd.prom"));
         let file = settings.metrics_file.clone().or_else(by_default);
         Asked {
-            questions,
+            served,
             kept: Vec::new(),
             put_off: VecDeque::new(),
             news_looked: Instant::now(),
@@ -130,20 +144,23 @@ impl Asked {
         loop {
             let question = self.receive().await;
             match question.want {
-                Want::Status | Want::Metrics => return question,
+                Want::Status | Want::Metrics | Want::Facts | Want::Life => return question,
                 Want::Listed | Want::Checked => self.put_off.push_back(question),
             }
         }
     }
 
     async fn receive(&mut self) -> Question {
-        let question = match &mut self.questions {
-            Some(questions) => questions.recv().await,
-            None => None,
+        let Some(served) = &mut self.served else {
+            return std::future::pending().await;
         };
-        match question {
-            Some(question) => question,
-            None => std::future::pending().await,
+        loop {
+            match served.questions.recv().await {
+                // The client has gone, or has an answer from earlier facts.
+                Some(question) if question.answer.is_closed() => {}
+                Some(question) => return question,
+                None => return std::future::pending().await,
+            }
         }
     }
 
@@ -162,8 +179,21 @@ impl Asked {
         }
     }
 
+    /// Notes what the status says about readiness, and posts it for the connections.
+    pub(super) fn note_ready(&mut self, status: &Status, state: &State, now: Instant) {
+        if let Some(served) = &mut self.served {
+            served.server.desk().post(served.remembered.note(status, state));
+            served.remembered.save_if_due(now);
+        }
+    }
+
     /// Removes the metrics file. Otherwise it would call the node healthy after the daemon's end.
-    pub(super) fn end(&self) {
+    /// Leaves the memory of readiness to the next daemon.
+    pub(super) fn end(&mut self, status: &Status, state: &State) {
+        if let Some(served) = &mut self.served {
+            served.remembered.note(status, state);
+            served.remembered.save(Instant::now());
+        }
         if let Some(file) = &self.metrics {
             let _ = std::fs::remove_file(&file.path);
         }
@@ -173,10 +203,11 @@ impl Asked {
     fn serve_metrics_if_due(&mut self, now: Instant) {
         let is_due = |unserved: &mut Unserved| unserved.due <= now;
         if let Some(unserved) = self.unserved.take_if(is_due) {
-            let Unserved {
-                address, questions, ..
-            } = unserved;
-            self.unserved = Unserved::serve(address, questions);
+            let Unserved { address, .. } = unserved;
+            self.unserved = self
+                .served
+                .as_ref()
+                .and_then(|served| Unserved::serve(address, &served.server));
             if self.unserved.is_none() {
                 info!("metrics are served on {address}");
             }
@@ -204,14 +235,27 @@ impl Asked {
     /// Answers a question. If the client already has this status, keeps the question until there is
     /// news. The client may have gone meanwhile.
     pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
+        if question.want == Want::Life {
+            let _ = question.answer.send(Answer::Alive);
+            return;
+        }
         let status = view.status(self);
-        if question.want == Want::Metrics {
-            let text = view.hands.metrics.text(&status);
-            let _ = question.answer.send(Answer::Metrics(text));
-        } else if self.waits_for_news(&question, &status) {
-            self.kept.push(question);
-        } else {
-            let _ = question.answer.send(Answer::Status(Box::new(status)));
+        match question.want {
+            Want::Metrics => {
+                let text = view.hands.metrics.text(&status);
+                let _ = question.answer.send(Answer::Metrics(text));
+            }
+            Want::Facts => {
+                if let Some(served) = &mut self.served {
+                    let facts = served.remembered.note(&status, view.state);
+                    served.server.desk().post(Arc::clone(&facts));
+                    let _ = question.answer.send(Answer::Facts(facts));
+                }
+            }
+            _ if self.waits_for_news(&question, &status) => self.kept.push(question),
+            _ => {
+                let _ = question.answer.send(Answer::Status(Box::new(status)));
+            }
         }
     }
 
@@ -226,7 +270,7 @@ impl Daemon {
     /// wants that.
     pub(super) fn answer(&mut self, question: Question) {
         match question.want {
-            Want::Status | Want::Metrics => {}
+            Want::Status | Want::Metrics | Want::Facts | Want::Life => {}
             Want::Listed | Want::Checked => {
                 self.list();
             }

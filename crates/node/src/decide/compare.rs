@@ -156,6 +156,7 @@ impl State {
             turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
             self.connection = Connection::Down { next };
             turn.act(Action::Disconnect);
+            self.required.lose();
         }
         self.roster.doubt();
     }

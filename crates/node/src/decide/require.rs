@@ -47,6 +47,10 @@ pub(crate) struct RequiredState {
     earliest: Option<Instant>,
     /// Start of the last check that has ended.
     checked: Option<Instant>,
+    /// True if containerd was lost, or a check failed, and no check that began later has ended.
+    is_unsure: bool,
+    /// True if the running check began after that.
+    is_later: bool,
     /// The last log line about the result, and the images that were missing then.
     said: Option<(String, Vec<String>)>,
 }
@@ -55,6 +59,11 @@ impl RequiredState {
     /// Notes an event that may change the result.
     pub(super) fn doubt(&mut self) {
         self.is_current = false;
+    }
+
+    /// Notes that containerd did not answer.
+    pub(super) fn lose(&mut self) {
+        (self.is_current, self.is_unsure, self.is_later) = (false, true, false);
     }
 }
 
@@ -91,7 +100,7 @@ impl State {
         if self.require_due(turn.now).is_some_and(|due| due <= turn.now) {
             self.required.begun = Some(turn.now);
             // Every event from now on makes the result doubtful again.
-            self.required.is_current = true;
+            (self.required.is_current, self.required.is_later) = (true, true);
             turn.act(Action::Check);
         }
         self.say_required(turn);
@@ -105,6 +114,7 @@ impl State {
         };
         let took = turn.now.saturating_duration_since(begun);
         required.checked = Some(begun);
+        required.is_unsure &= !required.is_later;
         required.earliest = Some(turn.now + BURST.max(took * SHARE));
         match checked {
             Checked::Found(found) => required.last = Some(found),
@@ -118,7 +128,7 @@ impl State {
             // Other decisions find out whether containerd is away, and log that.
             Checked::Failed(why) => {
                 turn.say(Line::debug(format!("cannot check the required images: {why}")));
-                required.is_current = false;
+                required.lose();
                 required.earliest = Some(turn.now + PACE);
             }
         }
@@ -140,6 +150,7 @@ impl State {
         }
         Some(RequiredStatus {
             is_current: self.current_result().is_some(),
+            is_unsure: self.required.is_unsure,
             ..self.required.last.clone().unwrap_or_default()
         })
     }
@@ -242,6 +253,7 @@ mod tests {
             references: 9,
             missing: (0..missing).map(image).collect(),
             names: vec![super::super::claims::image(1)],
+            is_unsure: false,
         }
     }
 

@@ -1,0 +1,485 @@
+//! Decides if the node is ready: `GET /ready` and `airgapd wait --now`. Pure.
+//!
+//! The daemon makes [`Facts`] of its state. [`judge`] holds a [`Query`] against them and gives a
+//! [`Readiness`], which is the document of `/ready`. docs/control.md describes it.
+//!
+//! A node that was ready stays ready while the daemon cannot look: during a restart of containerd
+//! or of the daemon itself. For that the daemon keeps a [`Memory`] of the last certain state. It
+//! holds for [`TRUST`], in this boot and for this containerd only. Something that is found missing
+//! ends it at once.
+
+mod memory;
+mod query;
+mod readiness;
+
+pub use memory::Memory;
+pub use query::{BadQuery, Query};
+pub use readiness::{BundleCount, Cause, Names, Readiness, ReleaseCount, RequiredCount};
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::place;
+use crate::status::{BundleStatus, ReleaseStatus, RequiredStatus, State, Status};
+use crate::verdict::{self, Health};
+use basics::{Foreign, counted};
+
+/// Time for which the last certain state holds if the daemon cannot confirm it. A restart of
+/// containerd or of the daemon takes less.
+pub const TRUST: Duration = Duration::from_secs(60);
+
+/// The facts about a node that decide if it is ready.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Time since the boot of the machine at which they were true.
+    pub at: Duration,
+    /// The boot id of the machine. `None` if the kernel does not tell it.
+    pub boot: Option<String>,
+    /// The uuid of the connected containerd. `None` without a connection, and if containerd has
+    /// none.
+    pub containerd: Option<String>,
+    /// True if there is a connection to containerd.
+    pub is_reachable: bool,
+    /// The images that the configuration requires. `None` if it requires none.
+    pub required: Option<Required>,
+    /// The bundles, except those whose files are gone, by name.
+    pub bundles: Vec<Bundle>,
+    /// The releases, by name.
+    pub releases: Vec<ReleaseStatus>,
+    /// The images folders, the first one first.
+    pub folders: Vec<PathBuf>,
+    /// The reason why a folder is not read, or why bundles of it are missing.
+    pub folder_problem: Option<String>,
+    /// The last certain state, these facts included.
+    pub memory: Memory,
+}
+
+/// The images that the configuration requires.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Required {
+    /// The part of the configuration that names them, in a short form. Equal keys require the same.
+    pub key: String,
+    /// The result of the last check.
+    pub last: RequiredStatus,
+}
+
+/// A bundle of the images folders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// Its name, as labels have it.
+    pub name: String,
+    /// Its state.
+    pub state: State,
+    /// Its content digest, if it was imported before.
+    pub content: Option<String>,
+    /// The name of the bundle that it stands for, if it is a receipt.
+    pub stands_for: Option<String>,
+    /// The worst health of its reasons.
+    pub health: Health,
+    /// The first of these reasons.
+    pub why: Option<String>,
+}
+
+/// The circumstances of a status that are no part of its document.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// See [`Facts::at`].
+    pub at: Duration,
+    /// See [`Facts::boot`].
+    pub boot: Option<String>,
+    /// See [`Facts::containerd`].
+    pub containerd: Option<String>,
+    /// See [`Required::key`].
+    pub key: String,
+}
+
+impl Facts {
+    /// Returns the facts of a status, without a memory.
+    pub fn of(status: &Status, circumstances: Circumstances) -> Facts {
+        let Circumstances {
+            at,
+            boot,
+            containerd,
+            key,
+        } = circumstances;
+        let there = status.bundles.iter().filter(|bundle| bundle.state != State::Gone);
+        let mut problems = status.folders().filter_map(|folder| {
+            let vanished = folder.vanished.as_ref().map(|vanished| &vanished.problem);
+            let problem = folder.problem.as_ref().or(vanished)?;
+            Some(format!("{}: {problem}", folder.path))
+        });
+        Facts {
+            at,
+            boot,
+            containerd,
+            is_reachable: status.containerd.reachable,
+            required: status.required.as_ref().map(|last| Required {
+                key,
+                last: RequiredStatus {
+                    // Readiness needs the missing images only, and there may be thousands of names.
+                    names: Vec::new(),
+                    ..last.clone()
+                },
+            }),
+            bundles: there.map(Bundle::of).collect(),
+            releases: status.releases.clone(),
+            folder_problem: problems.next(),
+            folders: status.folder_paths().into_iter().map(PathBuf::from).collect(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// Adds these facts to a memory of earlier ones, and keeps a copy of it.
+    #[must_use]
+    pub fn noted_in(mut self, memory: &mut Memory) -> Facts {
+        memory.note(&self);
+        self.memory = memory.clone();
+        self
+    }
+}
+
+impl Bundle {
+    fn of(bundle: &BundleStatus) -> Bundle {
+        let mut reasons = verdict::of_bundle(bundle);
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
+        let first = reasons.into_iter().next();
+        Bundle {
+            name: bundle.name.raw().to_owned(),
+            state: bundle.state,
+            content: bundle.catalog.clone(),
+            stands_for: bundle.receipt_of.as_ref().map(|of| of.bundle.raw().to_owned()),
+            health: first.as_ref().map(|reason| reason.health).unwrap_or_default(),
+            why: first.map(|reason| reason.text),
+        }
+    }
+
+    /// Returns true if a certain state says so: the bundle is in place and nothing is wrong with
+    /// it, or it has nothing for this node.
+    fn is_settled(&self) -> bool {
+        matches!(self.state, State::Done | State::Skipped) && self.health == Health::Healthy
+    }
+}
+
+/// The finding about a thing that has to be there.
+#[derive(Debug)]
+enum Finding {
+    /// It is there.
+    There,
+    /// It was there so many seconds ago, and the daemon cannot look now.
+    Held(u64),
+    /// It is not there, or not known to be there.
+    Not(Problem),
+}
+
+/// The reason why a thing is not there.
+#[derive(Debug)]
+struct Problem {
+    cause: Cause,
+    /// The sentence for every caller: no names and no paths.
+    text: String,
+    /// What only root may read: names and reasons.
+    detail: Vec<String>,
+}
+
+impl Problem {
+    fn new(cause: Cause, text: impl Into<String>) -> Problem {
+        Problem {
+            cause,
+            text: text.into(),
+            detail: Vec::new(),
+        }
+    }
+
+    fn with(mut self, detail: impl Into<String>) -> Problem {
+        self.detail.push(detail.into());
+        self
+    }
+}
+
+/// Decides if the node is ready for a query, at this time since the boot of the machine. Without a
+/// query, the required images decide. A query adds to them.
+pub fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
+    let silent = now.saturating_sub(facts.at);
+    if silent > TRUST {
+        let text = format!("the daemon has not answered for {} s", silent.as_secs());
+        return Readiness::not(Cause::Daemon, text);
+    }
+    let case = Case::new(facts, now);
+    let required = case.required();
+    let mut findings: Vec<(&'static str, Finding)> = Vec::new();
+    findings.extend(required.map(|finding| ("required", finding)));
+    let names = query.releases.iter();
+    findings.extend(names.map(|name| ("release", case.release(name))));
+    let names = query.bundles.iter();
+    findings.extend(names.map(|name| ("bundle", case.named(name))));
+    if query.all_bundles {
+        findings.push(("bundles", case.all()));
+    }
+    case.sum_up(findings)
+}
+
+/// Facts at a moment, as a query is held against them.
+struct Case<'f> {
+    facts: &'f Facts,
+    now: Duration,
+    by_name: HashMap<&'f str, &'f Bundle>,
+}
+
+impl<'f> Case<'f> {
+    fn new(facts: &'f Facts, now: Duration) -> Case<'f> {
+        let bundles = facts.bundles.iter();
+        Case {
+            facts,
+            now,
+            by_name: bundles.map(|bundle| (bundle.name.as_str(), bundle)).collect(),
+        }
+    }
+
+    /// Returns the cause of something that is under way. Without containerd nothing goes on.
+    fn under_way(&self, cause: Cause) -> Cause {
+        match self.facts.is_reachable {
+            true => cause,
+            false => Cause::Containerd,
+        }
+    }
+
+    /// Returns the finding about a thing whose state is in doubt, from the time at which it was
+    /// certain. `thing` is a noun in the plural.
+    fn doubtful(&self, certain_at: Option<Duration>, thing: &str) -> Finding {
+        let age = certain_at.and_then(|at| self.now.checked_sub(at));
+        if let Some(age) = age.filter(|age| *age <= TRUST) {
+            return Finding::Held(age.as_secs());
+        }
+        Finding::Not(match (self.facts.is_reachable, age) {
+            (true, _) => Problem::new(Cause::Working, format!("the check of {thing} has not ended")),
+            (false, None) => Problem::new(
+                Cause::Containerd,
+                format!("containerd does not answer, so {thing} are not checked"),
+            ),
+            (false, Some(age)) => Problem::new(
+                Cause::Containerd,
+                format!("containerd has not answered for {} s", age.as_secs()),
+            ),
+        })
+    }
+
+    fn required(&self) -> Option<Finding> {
+        let Required { key, last } = self.facts.required.as_ref()?;
+        if let Some(problem) = &last.problem {
+            let text = "the required images cannot be checked";
+            return Some(Finding::Not(Problem::new(Cause::Failed, text).with(problem)));
+        }
+        if !last.missing.is_empty() {
+            let mut problem = Problem::new(Cause::Missing, last.summary().unwrap_or_default());
+            problem.detail = last
+                .missing
+                .iter()
+                .map(|image| Foreign::new(image.reference.as_str()).to_string())
+                .collect();
+            return Some(Finding::Not(problem));
+        }
+        let is_certain = last.checked_at.is_some() && !last.is_unsure && self.facts.is_reachable;
+        Some(match is_certain {
+            true => Finding::There,
+            false => self.doubtful(self.facts.memory.required_at(key), "the required images"),
+        })
+    }
+
+    /// Returns true if a bundle of a release is about to be compared with containerd.
+    fn is_in_doubt(&self, release: &ReleaseStatus) -> bool {
+        let states = release
+            .bundles
+            .iter()
+            .filter_map(|name| self.by_name.get(name.raw()));
+        states.into_iter().any(|bundle| bundle.state == State::Checking)
+    }
+
+    fn release(&self, name: &str) -> Finding {
+        let shown = Foreign::new(name).to_string();
+        let Some(release) = self.facts.releases.iter().find(|release| release.name == name) else {
+            let problem = Problem::new(
+                self.under_way(Cause::Absent),
+                "no bundle carries a requested release",
+            );
+            return Finding::Not(problem.with(shown));
+        };
+        if self.is_in_doubt(release) {
+            let certain_at = self.facts.memory.release_at(name);
+            return self.doubtful(certain_at, "the bundles of a requested release");
+        }
+        if release.in_place {
+            return Finding::There;
+        }
+        let (missing, all) = (release.missing, counted(release.members, "member"));
+        let text = format!("a requested release is not in place: {missing} of {all} missing");
+        let problem = Problem::new(self.under_way(Cause::Absent), text);
+        Finding::Not(problem.with(match &release.problem {
+            Some(why) => format!("{shown}: {why}"),
+            None => shown,
+        }))
+    }
+
+    /// Returns the finding about a bundle by its name, its path or its content digest.
+    fn named(&self, typed: &str) -> Finding {
+        let shown = Foreign::new(typed).to_string();
+        if basics::digest::parse(typed).is_ok() {
+            let with = self.facts.bundles.iter();
+            let with = with.filter(|bundle| bundle.content.as_deref() == Some(typed));
+            let absent = || {
+                let cause = self.under_way(Cause::Absent);
+                Finding::Not(Problem::new(cause, "no bundle has a requested content").with(shown))
+            };
+            let findings = with.map(|bundle| self.bundle(bundle));
+            return findings.min_by_key(rank).unwrap_or_else(absent);
+        }
+        // A receipt also has the name of its bundle.
+        let receipts = self.facts.bundles.iter();
+        let receipts: BTreeMap<&str, &Bundle> = receipts
+            .filter_map(|bundle| Some((bundle.stands_for.as_deref()?, bundle)))
+            .collect();
+        let find = |name: &str| self.by_name.get(name).or(receipts.get(name)).copied();
+        let meant = place::bundle_named(typed, &self.facts.folders, |name| find(name).is_some());
+        let Ok(name) = meant else {
+            let text = "a requested name is that of several bundles";
+            return Finding::Not(Problem::new(Cause::Failed, text).with(shown));
+        };
+        match find(&name) {
+            Some(bundle) if bundle.state == State::Skipped => {
+                let text = "a requested bundle has nothing for this node";
+                Finding::Not(Problem::new(Cause::Failed, text).with(shown))
+            }
+            Some(bundle) => self.bundle(bundle),
+            None => {
+                let cause = match &self.facts.folder_problem {
+                    Some(_) => self.under_way(Cause::Waiting),
+                    None => Cause::Failed,
+                };
+                Finding::Not(Problem::new(cause, "a requested bundle does not exist").with(shown))
+            }
+        }
+    }
+
+    fn bundle(&self, bundle: &Bundle) -> Finding {
+        match bundle.state {
+            State::Done | State::Skipped if bundle.is_settled() => Finding::There,
+            State::Checking => self.doubtful(self.facts.memory.bundle_at(bundle), "the bundles"),
+            _ => {
+                let cause = match bundle.health {
+                    Health::Healthy | Health::Working => self.under_way(Cause::Working),
+                    Health::Waiting => self.under_way(Cause::Waiting),
+                    Health::Degraded | Health::Failed => Cause::Failed,
+                };
+                let text = format!("a requested bundle is not in place: {}", bundle.state.as_str());
+                let name = Foreign::new(bundle.name.as_str());
+                Finding::Not(Problem::new(cause, text).with(match &bundle.why {
+                    Some(why) => format!("{name}: {why}"),
+                    None => name.to_string(),
+                }))
+            }
+        }
+    }
+
+    /// Returns the finding about every bundle of the folders.
+    fn all(&self) -> Finding {
+        if let Some(problem) = &self.facts.folder_problem {
+            let text = "an images folder is not read, or bundles of it are missing";
+            return Finding::Not(Problem::new(self.under_way(Cause::Waiting), text).with(problem));
+        }
+        if self.facts.bundles.is_empty() && self.facts.required.is_none() {
+            return Finding::Not(Problem::new(Cause::Absent, "there is no bundle"));
+        }
+        let (mut held, mut not) = (None, Vec::new());
+        for bundle in &self.facts.bundles {
+            match self.bundle(bundle) {
+                Finding::There => {}
+                Finding::Held(age) => held = held.max(Some(age)),
+                Finding::Not(problem) => not.push((bundle, problem)),
+            }
+        }
+        let Some(cause) = not.iter().map(|(_, problem)| problem.cause).max() else {
+            return held.map_or(Finding::There, Finding::Held);
+        };
+        let all = counted(self.facts.bundles.len(), "bundle");
+        let mut problem = Problem::new(cause, format!("{} of {all} not in place", not.len()));
+        problem.detail = not
+            .into_iter()
+            .flat_map(|(bundle, problem)| match problem.detail.is_empty() {
+                true => vec![Foreign::new(bundle.name.as_str()).to_string()],
+                false => problem.detail,
+            })
+            .collect();
+        Finding::Not(problem)
+    }
+
+    fn sum_up(&self, findings: Vec<(&'static str, Finding)>) -> Readiness {
+        let mut readiness = self.counted();
+        if findings.is_empty() {
+            return readiness.because(Cause::NothingRequired, "nothing is required".to_owned(), &[]);
+        }
+        let (mut held, mut not) = (None, Vec::new());
+        let mut asked = BTreeMap::new();
+        for (kind, finding) in findings {
+            *asked.entry(kind).or_insert(0_usize) += 1;
+            match finding {
+                Finding::There => {}
+                Finding::Held(age) => held = held.max(Some(age)),
+                Finding::Not(problem) => {
+                    readiness.name(kind, &problem.detail);
+                    not.push(problem);
+                }
+            }
+        }
+        let Some(first) = not.first() else {
+            return readiness.ready(held, &asked);
+        };
+        let text = match not.len() - 1 {
+            0 => first.text.clone(),
+            more => format!("{} (and {more} more)", first.text),
+        };
+        readiness.because(first.cause, text, &first.detail)
+    }
+
+    /// Returns the numbers of the node.
+    fn counted(&self) -> Readiness {
+        let of = |state: State| {
+            let bundles = self.facts.bundles.iter();
+            bundles
+                .filter(|bundle| bundle.state == state && bundle.is_settled())
+                .count()
+        };
+        let held = self.facts.bundles.iter().filter(|bundle| {
+            bundle.state == State::Checking && matches!(self.bundle(bundle), Finding::Held(_))
+        });
+        let releases = self.facts.releases.iter();
+        let in_place = releases.filter(|release| !matches!(self.release(&release.name), Finding::Not(_)));
+        Readiness {
+            required: self.facts.required.as_ref().map(|required| RequiredCount {
+                images: required.last.references,
+                missing: required.last.missing.len(),
+            }),
+            bundles: Some(BundleCount {
+                all: self.facts.bundles.len(),
+                in_place: of(State::Done) + held.count(),
+                skipped: of(State::Skipped),
+            }),
+            releases: Some(ReleaseCount {
+                all: self.facts.releases.len(),
+                in_place: in_place.count(),
+            }),
+            ..Readiness::default()
+        }
+    }
+}
+
+/// Returns the order of findings about bundles with the same content, the best one first.
+fn rank(finding: &Finding) -> (u8, u64) {
+    match finding {
+        Finding::There => (0, 0),
+        Finding::Held(age) => (1, *age),
+        Finding::Not(_) => (2, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests;
