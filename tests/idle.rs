@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fake_containerd::FakeConfig;
@@ -22,8 +22,7 @@ const SIZE: usize = 4 << 20;
 const MEMORY: u64 = 6 << 20;
 /// The time to count wake-ups.
 const WATCHED: Duration = Duration::from_secs(60);
-/// Time after the last import in which the daemon tells and tidies up everything, and the threads of
-/// the import end.
+/// Time after which the threads of the last import have ended, and the daemon is at rest.
 const CALM: Duration = Duration::from_secs(15);
 
 /// Returns how often each thread of a process went to sleep so far (proc_pid_status(5)). A thread
@@ -79,6 +78,21 @@ fn start(target: &Target, node: &Node, port: u16) -> Daemon {
 /// the watchdog, and a visible content store.
 fn rest(target: &Target) {
     let node = Node::on(target);
+    // `/run` is in memory. On a disk, the daemon would sleep in each write of the metrics file.
+    let in_memory = Path::new("/dev/shm");
+    let runtime = match in_memory.is_dir() {
+        true => tempfile::tempdir_in(in_memory),
+        false => tempfile::tempdir(),
+    };
+    let runtime = runtime.expect("a folder");
+    node.configure(&format!(
+        "imagesDir: {}\nstateDir: {}\nruntimeDir: {}\naddress: {}\nnamespace: {}\n",
+        text(&node.images()),
+        text(&node.state()),
+        text(runtime.path()),
+        text(target.socket()),
+        target.namespace(),
+    ));
     let daemon = start(target, &node, free_port());
     let before = sleeps(daemon.pid());
     pass(WATCHED);

@@ -9,12 +9,13 @@
 # -t       longest wait on a node, 30m by default
 # -n       number of nodes at a time, 20 by default
 # -r       command that runs a command line on a node. It gets the node's name and the command line.
+#          Its exit status is that of the command line, and 255 if it cannot reach the node.
 #          `ssh -n -o BatchMode=yes` by default
 #
 # Exit status: 0 if all nodes are ready, 1 if a node is not, 2 for a wrong command line.
 #
-# The script reads exit codes only, and none of the texts that airgapd prints. `airgapd wait --now` is
-# GET /ready as an exit code.
+# The script reads exit codes only, and none of the texts that airgapd prints. `airgapd wait --now`
+# is GET /ready as an exit code.
 
 set -u
 
@@ -69,8 +70,9 @@ diagnose() {
     on "$1" airgapd inspect --verify "$bundle"
     case $? in
     0) ;;
+    1 | 2) tell "$1" unreadable 'check the path of the bundle' && return ;;
     5) tell "$1" damaged 'copy the bundle again' && return ;;
-    *) tell "$1" unreadable 'check the path of the bundle' && return ;;
+    *) tell "$1" unreachable 'check the connection to the node' && return ;;
     esac
     if judge "$1"; then
         case $2 in
@@ -107,7 +109,7 @@ check() {
     esac
 }
 
-# Waits for several nodes at a time.
+# Waits for several nodes at a time. $1 has a line for each node.
 check_all() {
     running=0
     while read -r name; do
@@ -118,11 +120,18 @@ check_all() {
             wait
             running=0
         fi
-    done
+    done <<NODES
+$1
+NODES
     wait
 }
 
-failed=$(check_all)
+nodes=$(cat)
+if [ -z "$nodes" ]; then
+    echo 'rollout.sh: there are no nodes on standard input' >&2
+    exit 2
+fi
+failed=$(check_all "$nodes")
 [ -z "$failed" ] && exit 0
 printf '%s\n' "$failed" | sort
 exit 1

@@ -154,8 +154,7 @@ impl Member {
         let last = notified.lines().rfind(|line| line.starts_with("STATUS="));
         match self.fault {
             None => last.is_some_and(|line| line.starts_with("STATUS=healthy; 3 of 3 images")),
-            // The daemon waits for the rest of an upload.
-            Some(Fault::Truncated) => last.is_some(),
+            // For half a minute, the daemon waits for the rest of an upload.
             Some(_) => last.is_some_and(|line| !line.starts_with("STATUS=working")),
         }
     }

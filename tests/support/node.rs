@@ -494,8 +494,8 @@ pub fn peak_memory(pid: u32) -> Option<u64> {
     Some(peak.saturating_sub(of_files) + CODE)
 }
 
-/// Returns an amount of memory in the status of a process, in bytes: `RssAnon:` without the pages of
-/// files, `VmRSS:` with them.
+/// Returns an amount of memory of a process in bytes, by its name in proc_pid_status(5). `VmRSS:`
+/// has the pages of files, and `RssAnon:` has not.
 pub fn memory_of(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;

@@ -123,13 +123,13 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
-    /// Roll out a bundle to a simulated fleet of which 2 % fails, and compare what the script of
-    /// config/fleet and the dashboard say about each node with the truth.
+    /// Roll out a bundle to a simulated fleet, and compare the script and the dashboard with the
+    /// truth.
     Fleet {
         /// Number of nodes.
         #[arg(long, default_value_t = 500)]
         nodes: usize,
-        /// The containerd, which is of no effect, and the seed.
+        /// The seed. All nodes have the stand-in as their containerd.
         #[command(flatten)]
         extent: Extent,
     },

@@ -1,7 +1,7 @@
 //! The timer of the loop, which wakes the process once for each time.
 //!
-//! tokio keeps a timer in wheels: it wakes the process up to three times for one time some seconds
-//! ahead, to move the timer to a finer wheel. An idle daemon has hardly any other wake-ups.
+//! tokio keeps timers in wheels. For a time some seconds ahead, it wakes the process three times:
+//! twice to move the timer to a finer wheel. An idle daemon has hardly any other wake-ups.
 
 use std::io;
 use std::os::fd::OwnedFd;
