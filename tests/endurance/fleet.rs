@@ -305,6 +305,31 @@ fn each_failing_node_of_a_small_fleet_is_named_with_its_cause() {
     each_failing_node_is_named_with_its_cause(12, 1);
 }
 
+#[test]
+fn a_node_that_cannot_be_reached_is_named_and_a_list_without_nodes_is_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("nodes.txt");
+    let reach = folder.path().join("reach");
+    fs::write(&reach, "exit 255\n").unwrap();
+    let reach = format!("sh {}", text(&reach));
+    let line = |node| format!("{node}\tunreachable\tcheck the connection to the node\n");
+    for (nodes, code, said) in [
+        ("one\n\ntwo", 1, line("one") + &line("two")),
+        ("\n", 2, String::new()),
+        ("", 2, String::new()),
+    ] {
+        fs::write(&list, nodes).unwrap();
+        let output = Command::new("sh")
+            .arg(lab::workspace().join("config/fleet/rollout.sh"))
+            .args(["-n", "2", "-r", &reach, BUNDLE])
+            .stdin(fs::File::open(&list).unwrap())
+            .output()
+            .expect("sh is there");
+        let printed = String::from_utf8(output.stdout).expect("text");
+        assert_eq!((output.status.code(), printed), (Some(code), said), "{nodes:?}");
+    }
+}
+
 /// Runs for `cargo xtask fleet`, for some minutes.
 #[test]
 #[ignore = "takes long: `cargo xtask fleet` runs it"]

@@ -51,6 +51,7 @@ use crate::state::State;
 use crate::state::crash::{self, Marker};
 use crate::state::ledger::{self, Ledger, LockError, Saved, Store};
 use crate::status::{self, Status};
+use crate::sys;
 use crate::systemd::Systemd;
 use crate::verdict::{Health, Verdict};
 use basics::backoff;
@@ -318,7 +319,13 @@ impl Daemon {
         let state = &self.state;
         match action {
             Action::Say(line) => journal::say(&line),
-            Action::Save => self.hands.save(&state.ledger),
+            Action::Save => {
+                self.hands.save(&state.ledger);
+                // Each import ends with this, and the daemon may have nothing else to do for days.
+                if state.lanes.is_empty() {
+                    sys::trim_memory();
+                }
+            }
             Action::List => {
                 let listed = self.hands.list(state);
                 return vec![Event::Listed(listed)];

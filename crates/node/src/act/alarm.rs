@@ -1,6 +1,6 @@
 //! The timer of the loop, which wakes the process once for each time.
 //!
-//! tokio keeps timers in wheels. For a time some seconds ahead, it wakes the process three times:
+//! tokio keeps timers in wheels. For a time seconds ahead, it wakes the process three times:
 //! twice to move the timer to a finer wheel. An idle daemon has hardly any other wake-ups.
 
 use std::io;
