@@ -33,6 +33,7 @@ mod fleet_config;
 mod fleet_engines;
 mod foreign_records;
 mod foreign_text;
+mod idle;
 mod images;
 mod images_dirs;
 mod images_folder;

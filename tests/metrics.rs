@@ -527,14 +527,14 @@ fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Ta
             .collect()
     };
     let row = |texts: &[&str], value: f64| (texts.iter().map(|text| (*text).to_owned()).collect(), value);
-    let [well, failed, waiting] = [0, 1, 2].map(instance);
+    let [failed, waiting] = [1, 2].map(instance);
     assert_eq!(
-        rows("Verdict on each node", &["instance", "state"]),
-        BTreeMap::from([
-            row(&[&well, "healthy"], 1.0),
-            row(&[&failed, "failed"], 1.0),
-            row(&[&waiting, "waiting"], 1.0)
-        ])
+        rows("Verdicts on nodes with problems", &["instance", "state"]),
+        BTreeMap::from([row(&[&failed, "failed"], 1.0), row(&[&waiting, "waiting"], 1.0)])
+    );
+    assert_eq!(
+        rows("Nodes with problems, by cause", &["cause"]),
+        BTreeMap::from([row(&["failed: bundle"], 1.0), row(&["containerd is away"], 1.0)])
     );
     assert_eq!(
         rows("Bundles, by the number of nodes with each in place", &["bundle"]),

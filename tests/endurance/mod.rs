@@ -1,15 +1,16 @@
 //! Long scenarios: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
 //! The short version of each is an ordinary test. The long version is for `cargo xtask` (`chaos`,
-//! `powercut`, `churn`, `flips`, `standstill`, `crowd`). The long ones are marked as ignored and
-//! read their length from the environment. All random decisions follow from a seed, which is
-//! printed.
+//! `powercut`, `churn`, `flips`, `standstill`, `crowd`, `fleet`). The long ones are marked as
+//! ignored and read their length from the environment. All random decisions follow from a seed,
+//! which is printed.
 
 mod audit;
 mod chaos;
 mod churn;
 mod crowd;
 mod dice;
+mod fleet;
 mod flips;
 mod many;
 mod powercut;

@@ -223,7 +223,11 @@ impl Node {
 
 /// Returns the program without variables that configure it or a service manager.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_airgapd"));
+    configured_by_no_variable(Command::new(env!("CARGO_BIN_EXE_airgapd")))
+}
+
+/// Returns a command that starts the program without these variables.
+pub fn configured_by_no_variable(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("AIRGAPD_") || ["NOTIFY_SOCKET", "JOURNAL_STREAM", "RUST_LOG"].contains(&&*text) {
@@ -486,11 +490,15 @@ const CODE: u64 = 15 << 20;
 /// process (proc_pid_status(5)). It is the peak of this process with the code size of the shipped
 /// program.
 pub fn peak_memory(pid: u32) -> Option<u64> {
+    let (peak, of_files) = (memory_of(pid, "VmHWM:")?, memory_of(pid, "RssFile:")?);
+    Some(peak.saturating_sub(of_files) + CODE)
+}
+
+/// Returns an amount of memory of a process in bytes, by its name in proc_pid_status(5). `VmRSS:`
+/// has the pages of files, and `RssAnon:` has not.
+pub fn memory_of(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let bytes = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kilobytes * 1024)
-    };
-    Some(bytes("VmHWM:")?.saturating_sub(bytes("RssFile:")?) + CODE)
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
 }

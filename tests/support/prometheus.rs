@@ -1,11 +1,13 @@
 //! A private Prometheus for a scenario. It scrapes the given ports every second and answers
 //! queries.
 
+use std::collections::HashMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -31,6 +33,43 @@ pub fn get(port: u16, target: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
+/// The metrics of nodes that run no more, each at a path of its own.
+pub struct Pages {
+    port: u16,
+    names: Vec<String>,
+}
+
+impl Pages {
+    /// Serves a page for each node until the process ends: the node's name, and its metrics.
+    pub fn serve(pages: Vec<(String, String)>) -> Pages {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("the socket has an address").port();
+        let names = pages.iter().map(|(name, _)| name.clone()).collect();
+        let pages: HashMap<_, _> = pages.into_iter().collect();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = answer(&mut stream, &pages);
+            }
+        });
+        Pages { port, names }
+    }
+}
+
+/// Answers one request with a page.
+fn answer(stream: &mut TcpStream, pages: &HashMap<String, String>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let page = pages.get(path.trim_start_matches('/'));
+    let (code, page) = page.map_or(("404 Not Found", ""), |page| ("200 OK", page));
+    write!(
+        stream,
+        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
+        page.len()
+    )
+}
+
 /// A running Prometheus. Dropping it kills it.
 pub struct Prometheus {
     child: Child,
@@ -43,14 +82,33 @@ impl Prometheus {
     /// Starts a Prometheus that scrapes these ports in the job `airgapd` and evaluates these rules.
     /// `None` if this machine has no Prometheus.
     pub fn start(ports: &[u16], rules: &Path) -> Option<Prometheus> {
+        let targets: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        Prometheus::scraping(&json!([{"targets": targets}]), rules)
+    }
+
+    /// Starts a Prometheus that scrapes the pages of nodes, each as an instance of its own.
+    pub fn of_pages(pages: &Pages, rules: &Path) -> Option<Prometheus> {
+        let target = |name: &String| {
+            json!({
+                "targets": [format!("127.0.0.1:{}", pages.port)],
+                "labels": {"instance": name, "__metrics_path__": format!("/{name}")},
+            })
+        };
+        let targets: Vec<_> = pages.names.iter().map(target).collect();
+        Prometheus::scraping(&json!(targets), rules)
+    }
+
+    fn scraping(targets: &Value, rules: &Path) -> Option<Prometheus> {
         let program = tools::prometheus()?;
         let folder = tempfile::tempdir().expect("a folder");
-        let targets: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        // One thread serves all pages, so it gets some 50 requests a second at most.
+        let count = targets.as_array().map_or(0, Vec::len);
+        let interval = format!("{}s", 1 + count / 50);
         // JSON is valid YAML.
         let configuration = json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [rules],
-            "scrape_configs": [{"job_name": "airgapd", "static_configs": [{"targets": targets}]}],
+            "scrape_configs": [{"job_name": "airgapd", "static_configs": targets}],
         });
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, configuration.to_string()).expect("the file can be written");

@@ -10,6 +10,7 @@
 //! Dropping any of this at any await loses nothing: all that matters is in the ledger, or in
 //! containerd under a lease.
 
+mod alarm;
 mod answer;
 mod crashes;
 mod errands;
@@ -34,6 +35,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use self::alarm::Alarm;
 use self::answer::{Asked, View};
 use self::hands::{Hands, Live};
 use crate::control::Question;
@@ -49,6 +51,7 @@ use crate::state::State;
 use crate::state::crash::{self, Marker};
 use crate::state::ledger::{self, Ledger, LockError, Saved, Store};
 use crate::status::{self, Status};
+use crate::sys;
 use crate::systemd::Systemd;
 use crate::verdict::{Health, Verdict};
 use basics::backoff;
@@ -133,6 +136,7 @@ struct Daemon {
     told: Option<(Health, bool)>,
     systemd: Rc<Systemd>,
     asked: Asked,
+    alarm: Alarm,
 }
 
 /// Returns a turn at the current time.
@@ -192,6 +196,7 @@ impl Daemon {
             told: None,
             systemd: Rc::new(Systemd::from_environment()),
             asked,
+            alarm: Alarm::new(),
         })
     }
 
@@ -314,7 +319,13 @@ impl Daemon {
         let state = &self.state;
         match action {
             Action::Say(line) => journal::say(&line),
-            Action::Save => self.hands.save(&state.ledger),
+            Action::Save => {
+                self.hands.save(&state.ledger);
+                // Each import ends with this, and the daemon may have nothing else to do for days.
+                if state.lanes.is_empty() {
+                    sys::trim_memory();
+                }
+            }
             Action::List => {
                 let listed = self.hands.list(state);
                 return vec![Event::Listed(listed)];
@@ -402,7 +413,7 @@ impl Daemon {
             // should not wait for the last of them.
             question = self.asked.next() => Wake::Question(question),
             change = hands::next_event(containerd) => Wake::Event(change.map_or(Event::Ended, Event::Changed)),
-            () = sleep_until(until) => Wake::Timer,
+            () = self.alarm.until(until) => Wake::Timer,
         }
     }
 

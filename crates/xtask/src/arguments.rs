@@ -123,6 +123,16 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
+    /// Roll out a bundle to a simulated fleet, and compare the script and the dashboard with the
+    /// truth.
+    Fleet {
+        /// Number of nodes.
+        #[arg(long, default_value_t = 500)]
+        nodes: usize,
+        /// The seed. All nodes have the stand-in as their containerd.
+        #[command(flatten)]
+        extent: Extent,
+    },
     /// Put a bundle into the folder in every known way, and print the table of docs/watching.md.
     Uploads,
     /// Write docs/configuration.md from config/config.yaml, and docs/messages.md from the source.

@@ -64,6 +64,11 @@ fn perform(task: Task) -> Result<()> {
             records,
             &extent,
         ),
+        Task::Fleet { nodes, extent } => endurance::run(
+            "endurance::fleet::each_failing_node_of_a_fleet_as_large_as_asked_for_is_named_with_its_cause",
+            nodes,
+            &extent,
+        ),
         Task::Uploads => endurance::run("uploads::prints_the_table", 1, &endurance::Extent::default()),
         Task::Reference => reference::write(),
         Task::K0sReleases { source } => k0s_releases::run(&source),

@@ -14,8 +14,8 @@ use super::Daemon;
 use super::hands::Hands;
 use super::ready::Remembered;
 use crate::control::{self, Answer, Question, Server, Want};
-use crate::decide::Event;
 use crate::decide::listing::FolderState;
+use crate::decide::{Event, room};
 use crate::features::FeatureFile;
 use crate::metrics;
 use crate::releases;
@@ -25,8 +25,10 @@ use crate::status::{self, ContainerdStatus, DaemonStatus, Live, Status};
 use crate::verdict::Health;
 
 /// Time between two writes of the metrics file. A file that cannot be written changes the verdict
-/// within 5 seconds.
-const METRICS_PACE: Duration = Duration::from_secs(3);
+/// within 5 seconds. The looks at the disk have the same pace, so that a wake-up serves both.
+const METRICS_PACE: Duration = room::LOOK;
+/// Longest time by which the metrics file is written early, in a round that has another reason.
+const EARLY: Duration = Duration::from_millis(500);
 
 /// Shortest time between two checks for news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
@@ -319,7 +321,7 @@ impl Daemon {
         self.write_features_if_due(now);
         self.asked.serve_metrics_if_due(now);
         let due = self.asked.metrics.as_ref().map(|file| file.due);
-        if due.is_none_or(|due| due > now) {
+        if due.is_none_or(|due| due > now + EARLY) {
             return;
         }
         let status = self.snapshot();

@@ -18,8 +18,9 @@ use crate::state::State;
 use crate::state::roster::Phase;
 use crate::status::DiskStatus;
 
-/// Time between two looks at the disk.
-const LOOK: Duration = Duration::from_secs(4);
+/// Time between two looks at the disk. The metrics file has the same pace, so that a wake-up serves
+/// both.
+pub(crate) const LOOK: Duration = Duration::from_secs(3);
 /// Time after which the daemon retries a bundle that waits for room even if no change shows.
 const INSURANCE: Duration = Duration::from_secs(3600);
 

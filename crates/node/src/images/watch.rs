@@ -12,6 +12,7 @@
 //! from outside, so they stay beside its internals.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,7 +119,10 @@ impl Watch {
     /// Waits until a folder may have changed since the last call. Safe to cancel: no hint is
     /// lost.
     pub(crate) async fn changed(&mut self) {
-        tokio::time::sleep_until(self.earliest).await;
+        // A timer that is over would still wake the runtime.
+        if self.earliest > Instant::now() {
+            tokio::time::sleep_until(self.earliest).await;
+        }
         self.hint.notified().await;
         self.earliest = Instant::now() + PACE;
     }
@@ -354,12 +358,12 @@ fn concerns(folders: &[PathBuf], event: &notify::Result<Event>) -> Concern {
 }
 
 /// The mount table of this process, which becomes "urgent" when it changes (proc(5), mountinfo).
-struct Mounts(Option<AsyncFd<std::fs::File>>);
+struct Mounts(Option<AsyncFd<OwnedFd>>);
 
 impl Mounts {
     fn open() -> Mounts {
         let file = std::fs::File::open("/proc/self/mountinfo").ok();
-        Mounts(file.and_then(|file| sys::watch_urgent(file).ok()))
+        Mounts(file.and_then(|file| sys::watch_events(file.into(), Interest::PRIORITY).ok()))
     }
 
     /// Waits for a change, forever if /proc does not report it. The timer then finds the change.
