@@ -21,10 +21,10 @@ const SIZE: usize = 4 << 20;
 /// MiB at most. A test build has more of it, so the tests leave it out.
 const MEMORY: u64 = 6 << 20;
 /// The time to count wake-ups.
-const WATCHED: Duration = Duration::from_secs(60);
-/// Most wake-ups in that time. An idle daemon has some 30. On a busy machine it also sleeps while
+const WATCHED: Duration = Duration::from_secs(30);
+/// Most wake-ups in that time. An idle daemon has some 15. On a busy machine it also sleeps while
 /// the kernel reads its code again, or other programs use the disk.
-const WAKE_UPS: u64 = 90;
+const WAKE_UPS: u64 = 50;
 /// Time after which the threads of the last import have ended, and the daemon is at rest.
 const CALM: Duration = Duration::from_secs(15);
 
@@ -133,7 +133,7 @@ fn an_idle_daemon_hardly_wakes_and_takes_16_mebibytes_at_most(_: &Target) {
 #[test]
 fn an_idle_daemon_beside_a_real_containerd_hardly_wakes_and_takes_16_mebibytes_at_most() {
     run_on_own(Generation::V2_1, &lab::Options::default(), |own| {
-        rest(&own.target)
+        rest(&own.target);
     });
 }
 

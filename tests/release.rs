@@ -222,8 +222,7 @@ fn receipts(node: &Node) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// A receipt is meant by its path, by the path or the name of its bundle, and by the content digest
-/// of its bundle.
+/// These words mean a receipt: its own path, and the path, name or content digest of its bundle.
 fn a_released_bundle_does_not_come_back_from_its_receipt(target: &Target) {
     let node = Node::on(target);
     let more = node.path("more");
@@ -308,6 +307,8 @@ fn the_lease_of_a_receipt_that_vanished_with_its_state_ends(target: &Target) {
     let answer = node.airgapd(["release", "--vanished"]).exits(0);
     assert_eq!(target.leases(), leases, "{answer:?}");
     assert!(answer.stderr.contains("2 receipts"), "{answer:?}");
+    let why = "the folder cannot be read and may have their files";
+    assert!(answer.stderr.contains(why), "{answer:?}");
     assert!(!answer.said().contains("imagesDirs"), "{answer:?}");
     fs::remove_file(node.state()).unwrap();
 

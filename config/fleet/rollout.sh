@@ -14,8 +14,8 @@
 #
 # Exit status: 0 if all nodes are ready, 1 if a node is not, 2 for a wrong command line.
 #
-# The script reads exit codes only, and none of the texts that airgapd prints. `airgapd wait --now`
-# is GET /ready as an exit code.
+# The script reads exit codes only, and none of the texts that airgapd prints. `wait --now` is
+# GET /ready as an exit code.
 
 set -u
 

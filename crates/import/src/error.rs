@@ -113,8 +113,8 @@ pub struct Degradation {
     pub catalog: Digest,
     /// The images that lack a blob, fit to print.
     pub images: Vec<String>,
-    /// The missing blobs. Each has the name of the base that has it, fit to print, if that bundle
-    /// was a delta without it.
+    /// The missing blobs. A blob that the bundle, a delta, lacked comes with the name of its base,
+    /// fit to print.
     pub missing: Vec<(BlobRef, Option<String>)>,
 }
 

@@ -449,8 +449,8 @@ fn names_in_place(image: &Taken, records: &BTreeMap<String, Digest>) -> Vec<Stri
     names.map(|record| record.name.clone()).collect()
 }
 
-/// Returns the layers that a delta lacks, by the base that has them. A base with a receipt may have
-/// been a delta itself, so its receipt names the base of some of them.
+/// Returns the layers that a delta lacks, by the base that has them. A base may have been a delta
+/// itself. Its receipt then names the base of some layers.
 fn bases(catalog: &Catalog, layers: &[BlobRef], folder: &Path, limits: &Limits) -> Vec<DeltaBase> {
     let Some(reliance) = &catalog.relies_on else {
         return Vec::new();

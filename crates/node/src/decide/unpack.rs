@@ -194,8 +194,8 @@ impl State {
         }
     }
 
-    /// Returns true if these images are unpacked, or if nothing is to be unpacked. Unpacking has then
-    /// ended after the last change.
+    /// Returns true if these images are unpacked, or if nothing is to be unpacked. Unpacking has
+    /// then ended after the last change.
     pub(super) fn is_unpacked<'d>(&self, mut targets: impl Iterator<Item = &'d Digest>) -> bool {
         let unpack = &self.unpack;
         let has_ended = unpack.is_current && !unpack.is_running && unpack.failures == 0;

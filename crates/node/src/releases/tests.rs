@@ -267,7 +267,7 @@ fn names_that_others_moved_or_the_operator_excludes_are_missing() {
     let fleet = Fleet::default()
         .with("x.tar", &one, &ALL)
         .change("x.tar", |bundle| {
-            bundle.moved = vec![Foreign::new("b".to_owned())]
+            bundle.moved = vec![Foreign::new("b".to_owned())];
         });
     fleet.lacks(1, "b: another program moved its record");
     let fleet = Fleet::default().with("x.tar", &one, &ALL);

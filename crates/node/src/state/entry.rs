@@ -324,8 +324,8 @@ pub(crate) struct Imported {
     /// know the key read the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) withheld: Vec<ImageEntry>,
-    /// True if the file lacks blobs of its images: a delta, a receipt, or a list of images. Versions
-    /// that do not know the key read the rest.
+    /// True if the file lacks blobs of its images: a delta, a receipt, or a list of images.
+    /// Versions that do not know the key read the rest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_delta: bool,
     /// The release that the bundle carries. Versions that do not know the key read the rest.

@@ -41,7 +41,7 @@ fn too_little_space_is_said_once_and_so_is_that_there_is_enough_again() {
 }
 
 #[test]
-fn the_store_is_looked_at_every_four_seconds_where_it_can_be_seen() {
+fn the_daemon_checks_a_visible_store_every_three_seconds() {
     let stamp = |number| Room {
         below: None,
         disk: None,
@@ -60,16 +60,16 @@ fn the_store_is_looked_at_every_four_seconds_where_it_can_be_seen() {
     world.state.forget_room(now);
     assert_eq!(world.state.room_due(), Some(now));
     assert!(checks(&mut world, 1));
-    let next = now + Duration::from_secs(4);
+    let next = now + Duration::from_secs(3);
     assert_eq!(world.state.room_due(), Some(next));
     assert!(!checks(&mut world, 2), "it is not due");
-    world.pass(Duration::from_secs(4));
+    world.pass(Duration::from_secs(3));
     assert!(checks(&mut world, 2));
-    world.pass(Duration::from_secs(4));
+    world.pass(Duration::from_secs(3));
     assert!(!checks(&mut world, 2), "nothing has changed");
     drop_in(&mut world, "a.tar", &image(0), digest(1));
     run(&mut world);
-    world.pass(Duration::from_secs(4));
+    world.pass(Duration::from_secs(3));
     assert!(!checks(&mut world, 3), "an import of the daemon changes it");
 }
 
