@@ -636,7 +636,7 @@ fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     ];
     assert_eq!(
         released,
-        json!({"dry_run": true, "released": [{"name": NAME, "unpinned": true, "labels": labels}], "error": null})
+        json!({"dry_run": true, "released": [{"name": NAME, "unpinned": true, "labels": labels}], "receipts": [], "error": null})
     );
 
     let config = node.airgapd(["config", "-o", "json"]).exits(0).json();
