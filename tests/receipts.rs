@@ -94,6 +94,7 @@ fn an_import_with_keep_leaves_a_receipt_from_which_a_daemon_restores_records_wit
     let node = Node::on(target);
     let file = node.path("shop.tar");
     let archive = bundles::write(&file, [image(ONE)]);
+    let inspected = node.airgapd(["inspect", "-o", "json", &text(&file)]).json();
     let answer = node.import(["--keep", &text(&file)]).exits(0);
     assert_eq!(answer.bundle()["outcome"], "imported");
     let kept = receipt_by_hand(&node, "shop.tar");
@@ -120,7 +121,6 @@ fn an_import_with_keep_leaves_a_receipt_from_which_a_daemon_restores_records_wit
     node.airgapd(["wait"]).exits(0);
     assert_lease(target);
     let shown = state(&node, &kept);
-    let inspected = node.airgapd(["inspect", "-o", "json", &text(&file)]).json();
     let of = json!({
         "bundle": "shop.tar",
         "size": archive.to_bytes().len(),
@@ -415,7 +415,7 @@ fn a_receipt_of_a_pipe_has_the_size_of_the_stream_and_is_known_by_its_content_di
         let shown = state(&node, &kept);
         assert_eq!(
             shown["receipt_of"],
-            json!({"bundle": "stdin", "size": bytes.len()}),
+            json!({"bundle": "stdin", "size": bytes.len(), "catalog": shown["catalog"]}),
             "{shown:#}"
         );
         let content = shown["catalog"].as_str().unwrap().to_owned();
