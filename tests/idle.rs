@@ -24,8 +24,8 @@ const MEMORY: u64 = 8 << 20;
 const WATCHED: Duration = Duration::from_secs(10);
 /// Most wake-ups in that time. An idle daemon has some 8.
 const WAKE_UPS: u64 = 15;
-/// Number of times that are watched at most. On a busy machine the daemon also sleeps while the
-/// kernel reads its code again, or other programs use the disk. The quietest time counts.
+/// Number of times that are watched at most. On a busy machine the daemon also sleeps for
+/// its own code and for the disk. The quietest time counts.
 const TIMES: usize = 6;
 /// Time after which the threads of the last import have ended, and the daemon is at rest.
 const CALM: Duration = Duration::from_secs(15);
