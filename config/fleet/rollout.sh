@@ -65,7 +65,7 @@ judge() {
     on "$name" "$@" airgapd import --dry-run "$bundle"
 }
 
-# Tells why a bundle did not bring its images. $2 is the exit status of `airgapd wait`.
+# Tells why a bundle did not bring its images. $2 is the exit status of the wait.
 diagnose() {
     on "$1" airgapd inspect --verify "$bundle"
     case $? in
@@ -99,7 +99,7 @@ check() {
     0)
         # GET /ready has the last word: the images may have gone again.
         on "$1" airgapd wait --now --required --bundle "$bundle" ||
-            tell "$1" failed 'airgapd wait --now names the reason'
+            tell "$1" failed 'airgapd wait --now --required names the reason'
         ;;
     1 | 4 | 6) diagnose "$1" "$code" ;;
     2) tell "$1" configuration 'correct it: airgapd config names the mistake' ;;

@@ -554,6 +554,15 @@ fn a_release_is_judged_as_its_bundles_are() {
     node.after(SECOND, &with(well(), true, 0));
     node.after(SECOND, &with(lost, false, 3));
     assert_eq!(cause(&node), Some(Cause::Absent));
+    // A bundle that failed in part has landed its members, and nothing is known without containerd.
+    let mut away = well();
+    away.containerd.reachable = false;
+    (away.bundles[0].state, away.bundles[0].error) = (State::Failed, failed(ErrorClass::Disk));
+    node.after(SECOND, &with(well(), true, 0));
+    node.after(30 * SECOND, &with(away.clone(), true, 0));
+    assert_eq!(cause(&node), None);
+    node.after(31 * SECOND, &with(away, true, 0));
+    assert_eq!(cause(&node), Some(Cause::Containerd));
 }
 
 #[test]
