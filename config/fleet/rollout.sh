@@ -98,8 +98,11 @@ check() {
     case $code in
     0)
         # GET /ready has the last word: the images may have gone again.
-        on "$1" airgapd wait --now --required --bundle "$bundle" ||
+        if on "$1" airgapd wait --now --required --bundle "$bundle"; then
+            tell "$1" ready ''
+        else
             tell "$1" failed 'airgapd wait --now --required names the reason'
+        fi
         ;;
     1 | 4 | 6) diagnose "$1" "$code" ;;
     2) tell "$1" configuration 'correct it: airgapd config names the mistake' ;;
@@ -126,12 +129,18 @@ NODES
     wait
 }
 
-nodes=$(cat)
+nodes=$(grep '[^[:space:]]')
 if [ -z "$nodes" ]; then
     echo 'rollout.sh: there are no nodes on standard input' >&2
     exit 2
 fi
-failed=$(check_all "$nodes")
-[ -z "$failed" ] && exit 0
-printf '%s\n' "$failed" | sort
+results=$(check_all "$nodes")
+ready=$(printf '\tready\t$')
+printf '%s\n' "$results" | grep -v "$ready" | grep . | sort
+# A check that was killed has no line, and its node does not count as ready.
+asked=$(printf '%s\n' "$nodes" | grep -c .)
+good=$(printf '%s\n' "$results" | grep -c "$ready")
+[ "$good" -eq "$asked" ] && exit 0
+told=$(printf '%s\n' "$results" | grep -c .)
+[ "$told" -eq "$asked" ] || echo "rollout.sh: $told of $asked nodes have a result" >&2
 exit 1

@@ -316,18 +316,43 @@ fn a_node_that_cannot_be_reached_is_named_and_a_list_without_nodes_is_a_mistake(
     for (nodes, code, said) in [
         ("one\n\ntwo", 1, line("one") + &line("two")),
         ("\n", 2, String::new()),
+        ("  \n \n", 2, String::new()),
         ("", 2, String::new()),
     ] {
-        fs::write(&list, nodes).unwrap();
-        let output = Command::new("sh")
-            .arg(lab::workspace().join("config/fleet/rollout.sh"))
-            .args(["-n", "2", "-r", &reach, BUNDLE])
-            .stdin(fs::File::open(&list).unwrap())
-            .output()
-            .expect("sh is there");
-        let printed = String::from_utf8(output.stdout).expect("text");
-        assert_eq!((output.status.code(), printed), (Some(code), said), "{nodes:?}");
+        let printed = answer_of(&list, nodes, &reach);
+        assert_eq!((printed.0, printed.1), (code, said), "{nodes:?}");
     }
+}
+
+#[test]
+fn a_node_whose_check_is_killed_does_not_count_as_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("nodes.txt");
+    let reach = folder.path().join("reach");
+    // The process above runs the check of this node.
+    fs::write(&reach, "[ $1 = two ] && kill -9 $PPID\nexit 0\n").unwrap();
+    let reach = format!("sh {}", text(&reach));
+    assert_eq!(
+        answer_of(&list, "one\nthree", &reach),
+        (0, String::new(), String::new())
+    );
+    let (code, lines, error) = answer_of(&list, "one\ntwo\nthree", &reach);
+    assert_eq!((code, lines.as_str()), (1, ""));
+    assert!(error.contains("2 of 3 nodes have a result"), "{error}");
+}
+
+/// Runs the script for these nodes. Returns its exit status, its lines and its errors.
+fn answer_of(list: &Path, nodes: &str, reach: &str) -> (i32, String, String) {
+    fs::write(list, nodes).unwrap();
+    let output = Command::new("sh")
+        .arg(lab::workspace().join("config/fleet/rollout.sh"))
+        .args(["-n", "2", "-r", reach, BUNDLE])
+        .stdin(fs::File::open(list).unwrap())
+        .output()
+        .expect("sh is there");
+    let of = |bytes| String::from_utf8(bytes).expect("text");
+    let code = output.status.code().expect("it was not killed");
+    (code, of(output.stdout), of(output.stderr))
 }
 
 /// Runs for `cargo xtask fleet`, for some minutes.
