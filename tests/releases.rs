@@ -6,7 +6,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use bundle::Compression;
-use bundle::fixtures::{Image, digest_of};
+use bundle::fixtures::{Archive, Image, digest_of};
+use oci_spec::image::Digest;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::signatures::Guarded;
@@ -264,13 +266,185 @@ fn a_receipt_stands_for_a_bundle_of_a_release(target: &Target) {
     let places = ["out/one.tar", "out/two.tar"].map(|file| node.drop_in(&node.path(file)));
     daemon.wait_until("the files to go", || places.iter().all(|file| !file.exists()));
     let held = wait_until_shown(&node, &daemon, "r1", |release| {
-        release["in_place"] == json!(true) && release["bundles"].to_string().contains("receipts/two.tar")
+        release["in_place"] == json!(true) && release["bundles"].to_string().contains("-two.tar")
     });
     assert_eq!(held["members"], json!(2), "{held:#}");
     daemon.stop();
     let daemon = node.start();
     node.airgapd(["wait", "--release", "r1"]).exits(0);
     node.airgapd(["release", "one.tar", "two.tar"]).exits(0);
+    daemon.finish(target);
+}
+
+/// Returns the names of the receipts of a node's bundles, without the ids of their contents.
+fn receipts(node: &Node) -> Vec<String> {
+    let folder = node.state().join("receipts");
+    let names = if folder.exists() {
+        names_in(&folder)
+    } else {
+        BTreeSet::new()
+    };
+    let names = names.into_iter().filter_map(|name| {
+        let name = name.into_os_string().into_string().unwrap();
+        let rest = name.strip_prefix("of-release-")?;
+        Some(rest.split_once('-')?.1.to_owned())
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// Makes a release of two bundles with new content, and brings it into the folder. Returns when
+/// receipts are in the places of all bundles.
+fn bring(node: &Node, daemon: &Daemon, name: &str) -> Archive {
+    bundles::write(&node.path("base.tar"), [image(ONE)]);
+    let shop = bundles::write(&node.path("shop.tar"), [image(TWO), image(THREE)]);
+    release(node, name, &["base.tar", "shop.tar"], name).exits(0);
+    let files = ["base.tar", "shop.tar"].map(|file| node.drop_in(&node.path(name).join(file)));
+    daemon.wait_until("the files to go", || files.iter().all(|file| !file.exists()));
+    node.airgapd(["wait", "--release", name]).exits(0);
+    shop
+}
+
+fn targets(target: &Target) -> Vec<Digest> {
+    let digest = |name| target.record(name).unwrap().target.digest().clone();
+    [ONE, TWO, THREE].map(digest).into()
+}
+
+fn a_node_rolls_back_to_a_kept_release_and_forth_again_without_a_byte(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("afterImport: receipt\nkeepReleases: 1");
+    let daemon = node.start();
+    bring(&node, &daemon, "r1");
+    let first = targets(target);
+    bring(&node, &daemon, "r2");
+    let second = targets(target);
+    wait_until_shown(&node, &daemon, "r1", |release| release["kept"] == json!(true));
+    assert_eq!(receipts(&node), ["base.tar", "base.tar", "shop.tar", "shop.tar"]);
+    let page = node.airgapd(["status"]).stdout;
+    assert!(page.contains("kept              0 of 3  r1"), "{page}");
+    let sent = |node: &Node| {
+        let status = node.airgapd(["status", "-o", "json"]).json();
+        let bundles = status["bundles"].as_array().unwrap().clone();
+        bundles
+            .iter()
+            .map(|bundle| bundle["sent_bytes"].as_u64().unwrap_or(0))
+            .sum::<u64>()
+    };
+    for (name, images, other) in [("r1", &first, "r2"), ("r2", &second, "r1"), ("r1", &first, "r2")] {
+        let answer = node.airgapd(["rollback", name]).exits(0);
+        assert!(answer.stdout.contains(&format!("release {name}")), "{answer:?}");
+        assert_eq!(targets(target), *images, "{name}");
+        assert_eq!(sent(&node), 0);
+        node.airgapd(["wait", "--release", name, "--timeout", "0"])
+            .exits(0);
+        wait_until_shown(&node, &daemon, other, |release| release["kept"] == json!(true));
+        // It is in place already.
+        node.airgapd(["rollback", name]).exits(0);
+    }
+    // A daemon that lost its ledger knows the order by the receipts.
+    daemon.stop();
+    fs::remove_file(node.ledger()).unwrap();
+    let daemon = node.start();
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    assert_eq!(targets(target), first);
+    // The third release takes the place of the first, and the second one goes.
+    bring(&node, &daemon, "r3");
+    daemon.wait_until("the older release is given up", || receipts(&node).len() == 4);
+    wait_until_shown(&node, &daemon, "r1", |release| release["kept"] == json!(true));
+    assert_eq!(shown(&node, "r2"), Value::Null);
+    let answer = node.airgapd(["rollback", "r2"]).exits(1);
+    assert!(answer.stderr.contains("names the release r2"), "{answer:?}");
+    let settings = fs::read_to_string(node.path("config.yaml")).unwrap();
+    node.configure(&settings.replace("keepReleases: 1", "keepReleases: 0"));
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("no former release is kept", || receipts(&node).len() == 2);
+    node.airgapd(["release", "base.tar", "shop.tar"]).exits(0);
+    daemon.finish(target);
+}
+
+fn a_release_that_is_not_whole_does_not_come_back(target: &Target) {
+    let node = Node::on(target);
+    let answer = node.airgapd(["rollback", "r1"]).exits(7);
+    assert!(answer.stderr.contains("no daemon answers"), "{answer:?}");
+    node.configure_also("afterImport: receipt\nkeepReleases: 1");
+    let daemon = node.start();
+    let shop = bring(&node, &daemon, "r1");
+    bring(&node, &daemon, "r2");
+    let second = targets(target);
+    wait_until_shown(&node, &daemon, "r1", |release| release["kept"] == json!(true));
+    let layer = &shop.images[0].manifests[0].layers[0];
+    target.block_on(target.client().delete_blob(layer)).unwrap();
+    let answer = node.airgapd(["rollback", "r1"]).exits(1);
+    assert!(
+        answer.stderr.contains(&format!(
+            "containerd has lost 1 blob of the release r1, first blob {layer}"
+        )) && answer.stderr.contains("shop.tar"),
+        "{answer:?}"
+    );
+    assert_eq!(targets(target), second, "no name has moved");
+    // Files in the folder come back, too.
+    let base = node.drop_in(&node.path("r1/base.tar"));
+    let shop = node.drop_in(&node.path("r1/shop.tar"));
+    daemon.wait_until("receipts again", || !base.exists() && !shop.exists());
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    node.airgapd(["rollback", "r2"]).exits(0);
+    assert_eq!(targets(target), second);
+    node.airgapd(["release", "base.tar", "shop.tar"]).exits(0);
+    daemon.finish(target);
+}
+
+fn files_and_layouts_of_a_former_release_come_back(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    for name in ["r1", "r2"] {
+        let file = format!("{name}.tar");
+        bundles::write(&node.path(&file), [image(ONE), image(TWO), image(THREE)]);
+        release(&node, name, &[&file], name).exits(0);
+    }
+    node.drop_in(&node.path("r1/r1.tar"));
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    let first = targets(target);
+    let layout = node.images().join("r2");
+    let mut archive = tar::Archive::new(fs::File::open(node.path("r2/r2.tar")).unwrap());
+    archive.unpack(&layout).unwrap();
+    node.airgapd(["wait", "--release", "r2"]).exits(0);
+    let second = targets(target);
+    assert_ne!(first, second);
+    for (name, images) in [("r1", &first), ("r2", &second), ("r1", &first)] {
+        node.airgapd(["rollback", name]).exits(0);
+        assert_eq!(targets(target), *images, "{name}");
+    }
+    daemon.finish(target);
+}
+
+fn a_receipt_keeps_the_word_of_its_bundle_on_other_platforms(target: &Target) {
+    let node = Node::on(target);
+    let foreign = Image::new(TWO).platform(FOREIGN).layer(unique());
+    bundles::write(&node.path("both.tar"), [image(ONE), foreign]);
+    release(&node, "r1", &["both.tar"], "out").exits(0);
+    node.import(["--keep", &text(&node.path("out/both.tar"))])
+        .exits(0);
+    let daemon = node.start();
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    // Another rule makes the daemon read every bundle again, and a lost ledger, too.
+    node.configure_also("aliases: [registry.test=mirror.test]");
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("the alias", || target.record("mirror.test/one:1").is_some());
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    daemon.stop();
+    fs::remove_file(node.ledger()).unwrap();
+    let daemon = node.start();
+    node.airgapd(["wait", "--release", "r1"]).exits(0);
+    // On other platforms the receipt has no word on the member.
+    daemon.stop();
+    node.configure_also("platforms: [linux/amd64, linux/s390x]");
+    let daemon = node.start();
+    let lacking = wait_until_shown(&node, &daemon, "r1", |release| {
+        release["in_place"] == json!(false) && problem(release).contains(TWO)
+    });
+    assert_eq!(lacking["missing"], json!(1), "{lacking:#}");
+    node.airgapd(["release", "both.tar"]).exits(0);
     daemon.finish(target);
 }
 
@@ -478,8 +652,14 @@ fn a_bundle_that_an_earlier_version_imported_is_read_again_for_a_release(target:
     daemon.finish(target);
 }
 
-on_each_containerd!(a_release_is_in_place_when_every_member_of_all_its_bundles_is);
+on_each_containerd!(
+    a_release_is_in_place_when_every_member_of_all_its_bundles_is,
+    a_node_rolls_back_to_a_kept_release_and_forth_again_without_a_byte,
+);
 on_the_fake!(
+    a_release_that_is_not_whole_does_not_come_back,
+    files_and_layouts_of_a_former_release_come_back,
+    a_receipt_keeps_the_word_of_its_bundle_on_other_platforms,
     a_node_rolls_forward_to_a_release_that_shares_members,
     a_forged_an_empty_or_another_list_is_not_in_place_and_its_images_are,
     a_member_for_another_platform_counts_with_its_bundle_only,

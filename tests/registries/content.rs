@@ -235,6 +235,38 @@ fn artifacts_travel_and_make_no_image_records() {
     });
 }
 
+/// An artifact is a member of which a node has nothing, and other platforms of an image are none.
+#[test]
+fn a_bundle_of_a_registry_is_a_release_by_itself() {
+    let Some(registry) = Registry::start() else { return };
+    crate::support::run_on(crate::support::Place::Fake, |target| {
+        let node = Node::on(target);
+        let (image, root) = registry.push("some/attested", "1", attested().0);
+        let (thing, _) = registry.push("some/thing", "1", Image::unnamed().manifest(artifact()));
+        let file = node.path("shop.tar");
+        let arguments = [&image, &thing, "--release", "shop-1", "-o", &text(&file)];
+        bundle(arguments).exits(0);
+        let inspected = node
+            .airgapd(["inspect", "-o", "json", &text(&file)])
+            .exits(0)
+            .json();
+        let release = &inspected["release"];
+        assert_eq!(release["name"], "shop-1");
+        let members = release["members"].as_array().unwrap();
+        assert_eq!(members.len(), 2, "{release:#}");
+        assert!(
+            members.contains(&json!({"name": image, "digest": root})),
+            "{release:#}"
+        );
+        let daemon = node.start();
+        node.drop_in(&file);
+        node.airgapd(["wait", "--release", "shop-1", "--timeout", "60s"])
+            .exits(0);
+        assert!(target.record(&image).is_some() && target.record(&thing).is_none());
+        daemon.finish(target);
+    });
+}
+
 /// Pushes an artifact with a platform before the image of that platform.
 fn hidden_image(registry: &Registry) -> (String, Manifest) {
     let parts = Manifest::new("linux/amd64")

@@ -93,6 +93,8 @@ Exit status:
     Doctor,
     /// Remove the pins and labels of airgapd from images
     Release(ReleaseArgs),
+    /// Give a former release on this node its image names back
+    Rollback(RollbackArgs),
     /// Read the blobs of bundles in containerd again and replace wrong ones
     #[command(hide = true)]
     Scrub(ScrubArgs),
@@ -242,7 +244,8 @@ impl Task {
             | Task::Report
             | Task::Status(_)
             | Task::Images(_)
-            | Task::Wait(_) => Vec::new(),
+            | Task::Wait(_)
+            | Task::Rollback(_) => Vec::new(),
         };
         common
             .flags()
@@ -492,7 +495,7 @@ pub(crate) struct StatusArgs {
     pub(crate) watch: bool,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(after_help = "\
 The daemon lists the images folder first, so a file that arrived a moment ago counts. A stalled upload counts as unfinished. \
 With --digest only content counts: a rollout of new content under an old name waits for it, even before a bundle has it. With \
@@ -532,6 +535,27 @@ pub(crate) struct WaitArgs {
     #[arg(long, conflicts_with_all = ["digests", "allow_empty", "timeout"])]
     pub(crate) now: bool,
     /// Longest wait: 90s, 10m, or a number of seconds. 0 checks once
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
+    pub(crate) timeout: std::time::Duration,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The command gives the bundles and receipts of the release a new time. The daemon then takes them for the last ones. No layer \
+is sent. Bundles in an earlier images folder keep their names. `keepReleases` keeps the receipts of former releases, and \
+\"airgapd status\" lists them as kept. The way forward is the same command with the later release.
+
+Exit status:
+  0  the release is in place
+  1  the node does not have the whole release, or it failed
+  3  containerd is away
+  6  timeout
+  7  no daemon answers")]
+pub(crate) struct RollbackArgs {
+    /// Name of the release
+    #[arg(value_name = "RELEASE", value_parser = release_name)]
+    pub(crate) release: String,
+    /// Longest wait until the release is in place: 90s, 10m, or a number of seconds
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
     pub(crate) timeout: std::time::Duration,
 }

@@ -30,7 +30,7 @@ pub(crate) mod reliance;
 pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use graph::{Store, resolve};
 pub use release::{Member, Members, Release, check_release_name};
-pub use reliance::{BlobRef, DeltaBase, Inventory, InventoryImage, Receipt, Reliance};
+pub use reliance::{BlobRef, DeltaBase, Inventory, InventoryImage, Receipt, Reliance, SkippedMembers};
 
 /// Returns true if a media type is an image index, by OCI's or Docker's name.
 #[must_use]

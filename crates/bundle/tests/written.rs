@@ -11,7 +11,7 @@ use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, 
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
 use airgapd_bundle::{
     BlobRef, Bundle, Catalog, Compression, Content, DeltaBase, Identity, Member, Members, Part, PartState,
-    Receipt, Release, Warning,
+    Receipt, Release, SkippedMembers, Warning,
 };
 use oci_spec::image::Digest;
 
@@ -468,11 +468,16 @@ fn a_receipt_has_every_document_no_layer_and_the_bundle_that_it_stands_for() {
             ctime_ns: 5,
         },
         made_at: 6,
+        rolled_back_at: None,
         by_hand: true,
         bases: vec![DeltaBase {
             name: "os.tar".to_owned(),
             blobs: vec![layers.iter().next().unwrap().clone()],
         }],
+        skipped: Some(SkippedMembers {
+            platforms: "linux/amd64".to_owned(),
+            names: vec!["registry.test/other:1".to_owned()],
+        }),
     };
     for layer in &layers {
         let is_of_base = receipt.bases[0].blobs.contains(layer);

@@ -57,7 +57,7 @@ pub const NEWS: Duration = Duration::from_secs(5);
 /// Longest time that a client may wait for news: shorter than [`PATIENCE`], which both sides have.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
-/// A request to the daemon.
+/// A request for the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// The status, as the daemon knows it now.
@@ -67,6 +67,12 @@ pub enum Want {
     /// The status after a new listing, and the start of a new check of the images that the
     /// configuration requires. The check takes a moment longer than the answer.
     Checked,
+}
+
+/// The subject of a question to the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Topic {
+    Status(Want),
     /// The metrics, in Prometheus' text format.
     Metrics,
     /// The facts that decide if the node is ready.
@@ -75,10 +81,17 @@ pub enum Want {
     Life,
 }
 
+impl Topic {
+    /// Returns true if the loop has to look at the folder before it answers.
+    pub(crate) fn needs_listing(self) -> bool {
+        matches!(self, Topic::Status(Want::Listed | Want::Checked))
+    }
+}
+
 /// A question to the daemon.
 #[derive(Debug)]
 pub(crate) struct Question {
-    pub(crate) want: Want,
+    pub(crate) topic: Topic,
     /// The status that the client has already, if it wants news only.
     pub(crate) known: Option<Known>,
     pub(crate) answer: oneshot::Sender<Answer>,
@@ -124,16 +137,16 @@ impl Desk {
     /// Returns the facts from the loop, or the last ones that it posted if it does not answer in
     /// time.
     async fn facts(&self) -> Option<Arc<Facts>> {
-        match self.ask(Want::Facts, None, PROBED).await {
+        match self.ask(Topic::Facts, None, PROBED).await {
             Some(Answer::Facts(facts)) => Some(facts),
             _ => self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
     /// Asks the loop. Returns `None` if it does not answer within this time.
-    async fn ask(&self, want: Want, known: Option<Known>, patience: Duration) -> Option<Answer> {
+    async fn ask(&self, topic: Topic, known: Option<Known>, patience: Duration) -> Option<Answer> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { want, known, answer };
+        let question = Question { topic, known, answer };
         let asked = async {
             self.questions.send(question).await.ok()?;
             answered.await.ok()
@@ -172,16 +185,16 @@ fn bind(runtime_dir: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 async fn respond(request: &Request<Incoming>, desk: &Desk, is_control: bool) -> Response<Full<Bytes>> {
     // hyper leaves out the body of an answer to HEAD.
     let is_probe = matches!(*request.method(), Method::GET | Method::HEAD);
-    let want = match (request.method(), request.uri().path()) {
+    let topic = match (request.method(), request.uri().path()) {
         (_, "/ready") if is_probe => return ready(request.uri().query(), desk, is_control).await,
         (_, "/healthz") if is_probe => return healthz(desk).await,
-        (&Method::GET, "/metrics") => Want::Metrics,
-        (&Method::GET, "/v1/status") if is_control => Want::Status,
-        (&Method::POST, "/v1/list") if is_control => Want::Listed,
-        (&Method::POST, "/v1/check") if is_control => Want::Checked,
+        (&Method::GET, "/metrics") => Topic::Metrics,
+        (&Method::GET, "/v1/status") if is_control => Topic::Status(Want::Status),
+        (&Method::POST, "/v1/list") if is_control => Topic::Status(Want::Listed),
+        (&Method::POST, "/v1/check") if is_control => Topic::Status(Want::Checked),
         _ => return plain(StatusCode::NOT_FOUND, "there is no such path here\n"),
     };
-    match desk.ask(want, known(request.headers()), PATIENCE).await {
+    match desk.ask(topic, known(request.headers()), PATIENCE).await {
         Some(Answer::Status(status)) => {
             let json = json::to_json(&status, CompactFormatter).expect("a status is plain data");
             let mut response = whole(StatusCode::OK, "application/json", json.into());
@@ -224,7 +237,7 @@ async fn ready(query: Option<&str>, desk: &Desk, is_control: bool) -> Response<F
 
 /// Answers `GET /healthz`, which is about the daemon alone.
 async fn healthz(desk: &Desk) -> Response<Full<Bytes>> {
-    uncached(match desk.ask(Want::Life, None, PROBED).await {
+    uncached(match desk.ask(Topic::Life, None, PROBED).await {
         Some(_) => plain(StatusCode::OK, "ok\n"),
         None => plain(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -319,7 +332,7 @@ mod tests {
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         // More questions than the channel takes do not delay the answer, and the clients have gone.
         let waiting: Vec<_> = (0..40)
-            .map(|_| server.desk().ask(Want::Life, None, PROBED))
+            .map(|_| server.desk().ask(Topic::Life, None, PROBED))
             .collect();
         let (ready, _) = tokio::join!(ask(), futures_util::future::join_all(waiting));
         assert!(ready.ready);

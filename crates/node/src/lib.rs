@@ -21,6 +21,7 @@ pub mod receipts;
 pub mod releases;
 pub mod report;
 pub mod required;
+pub mod rollback;
 pub mod runtime;
 pub mod scrub;
 pub mod settings;

@@ -20,7 +20,9 @@ use std::sync::Arc;
 
 use basics::digest;
 use bundle::write::{Draft, DraftImage, Layout, Output, WriteError, write};
-use bundle::{BlobRef, Bundle, Catalog, Compression, DeltaBase, Identity, Image, Limits, Receipt};
+use bundle::{
+    BlobRef, Bundle, Catalog, Compression, DeltaBase, Identity, Image, Limits, Receipt, SkippedMembers,
+};
 use containerd::{Client, ImageUpdate};
 use import::content::digest_in_containerd;
 use import::names::DigestReferences;
@@ -31,6 +33,7 @@ use oci_spec::image::Digest;
 
 pub(crate) use self::removal::{may_remove, remove, undo_removals, why_folder_keeps};
 use crate::images::folder::is_candidate;
+use crate::releases;
 use crate::settings::Settings;
 use crate::state::ledger::{Ledger, label_name};
 
@@ -53,6 +56,10 @@ pub fn folder(settings: &Settings) -> PathBuf {
 /// content follows, and then the name of the bundle.
 const BY_HAND: &str = "by-hand-";
 
+/// Start of the name of a receipt whose bundle belongs to a release, in the same form. Two releases
+/// may have bundles of one name, and `keepReleases` keeps the receipts of both.
+const OF_RELEASE: &str = "of-release-";
+
 /// Returns the name of the receipt of a bundle of an images folder, by its name in labels. A path
 /// becomes one name. Two bundles with the same name have the same receipt: the later one replaces
 /// the earlier one.
@@ -64,11 +71,20 @@ fn file_name(bundle: &str) -> String {
     }
 }
 
-/// Returns the name of the receipt of a bundle from elsewhere. Bundles of one name with other
-/// content have other receipts, since no folder tells which of them is wanted.
-fn file_name_by_hand(bundle: &str, content: &Digest) -> String {
+/// Returns a name of a receipt with an id of the bundle's content. So each of several bundles with
+/// one name has a receipt.
+fn file_name_with_content(start: &str, bundle: &str, content: &Digest) -> String {
     let id = digest::short(content.as_ref().as_bytes());
-    format!("{BY_HAND}{id}-{}", file_name(bundle))
+    format!("{start}{id}-{}", file_name(bundle))
+}
+
+/// Returns the name of the bundle in the name of a receipt that has an id of the content.
+fn after_id(receipt: &str) -> Option<&str> {
+    let mut starts = [BY_HAND, OF_RELEASE].into_iter();
+    let rest = starts.find_map(|start| receipt.strip_prefix(start))?;
+    let (id, name) = rest.split_once('-')?;
+    let is_id = id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then_some(name)
 }
 
 /// Returns true if a receipt with this file name is that of a bundle with this name in labels.
@@ -77,11 +93,8 @@ pub fn is_of(receipt: &OsStr, bundle: &str) -> bool {
     let Some(receipt) = receipt.to_str() else {
         return false;
     };
-    let after_id = receipt
-        .strip_prefix(BY_HAND)
-        .and_then(|rest| rest.split_once('-'));
     let name = file_name(bundle);
-    receipt == name || after_id.is_some_and(|(_, after)| after == name)
+    receipt == name || after_id(receipt) == Some(&name)
 }
 
 /// Returns the paths of all receipts, sorted. A folder that does not exist has none.
@@ -173,9 +186,13 @@ pub struct Of<'a> {
 impl Of<'_> {
     /// Returns the name of the receipt.
     fn file_name(&self) -> String {
-        match self.by_hand {
-            true => file_name_by_hand(self.name, &self.bundle.catalog().digest),
-            false => file_name(self.name),
+        let catalog = self.bundle.catalog();
+        let with_content = |start| file_name_with_content(start, self.name, &catalog.digest);
+        match (self.by_hand, &catalog.release) {
+            (true, _) => with_content(BY_HAND),
+            // No images folder has two bundles of one name at a time.
+            (false, None) => file_name(self.name),
+            (false, Some(_)) => with_content(OF_RELEASE),
         }
     }
 
@@ -188,8 +205,10 @@ impl Of<'_> {
             bundle: self.name.to_owned(),
             identity: self.identity(),
             made_at: Timestamp::now().as_second(),
+            rolled_back_at: None,
             by_hand: self.by_hand,
             bases: Vec::new(),
+            skipped: None,
         }
     }
 
@@ -429,7 +448,14 @@ fn draw(
     if let Some(release) = &catalog.release {
         draft.stay_in(release);
     }
-    draft.stand_for(receipt);
+    let skipped = releases::skipped(catalog, &selection);
+    draft.stand_for(Receipt {
+        skipped: (!skipped.is_empty()).then(|| SkippedMembers {
+            platforms: releases::platforms_of(&policy.wanted),
+            names: skipped.into_iter().map(|member| member.name).collect(),
+        }),
+        ..receipt
+    });
     if let Some(reliance) = &mut draft.relies_on
         && let Some(receipt) = &mut reliance.receipt
     {
@@ -485,6 +511,58 @@ fn receipts_of(folder: &Path, bundle: &str) -> Vec<PathBuf> {
     let receipts = all_in(folder).unwrap_or_default().into_iter();
     let is_of = |path: &PathBuf| path.file_name().is_some_and(|name| is_of(name, bundle));
     receipts.filter(is_of).take(MOST_BASES).collect()
+}
+
+/// Writes a receipt anew as one of a roll back at `now`, in seconds since 1970. The daemon then
+/// takes it for a file that came at that time. The call blocks. The receipt is on the disk
+/// when the call returns, and any error leaves it as it was.
+///
+/// # Errors
+///
+/// Returns why the file is no receipt, or cannot be written.
+pub fn roll_back(path: &Path, now: i64, limits: &Limits) -> Result<(), NotRolledBack> {
+    let receipt = Bundle::open(path, limits).map_err(|source| NotRolledBack::Unread(source.into()))?;
+    let catalog = receipt.catalog();
+    let of = catalog.receipt().ok_or(NotRolledBack::NoReceipt)?;
+    let mut draft = Draft {
+        images: catalog
+            .with_its_base()
+            .images
+            .iter()
+            .map(DraftImage::of)
+            .collect(),
+        ..Draft::default()
+    };
+    if let Some(release) = &catalog.release {
+        draft.stay_in(release);
+    }
+    draft.stand_for(Receipt {
+        rolled_back_at: Some(now),
+        ..of.clone()
+    });
+    let mut feed = |blob: &BlobRef| {
+        let blob = receipt.blob(&blob.digest);
+        let blob = blob.ok_or_else(|| io::Error::other("the receipt lacks a document"))?;
+        Ok(blob.open(0)? as Box<dyn Read>)
+    };
+    let layout = Layout::of(&draft)?;
+    let mut output = Output::create(path)?;
+    write(&layout, Compression::None, BufWriter::new(&mut output), &mut feed)?;
+    Ok(output.commit()?)
+}
+
+/// The reason why a receipt does not get the time of a roll back.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRolledBack {
+    /// The file cannot be read as a bundle.
+    #[error(transparent)]
+    Unread(Box<bundle::Error>),
+    /// The file is a bundle, and no receipt that this version can read.
+    #[error("the file is no receipt")]
+    NoReceipt,
+    /// The new receipt cannot be written.
+    #[error(transparent)]
+    Unwritten(#[from] WriteError),
 }
 
 async fn read_back(client: &Client, digest: &Digest, pace: &Pace) -> Result<(), Unmade> {
@@ -557,10 +635,12 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let contents = [digest::sha256(b"1"), digest::sha256(b"2")];
-        let mut receipts = contents.map(|content| file_name_by_hand("shop.tar", &content));
+        let mut receipts = [(BY_HAND, &contents[0]), (OF_RELEASE, &contents[1])]
+            .map(|(start, content)| file_name_with_content(start, "shop.tar", content));
         receipts.sort();
         assert_ne!(receipts[0], receipts[1]);
-        let other = file_name_by_hand("my-shop.tar", &digest::sha256(b"1"));
+        let other = file_name_with_content(BY_HAND, "my-shop.tar", &contents[0]);
+        assert!(!is_of(OsStr::new("of-release-2-shop.tar"), "shop.tar"));
         for name in [receipts[0].as_str(), &receipts[1], "shop.tar", &other] {
             assert!(is_candidate(OsStr::new(name)), "{name}");
             fs::write(folder.path().join(name), "").unwrap();
@@ -592,8 +672,10 @@ mod tests {
             bundle: "signed.tar".to_owned(),
             identity: source.identity().clone(),
             made_at: 1,
+            rolled_back_at: None,
             by_hand: false,
             bases: Vec::new(),
+            skipped: None,
         });
         let bundle = written(&draft, &source, &claim);
         assert_eq!(bundle.catalog().stood_for(), &claimed);

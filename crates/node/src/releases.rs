@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use basics::Foreign;
-use import::Pattern;
+use bundle::{Catalog, Member, RawName};
+use import::{Pattern, Selection, Verdict};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 
 use crate::decide::desired;
 use crate::settings::{Settings, Signatures};
@@ -51,16 +53,8 @@ impl Carrier<'_> {
 
     /// Returns true if the word of the ledger on its images holds now.
     fn is_settled(&self) -> bool {
-        match self.status.map(|status| status.state) {
-            Some(State::Done | State::Skipped) => true,
-            // Some of its images are in place. A file that failed in place of another one says
-            // nothing about the images of that file.
-            Some(State::Failed) => {
-                let imported = self.entry.imported.as_ref();
-                imported.is_some_and(|imported| imported.identity == self.entry.identity)
-            }
-            _ => false,
-        }
+        let state = self.status.map(|status| status.state);
+        matches!(state, Some(State::Done | State::Skipped))
     }
 
     fn state(&self) -> &'static str {
@@ -117,6 +111,61 @@ pub fn releases(ledger: &Ledger, bundles: &[BundleStatus], rules: Rules<'_>) -> 
         }
     });
     judged.collect()
+}
+
+/// Returns the members of a bundle's release of which it has nothing for this node.
+pub(crate) fn skipped(catalog: &Catalog, selection: &Selection) -> Vec<ImageEntry> {
+    let of_choice = selection
+        .choices
+        .iter()
+        .filter_map(|choice| match choice.verdict {
+            Verdict::Skip(_) => Some(choice.target.digest()),
+            Verdict::Take(_) | Verdict::Forbidden(_) | Verdict::Broken(_) => None,
+        });
+    let skipped: HashSet<&Digest> = of_choice.collect();
+    // The list has members of other bundles, too.
+    let names = catalog.images.iter().flat_map(|image| &image.names);
+    let here: HashSet<&str> = names.map(RawName::as_str).collect();
+    members_that(catalog, |member| {
+        skipped.contains(&member.digest) && here.contains(member.name.as_str())
+    })
+}
+
+/// Returns the same by the receipt of the bundle, which does not describe these members. Its word
+/// holds while the node takes the same platforms.
+pub(crate) fn skipped_by_receipt(catalog: &Catalog, wanted: &Wanted) -> Vec<ImageEntry> {
+    let skipped = catalog.receipt().and_then(|receipt| receipt.skipped.as_ref());
+    let Some(skipped) = skipped.filter(|skipped| skipped.platforms == platforms_of(wanted)) else {
+        return Vec::new();
+    };
+    let names: HashSet<&str> = skipped.names.iter().map(String::as_str).collect();
+    members_that(catalog, |member| names.contains(member.name.as_str()))
+}
+
+/// Returns the platforms of a node, as a receipt has them.
+pub(crate) fn platforms_of(wanted: &Wanted) -> String {
+    match wanted {
+        Wanted::All { .. } => "all".to_owned(),
+        Wanted::Platforms(matchers) => {
+            let lists: BTreeSet<String> = matchers.iter().map(ToString::to_string).collect();
+            lists.into_iter().collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+fn members_that(catalog: &Catalog, is_meant: impl Fn(&Member) -> bool) -> Vec<ImageEntry> {
+    let members = catalog
+        .release
+        .iter()
+        .filter_map(|release| release.members.as_ref().ok());
+    let members = members.flat_map(|members| members.all());
+    members
+        .filter(|member| is_meant(member))
+        .map(|member| ImageEntry {
+            name: member.name.clone(),
+            target: member.digest.clone(),
+        })
+        .collect()
 }
 
 /// The names of a node, as its bundles leave them.
@@ -176,9 +225,15 @@ impl<'a> Node<'a> {
             members: members.len(),
             ..ReleaseStatus::default()
         };
+        let mut is_held = true;
         for member in members {
-            let Some(why) = self.why_not(member, &brought) else {
-                continue;
+            let why = match self.stand(member, &brought) {
+                Stand::InPlace => continue,
+                Stand::Behind(why) => why,
+                Stand::Missing(why) => {
+                    is_held = false;
+                    why
+                }
             };
             let name = Foreign::new(member.name.clone());
             judged.missing += 1;
@@ -188,6 +243,7 @@ impl<'a> Node<'a> {
             }
         }
         judged.in_place = judged.missing == 0;
+        judged.kept = !judged.in_place && is_held;
         if let Some(first) = judged.problem.take() {
             let of = match judged.members {
                 1 => "1 member is".to_owned(),
@@ -198,36 +254,47 @@ impl<'a> Node<'a> {
         judged
     }
 
-    /// Returns the reason why a member is not in place, or `None` if it is.
-    fn why_not(&self, member: &ImageEntry, brought: &Brought<'_, '_>) -> Option<String> {
+    fn stand(&self, member: &ImageEntry, brought: &Brought<'_, '_>) -> Stand {
         let name = member.name.as_str();
         let key = (name, &member.target);
         if brought.skipped.contains(&key) {
-            return None;
+            return Stand::InPlace;
         }
         let with = brought.images.get(&key);
         let Some(with) = with else {
-            return Some(match brought.unsettled {
+            return Stand::Missing(match brought.unsettled {
                 Some(carrier) => in_state(carrier),
                 None => format!("no bundle of the release has it with {}", member.target),
             });
         };
         if self.excluded.contains(name) {
-            return Some("the configuration excludes it".to_owned());
+            return Stand::Missing("the configuration excludes it".to_owned());
         }
         if self.moved.contains(name) {
-            return Some("another program moved its record".to_owned());
+            return Stand::Missing("another program moved its record".to_owned());
         }
-        match self.desired.get(name) {
+        let owner = match self.desired.get(name) {
             Some((target, entry)) if **target != member.target => {
                 let owner = Foreign::file_name(&entry.file);
-                return Some(format!("the name belongs to {target} of {owner}"));
+                format!("the name belongs to {target} of {owner}")
             }
-            Some(_) => {}
-            None => return Some("no bundle vouches for the name".to_owned()),
+            Some(_) if with.is_settled() => return Stand::InPlace,
+            Some(_) => return Stand::Missing(in_state(with)),
+            None => return Stand::Missing("no bundle vouches for the name".to_owned()),
+        };
+        match with.is_settled() {
+            true => Stand::Behind(owner),
+            false => Stand::Missing(owner),
         }
-        (!with.is_settled()).then(|| in_state(with))
     }
+}
+
+/// A member of a release on this node. If it is not in place, there is a reason.
+enum Stand {
+    InPlace,
+    /// A bundle of the release has it in place, and a later bundle has its name.
+    Behind(String),
+    Missing(String),
 }
 
 /// The images that the bundles of a release bring. A list has many members, and each asks for one.

@@ -67,6 +67,8 @@ pub struct Settings {
     pub on_removal: OnRemoval,
     /// The treatment of a bundle's file when all its images are in place.
     pub after_import: AfterImport,
+    /// Number of former releases whose receipts stay for a roll back.
+    pub keep_releases: usize,
     /// The treatment of a name that another image has already.
     pub on_conflict: OnConflict,
     /// The behaviour beside another importer of the same folder.
@@ -135,6 +137,7 @@ impl Default for Settings {
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             after_import: AfterImport::Keep,
+            keep_releases: 0,
             on_conflict: OnConflict::Replace,
             coexistence: Coexistence::Auto,
             aliases: Vec::new(),

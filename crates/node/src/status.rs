@@ -105,6 +105,10 @@ pub struct ReleaseStatus {
     pub name: String,
     /// True if every member is in place.
     pub in_place: bool,
+    /// True if the node has every member, and later bundles have names of them. A roll back takes
+    /// no bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
     /// Number of members.
     pub members: usize,
     /// Number of members that are not in place.
@@ -117,6 +121,17 @@ pub struct ReleaseStatus {
     pub problem: Option<String>,
     /// The bundles that carry it.
     pub bundles: Vec<Foreign>,
+}
+
+impl ReleaseStatus {
+    /// Returns its state in words.
+    pub fn state(&self) -> &'static str {
+        match (self.in_place, self.kept) {
+            (true, _) => "in place",
+            (false, true) => "kept",
+            (false, false) => "not in place",
+        }
+    }
 }
 
 /// An entry of an images folder that is no bundle.
@@ -320,8 +335,8 @@ pub struct RequiredStatus {
     /// Normalised references of all required images. Only the daemon knows them.
     #[serde(skip)]
     pub names: Vec<String>,
-    /// True if containerd went away, or a check failed, and no check has ended since. Only the
-    /// daemon knows it.
+    /// True if containerd went away, or a check failed, and no check that began later has ended.
+    /// Only the daemon knows it.
     #[serde(skip)]
     pub is_unsure: bool,
 }

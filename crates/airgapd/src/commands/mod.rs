@@ -16,6 +16,7 @@ mod list_images;
 mod making;
 mod release;
 mod report;
+mod rollback;
 mod run;
 mod scrub;
 mod status;
@@ -76,6 +77,7 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         Task::Wait(args) => wait::run(&args, &call).await,
         Task::Doctor => doctor::run(&call).await,
         Task::Release(args) => release::run(&args, &call).await,
+        Task::Rollback(args) => rollback::run(&args, &call).await,
         Task::Scrub(_) => scrub::run(&call).await,
         Task::Config(args) => config::run(&args, &config, &call).await,
     }

@@ -67,6 +67,7 @@ pub(super) const KEYS: &[Key] = &[
     key!("rateLimit", Rate, rate_limit),
     key!("unpinGrace", Time, unpin_grace),
     key!("afterImport", OneOf<AfterImport>, after_import),
+    key!("keepReleases", Count<usize, 0>, keep_releases),
     key!("onConflict", OneOf<OnConflict>, on_conflict),
     key!("coexistence", OneOf<Coexistence>, coexistence),
     key!("aliases", Aliases, aliases),

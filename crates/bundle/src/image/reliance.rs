@@ -61,12 +61,29 @@ pub struct Receipt {
     pub identity: Identity,
     /// Time of the receipt, in seconds since 1970.
     pub made_at: i64,
+    /// Time of the last roll back to its release, in seconds since 1970. Versions that do not know
+    /// the key read the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_at: Option<i64>,
     /// True if the bundle lay outside the images folders. Its name then is no name there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_hand: bool,
     /// The layers that the bundle itself lacked, if it was a delta. Each base occurs once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bases: Vec<DeltaBase>,
+    /// The images of which the bundle had nothing for the node, if it belongs to a release. The
+    /// receipt does not describe them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkippedMembers>,
+}
+
+/// Members of a release of which a bundle has nothing for a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedMembers {
+    /// The platforms that the node took, as text. Other platforms may want other members.
+    pub platforms: String,
+    /// The names of the members.
+    pub names: Vec<String>,
 }
 
 /// The layers that a delta lacked, and that one of its bases has.
@@ -96,7 +113,9 @@ impl Receipt {
         let base = |base: &DeltaBase| {
             base.name.len() as u64 + TEXT + base.blobs.len() as u64 * (size_of::<Digest>() as u64 + TEXT)
         };
-        self.bundle.len() as u64 + TEXT + self.bases.iter().map(base).sum::<u64>()
+        let skipped = self.skipped.iter().flat_map(|skipped| &skipped.names);
+        let skipped: u64 = skipped.map(|name| name.len() as u64 + TEXT).sum();
+        self.bundle.len() as u64 + TEXT + skipped + self.bases.iter().map(base).sum::<u64>()
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::Daemon;
 use super::hands::Hands;
 use super::ready::Remembered;
-use crate::control::{self, Answer, Question, Server, Want};
+use crate::control::{self, Answer, Question, Server, Topic, Want};
 use crate::decide::listing::FolderState;
 use crate::decide::{Event, room};
 use crate::features::FeatureFile;
@@ -148,10 +148,10 @@ impl Asked {
     pub(super) async fn next_reading(&mut self) -> Question {
         loop {
             let question = self.receive().await;
-            match question.want {
-                Want::Status | Want::Metrics | Want::Facts | Want::Life => return question,
-                Want::Listed | Want::Checked => self.put_off.push_back(question),
+            if !question.topic.needs_listing() {
+                return question;
             }
+            self.put_off.push_back(question);
         }
     }
 
@@ -243,17 +243,17 @@ impl Asked {
     /// Answers a question. If the client already has this status, keeps the question until there is
     /// news. The client may have gone meanwhile.
     pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
-        if question.want == Want::Life {
+        if question.topic == Topic::Life {
             let _ = question.answer.send(Answer::Alive);
             return;
         }
         let status = view.status(self);
-        match question.want {
-            Want::Metrics => {
+        match question.topic {
+            Topic::Metrics => {
                 let text = view.hands.metrics.text(&status);
                 let _ = question.answer.send(Answer::Metrics(text));
             }
-            Want::Facts => {
+            Topic::Facts => {
                 if let Some(served) = &mut self.served {
                     let facts = served.remembered.note(&status, view.state);
                     served.server.desk().post(Arc::clone(&facts));
@@ -277,13 +277,10 @@ impl Daemon {
     /// Answers a question. Lists the folder or checks the required images first, if the question
     /// wants that.
     pub(super) fn answer(&mut self, question: Question) {
-        match question.want {
-            Want::Status | Want::Metrics | Want::Facts | Want::Life => {}
-            Want::Listed | Want::Checked => {
-                self.list();
-            }
+        if question.topic.needs_listing() {
+            self.list();
         }
-        if question.want == Want::Checked {
+        if question.topic == Topic::Status(Want::Checked) {
             self.take(Event::CheckWanted);
         }
         let Daemon {

@@ -33,6 +33,7 @@ use crate::images::sidecar::{self, sidecar_of};
 use crate::images::trusted_digests;
 use crate::progress::{Counters, Doing, Reporter};
 use crate::receipts;
+use crate::releases;
 use crate::runtime::{self, Containerd};
 use crate::settings::{Checksums, Settings, Signatures};
 use crate::state::admitted::{self, Evidence};
@@ -306,6 +307,7 @@ pub(super) fn found(read: &Read, order: &Order, is_reserved: bool) -> Found {
             bundle: of.bundle.clone(),
             identity: of.identity.clone(),
             made_at: of.made_at,
+            rolled_back_at: of.rolled_back_at,
             by_hand: of.by_hand,
             catalog: Some(of.catalog.clone()),
             lease: lease::of_receipt(&ledger::label_name(&order.name), &catalog.digest),
@@ -430,43 +432,12 @@ pub(super) fn landed(
         is_bundles_fault: report.cause == Some(import::Cause::Bundle),
         stopped: stopped.as_ref().map(|error| stop(error, report)),
         forecast: report.space.clone(),
-        skipped: skipped(bundle.catalog(), selection),
+        skipped: match order.is_receipt {
+            true => releases::skipped_by_receipt(bundle.catalog(), &order.policy.wanted),
+            false => releases::skipped(bundle.catalog(), selection),
+        },
         release: bundle.catalog().release.clone(),
     })
-}
-
-/// Returns the members of the bundle's release of which it has nothing for this node.
-fn skipped(catalog: &Catalog, selection: &Selection) -> Vec<ImageEntry> {
-    let members = catalog.release.as_ref().map(|release| release.members.as_ref());
-    let Some(Ok(members)) = members else {
-        return Vec::new();
-    };
-    let skipped = selection
-        .choices
-        .iter()
-        .filter_map(|choice| match choice.verdict {
-            import::Verdict::Skip(_) => Some(choice.target.digest()),
-            import::Verdict::Take(_) | import::Verdict::Forbidden(_) | import::Verdict::Broken(_) => None,
-        });
-    let skipped: HashSet<&Digest> = skipped.collect();
-    let images = members
-        .all()
-        .iter()
-        .filter(|member| skipped.contains(&member.digest));
-    // The list has members of other bundles, too.
-    let here: HashSet<&str> = catalog
-        .images
-        .iter()
-        .flat_map(|image| &image.names)
-        .map(bundle::RawName::as_str)
-        .collect();
-    images
-        .filter(|member| here.contains(member.name.as_str()))
-        .map(|member| ImageEntry {
-            name: member.name.clone(),
-            target: member.digest.clone(),
-        })
-        .collect()
 }
 
 fn broken(selection: &Selection) -> Option<String> {

@@ -60,9 +60,6 @@ pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<
         Want::Status => (Method::GET, "/v1/status"),
         Want::Listed => (Method::POST, "/v1/list"),
         Want::Checked => (Method::POST, "/v1/check"),
-        Want::Metrics => (Method::GET, "/metrics"),
-        Want::Facts => (Method::GET, "/ready"),
-        Want::Life => (Method::GET, "/healthz"),
     };
     let asked = async |stream| {
         let (code, headers, body) = fetch(stream, method, path, known).await?;

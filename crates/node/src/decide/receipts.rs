@@ -4,7 +4,8 @@
 //! Each step follows from the files and the ledger. A crash between two steps therefore loses
 //! nothing: the next daemon sees the same files and takes the next step.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -129,6 +130,9 @@ impl State {
         if landed.is_read_back {
             let identity = landed.identity.clone();
             self.receipts.proven.insert(job.name.clone(), identity);
+        } else if landed.sent_bytes > 0 {
+            // containerd has bytes that this process has not read back.
+            self.receipts.proven.remove(&job.name);
         }
         if self.is_receipt(&job.name) {
             // The lease of an earlier receipt under this name has no use any more.
@@ -204,9 +208,22 @@ impl State {
         }
         let mut removals = Vec::new();
         let desired = self.ledger.desired_images();
-        for entry in self.ledger.entries() {
+        let entries = self.ledger.entries();
+        let successors = self.successors(&entries);
+        let taken_over: Vec<&Entry> = entries
+            .iter()
+            .copied()
+            .filter(|entry| self.is_taken_over(entry, &desired, &successors))
+            .collect();
+        let kept = kept_releases(&taken_over, self.settings.keep_releases);
+        let given_up: HashSet<&OsStr> = taken_over
+            .into_iter()
+            .filter(|receipt| !release_of(receipt).is_some_and(|name| kept.contains(name)))
+            .map(|receipt| receipt.file.as_os_str())
+            .collect();
+        for entry in entries {
             let is_removable = match entry.stands_for.is_some() {
-                true => self.is_taken_over(entry, &desired),
+                true => given_up.contains(entry.file.as_os_str()),
                 false => self.is_stood_for(entry),
             };
             let version = self.roster.version(&entry.file).filter(|_| is_removable);
@@ -261,27 +278,58 @@ impl State {
             && self.is_unpacked(needs.images.iter().map(|image| &image.target))
     }
 
-    /// Returns true if bundles in place have taken over all names of a receipt. A newer file with
+    /// Returns true if a file is in place, and brings or holds every layer of its images. A delta
+    /// and a list of images do neither.
+    fn is_successor(&self, entry: &Entry) -> bool {
+        let is_delta = entry.imported.as_ref().is_some_and(|imported| imported.is_delta);
+        self.is_settled(entry) && (entry.stands_for.is_some() || !is_delta)
+    }
+
+    /// Returns the last successor with the name of each bundle: the bundle itself, or a receipt of
+    /// it.
+    fn successors<'l>(&self, entries: &[&'l Entry]) -> HashMap<Cow<'l, str>, &'l Entry> {
+        let mut last = HashMap::new();
+        for entry in entries.iter().copied().filter(|entry| self.is_successor(entry)) {
+            let bundle = match &entry.stands_for {
+                None => Cow::Owned(ledger::label_name(&entry.file)),
+                Some(of) if of.by_hand => continue,
+                Some(of) => Cow::Borrowed(of.bundle.as_str()),
+            };
+            last.insert(bundle, entry);
+        }
+        last
+    }
+
+    /// Returns true if bundles in place have taken over all names of a receipt. A newer bundle with
     /// the name of its bundle takes over everything. A receipt without a name for this node stays,
     /// since the settings may change back.
     ///
-    /// `desired` has the last bundle that vouches for each name (`Ledger::desired_images`).
-    fn is_taken_over(&self, receipt: &Entry, desired: &BTreeMap<&str, (&Digest, &Entry)>) -> bool {
+    /// `desired` has the last bundle that vouches for each name (`Ledger::desired_images`), and
+    /// `successors` the last file of each bundle.
+    fn is_taken_over(
+        &self,
+        receipt: &Entry,
+        desired: &BTreeMap<&str, (&Digest, &Entry)>,
+        successors: &HashMap<Cow<'_, str>, &Entry>,
+    ) -> bool {
         let (Some(of), Some(imported)) = (&receipt.stands_for, &receipt.imported) else {
             return false;
         };
         if !self.is_settled(receipt) || imported.images.is_empty() {
             return false;
         }
-        let newer = self.ledger.get(OsStr::new(&of.bundle)).filter(|_| !of.by_hand);
-        let is_replaced = newer.is_some_and(|newer| {
-            let identity = newer.imported.as_ref().map(|imported| &imported.identity);
-            self.is_settled(newer) && identity != Some(&of.identity) && newer.arrival > receipt.arrival
-        });
         let rank = self.ledger.rank(&receipt.file);
+        let newer = successors.get(of.bundle.as_str()).filter(|_| !of.by_hand);
+        let is_replaced = newer.is_some_and(|newer| {
+            let identity = match &newer.stands_for {
+                Some(of) => Some(&of.identity),
+                None => newer.imported.as_ref().map(|imported| &imported.identity),
+            };
+            identity != Some(&of.identity) && self.ledger.rank(&newer.file) > rank
+        });
         let has_gone = |name: &str| {
             let last = desired.get(name);
-            last.is_some_and(|(_, last)| self.ledger.rank(&last.file) > rank && self.is_settled(last))
+            last.is_some_and(|(_, last)| self.ledger.rank(&last.file) > rank && self.is_successor(last))
         };
         is_replaced || imported.images.iter().all(|image| has_gone(&image.name))
     }
@@ -347,6 +395,24 @@ impl State {
             }
         }
     }
+}
+
+/// Returns the release of a receipt's bundle.
+fn release_of(receipt: &Entry) -> Option<&str> {
+    receipt.release().map(|release| release.name.as_str())
+}
+
+/// Returns the releases to keep, of receipts that other bundles have taken over: the last ones in
+/// the order of `taken_over`.
+fn kept_releases<'l>(taken_over: &[&'l Entry], most: usize) -> HashSet<&'l str> {
+    let mut kept = HashSet::new();
+    for name in taken_over.iter().rev().filter_map(|receipt| release_of(receipt)) {
+        if kept.len() == most {
+            break;
+        }
+        kept.insert(name);
+    }
+    kept
 }
 
 impl Entry {

@@ -408,7 +408,7 @@ impl State {
         let images = landed.images.iter().filter(is_wanted).map(entry);
         let is_withheld = |image: &&LandedImage| job.withheld.contains(&image.name);
         let withheld = landed.images.iter().filter(is_withheld).map(entry);
-        let carried = self.carry(&job.name, landed);
+        let carried = self.ledger.carry(landed.release.as_ref(), landed.skipped.clone());
         let imported = Imported {
             identity: match job.version.is_layout {
                 // A folder has no other identity than that of its listing.
@@ -436,31 +436,6 @@ impl State {
         self.unsaved = true;
         self.queue_owners(&freed);
         self.queue_unread(&job.name);
-    }
-
-    /// Keeps the release of a bundle. A receipt lacks the images that are not for this node. So it
-    /// keeps the word of its bundle on them.
-    fn carry(&mut self, name: &OsStr, landed: &Landed) -> Carried {
-        let mut skipped = landed.skipped.clone();
-        let list = landed
-            .release
-            .as_ref()
-            .and_then(|release| release.members.as_ref().ok());
-        let entry = self.ledger.get(name);
-        let bundle = entry.and_then(|entry| {
-            let of = entry.stands_for.as_ref().filter(|of| !of.by_hand)?;
-            self.ledger.get(OsStr::new(&of.bundle))
-        });
-        if let (Some(list), Some(_)) = (list, entry.and_then(|entry| entry.stands_for.as_ref())) {
-            let before = [entry, bundle].into_iter().flatten().filter_map(Entry::release);
-            let same = before.filter(|release| release.list.as_ref() == Ok(list.digest()));
-            for image in same.flat_map(|release| &release.skipped) {
-                if !skipped.contains(image) {
-                    skipped.push(image.clone());
-                }
-            }
-        }
-        self.ledger.carry(landed.release.as_ref(), skipped)
     }
 
     /// Queues the bundles that a version without releases imported, and that have a member of the

@@ -509,6 +509,7 @@ fn a_release_is_judged_as_its_bundles_are() {
     let release = |in_place, missing| ReleaseStatus {
         name: "shop+1".to_owned(),
         in_place,
+        kept: false,
         members: 3,
         missing,
         missing_names: Vec::new(),

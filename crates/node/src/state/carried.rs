@@ -136,7 +136,7 @@ impl Ledger {
     }
 
     /// Forgets of which members the bundles have nothing for this node, since that follows from the
-    /// settings. The next import of each bundle finds them again.
+    /// settings. The next import of each bundle or receipt finds them again.
     pub(crate) fn forget_skipped(&mut self) {
         for entry in self.all_mut() {
             if let Some(release) = entry

@@ -89,6 +89,9 @@ pub(crate) struct StandsFor {
     pub(crate) identity: Identity,
     /// Time of the receipt, in seconds since 1970.
     pub(crate) made_at: i64,
+    /// Time of the last roll back to its release, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rolled_back_at: Option<i64>,
     /// Id of the lease that holds the receipt's blobs.
     pub(crate) lease: String,
     /// True if the bundle lay outside the images folders. A bundle of its name there is another.
@@ -97,6 +100,13 @@ pub(crate) struct StandsFor {
     /// Content digest of the bundle. The evidence of its admission has this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) catalog: Option<Digest>,
+}
+
+impl StandsFor {
+    /// Returns the time from which its images have their names, in seconds since 1970.
+    pub(crate) fn since(&self) -> i64 {
+        self.rolled_back_at.unwrap_or(self.made_at)
+    }
 }
 
 /// The last try with a bundle, in the words of `airgapd import -o json`.
@@ -263,7 +273,7 @@ impl Entry {
     /// 1970.
     pub(super) fn since(&self) -> Option<i64> {
         match &self.stands_for {
-            Some(of) => Some(of.made_at),
+            Some(of) => Some(of.since()),
             None => self.first_imported().map(Timestamp::as_second),
         }
     }

@@ -166,8 +166,8 @@ impl Ledger {
         };
         let folder = folder.unwrap_or(usize::MAX);
         // Two receipts may have one place if the ledger was lost. Their times differ.
-        let made_at = entry.stands_for.as_ref().map(|of| of.made_at);
-        (Reverse(folder), entry.arrival, made_at)
+        let since = entry.stands_for.as_ref().map(StandsFor::since);
+        (Reverse(folder), entry.arrival, since)
     }
 
     /// Returns all entries, those that come before others last ([`Ledger::rank`]). In one folder
@@ -272,12 +272,14 @@ impl Ledger {
 
     /// Notes the bundle that a receipt stands for. The receipt gets the place of that bundle in the
     /// order of arrival. If the ledger lacks the bundle, the time of the receipt tells the place.
-    /// Bundles that were imported later then come after it.
+    /// Bundles that were imported later then come after it. A roll back to its release moves the
+    /// receipt behind its bundle.
     pub(crate) fn stand_for(&mut self, receipt: &OsStr, of: StandsFor) {
         let bundle = self.get(OsStr::new(&of.bundle));
-        let bundle = bundle.filter(|entry| !of.by_hand && entry.identity == of.identity);
+        let is_in_its_place = !of.by_hand && of.rolled_back_at.is_none();
+        let bundle = bundle.filter(|entry| is_in_its_place && entry.identity == of.identity);
         let others = self.all().filter(|entry| entry.file != receipt);
-        let later = others.filter(|entry| entry.since().is_some_and(|since| since > of.made_at));
+        let later = others.filter(|entry| entry.since().is_some_and(|since| since > of.since()));
         let next = later.map(|entry| entry.arrival).min();
         let arrival = bundle
             .map(|entry| entry.arrival)
@@ -777,6 +779,7 @@ pub(super) mod tests {
                 bundle: file.to_owned(),
                 identity: identity(1),
                 made_at,
+                rolled_back_at: None,
                 lease: "a".to_owned(),
                 by_hand: false,
                 catalog: None,

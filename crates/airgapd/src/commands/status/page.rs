@@ -188,7 +188,8 @@ fn verdict_text<'v>(text: &mut Page, verdict: &'v Verdict) -> Vec<&'v Reason> {
 /// Most releases on the page.
 const MOST_RELEASES: usize = 10;
 
-/// Writes the releases. Those that are not in place come first.
+/// Writes the releases. Those that are not in place come first, and those that are kept for a roll
+/// back last.
 fn releases_text(text: &mut Page, releases: &[ReleaseStatus]) {
     if releases.is_empty() {
         return;
@@ -196,19 +197,15 @@ fn releases_text(text: &mut Page, releases: &[ReleaseStatus]) {
     text.gap();
     output::line!(text, "{:<14} {:>9}  RELEASE", "STATE", "MEMBERS");
     let mut sorted: Vec<&ReleaseStatus> = releases.iter().collect();
-    sorted.sort_by_key(|release| release.in_place);
+    sorted.sort_by_key(|release| (release.kept, release.in_place));
     for release in sorted.iter().take(MOST_RELEASES) {
-        let state = if release.in_place {
-            "in place"
-        } else {
-            "not in place"
-        };
+        let state = release.state();
         let members = match release.members {
             0 => "-".to_owned(),
             all => format!("{} of {all}", all - release.missing),
         };
         output::line!(text, "{state:<14} {members:>9}  {}", release.name);
-        if let Some(problem) = &release.problem {
+        if let Some(problem) = release.problem.as_ref().filter(|_| !release.kept) {
             output::paragraph(text, "    ", problem);
         }
     }

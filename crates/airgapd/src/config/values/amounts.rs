@@ -46,17 +46,21 @@ impl Kind for Interval {
     }
 }
 
-/// A number above 0: a limit of 0 would refuse every bundle.
-pub(in crate::config) struct Count<T>(PhantomData<T>);
+/// A number of at least `LEAST`. A limit of 0 would refuse every bundle.
+pub(in crate::config) struct Count<T, const LEAST: u64 = 1>(PhantomData<T>);
 
-impl<T: Copy + TryFrom<u64> + TryInto<u64>> Kind for Count<T> {
+impl<T: Copy + TryFrom<u64> + TryInto<u64>, const LEAST: u64> Kind for Count<T, LEAST> {
     type Setting = T;
 
     fn read(value: &Value) -> Result<T, String> {
-        let positive = number(value).filter(|number| *number > 0);
-        positive
+        let wanted = match LEAST {
+            0 => "a number",
+            _ => "a number above 0",
+        };
+        let enough = number(value).filter(|number| *number >= LEAST);
+        enough
             .and_then(|number| T::try_from(number).ok())
-            .ok_or_else(|| got("a number above 0", value))
+            .ok_or_else(|| got(wanted, value))
     }
 
     fn show(setting: &T) -> Value {

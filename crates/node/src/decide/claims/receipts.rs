@@ -22,6 +22,7 @@ fn of_a_tar(identity: bundle::Identity) -> StandsFor {
         bundle: "a.tar".to_owned(),
         identity,
         made_at: 1,
+        rolled_back_at: None,
         lease: "airgapd-receipt-1".to_owned(),
         by_hand: false,
         catalog: None,
@@ -214,5 +215,60 @@ fn a_bundle_of_the_folder_replaces_the_receipt_of_its_name_but_none_of_an_import
         });
         let expected = (!by_hand).then(|| OsString::from(&receipt));
         assert_eq!(removed(&mut world), Vec::from_iter(expected), "{by_hand}");
+    }
+}
+
+#[test]
+fn the_receipts_of_the_last_former_releases_stay_while_the_settings_say_so() {
+    use import::Outcome::Imported;
+    let (mut world, _) = world_and_receipt();
+    let folder = receipts::folder(&world.state.settings);
+    let path = |file: &str| folder.join(file).to_str().expect("the path is a text").to_owned();
+    // Three releases with one name for their image, each of two bundles.
+    let releases = ["r1", "r2", "r3"];
+    let files: Vec<_> = releases
+        .into_iter()
+        .flat_map(|release| ["a.tar", "b.tar"].map(|bundle| (release, bundle)))
+        .map(|(release, bundle)| (release, bundle, path(&format!("{release}-{bundle}"))))
+        .collect();
+    for (_, _, name) in &files {
+        drop_in(&mut world, name, &image(0), digest(1));
+    }
+    for (_, _, name) in &files {
+        queue(&mut world, name);
+    }
+    for (at, (release, bundle, name)) in (0..).zip(&files) {
+        let of = StandsFor {
+            bundle: (*bundle).to_owned(),
+            made_at: at,
+            lease: name.clone(),
+            ..of_a_tar(version(&world, name).identity)
+        };
+        import(&mut world, name, Some(of), |world| Landed {
+            release: Some(bundle::Release {
+                name: (*release).to_owned(),
+                members: Err("none".to_owned()),
+            }),
+            ..landed(world, name, Imported)
+        });
+    }
+    let of = |releases: &[&str]| -> Vec<OsString> {
+        let bundles = releases
+            .iter()
+            .flat_map(|release| ["a.tar", "b.tar"].map(|bundle| path(&format!("{release}-{bundle}"))));
+        // The last receipt of all has the name. The other one of its release is a former one.
+        bundles
+            .filter(|name| !name.ends_with("r3-b.tar"))
+            .map(OsString::from)
+            .collect()
+    };
+    for (keep, gone) in [
+        (0, &["r1", "r2", "r3"][..]),
+        (1, &["r1", "r2"]),
+        (2, &["r1"]),
+        (3, &[]),
+    ] {
+        settings(&mut world).keep_releases = keep;
+        assert_eq!(removed(&mut world), of(gone), "{keep}");
     }
 }

@@ -345,7 +345,7 @@ impl World {
                 let rank = match &file.content {
                     Content::Receipt(of, _) => {
                         let bundle = OsStr::new(&of.bundle);
-                        (!is_in_second(bundle), entry.arrival, Some(of.made_at))
+                        (!is_in_second(bundle), entry.arrival, Some(of.since()))
                     }
                     Content::Bundle(_) | Content::Broken => (!is_in_second(name), entry.arrival, None),
                 };

@@ -146,6 +146,7 @@ impl World {
             identity: landed.identity.clone(),
             // The ledger orders receipts by the second in which they were made.
             made_at: self.at.as_second(),
+            rolled_back_at: None,
             lease: lease::of_receipt(&label_name(path.as_os_str()), &content),
             by_hand: false,
             catalog: Some(catalog(&images)),

@@ -256,6 +256,7 @@ fn receipts_are_none_to_0_1_0() {
         bundle: "a.tar".to_owned(),
         identity: identity(1),
         made_at: 1,
+        rolled_back_at: None,
         lease: "airgapd-receipt-a".to_owned(),
         by_hand: false,
         catalog: None,
