@@ -347,7 +347,10 @@ fn the_receipt_of_an_old_bundle_goes_with_its_pins_and_its_lease() {
         assert!(!exists(receipt("shop-1.tar")), "{}", play.0.stdout);
         wait_until("a receipt has the new image", || is_receipt("shop-2.tar"));
         assert!(own.target.is_pinned(&new) && !own.target.is_pinned(&old));
-        assert!(own.target.record(&old).is_some(), "kubelet decides about the image");
+        assert!(
+            own.target.record(&old).is_some(),
+            "kubelet decides about the image"
+        );
         wait_until("the lease of the new receipt is the only one", || {
             own.target.leases().len() == 1
         });

@@ -430,7 +430,9 @@ fn the_check_of_the_boot_ends_in_time_if_each_question_takes_long() {
     let script = file("boot-check.sh");
     let number = |pattern: &str, text: &str| -> u64 {
         let found = Regex::new(pattern).expect("a pattern").captures(text);
-        found.expect("the file has the number")[1].parse().expect("a number")
+        found.expect("the file has the number")[1]
+            .parse()
+            .expect("a number")
     };
     let patience = number(r"(?m)^patience=(\d+)$", &script);
     let minutes = number(
@@ -445,7 +447,10 @@ fn the_check_of_the_boot_ends_in_time_if_each_question_takes_long() {
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("our file");
     };
-    program("airgapd", "echo asked >> \"$0.log\"\nPATH=/usr/bin:/bin sleep 2\nexit 6");
+    program(
+        "airgapd",
+        "echo asked >> \"$0.log\"\nPATH=/usr/bin:/bin sleep 2\nexit 6",
+    );
     // Only the questions take time.
     program("sleep", "exit 0");
     let script = script.replace(&format!("patience={patience}\n"), "patience=3\n");
@@ -472,7 +477,8 @@ fn no_recipe_waits_without_a_subject() {
     }
     let wait = Regex::new(r#"(airgapd|args:)[\s"',\[]+wait\b(?<rest>.*)"#).expect("a pattern");
     // The role adds its subjects to the list, and has no wait without one.
-    let subject = Regex::new(r"--(required|release|digest|bundle|all)\b|\+ airgapd_wanted").expect("a pattern");
+    let subject =
+        Regex::new(r"--(required|release|digest|bundle|all)\b|\+ airgapd_wanted").expect("a pattern");
     let mut waits = 0;
     for path in files {
         let text = std::fs::read_to_string(&path).expect("a file");

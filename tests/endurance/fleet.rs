@@ -329,7 +329,7 @@ fn a_node_that_cannot_be_reached_is_named_and_a_list_without_nodes_is_a_mistake(
 fn without_another_command_ssh_gives_up_a_silent_node_within_two_minutes() {
     let folder = tempfile::tempdir().unwrap();
     let ssh = folder.path().join("ssh");
-    fs::write(&ssh, "#!/bin/sh\necho \"$@\" >> \"$0.log\"\n").unwrap();
+    fs::write(&ssh, "#!/bin/sh\nprintf '%s\\n' \"$*\" >> \"$0.log\"\n").unwrap();
     fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
     let list = folder.path().join("nodes.txt");
     fs::write(&list, "one\n").unwrap();
