@@ -261,36 +261,43 @@ fn a_node_that_lacks_an_image_ends_the_rollout_before_the_next_node() {
 #[test]
 fn an_old_bundle_with_the_same_content_goes_when_the_new_file_has_taken_its_place() {
     on_a_node(|own, stage, control| {
-        let name = format!("registry.test/app-{}:1", unique());
-        let new = control.bundle("shop-2.tar", &name);
-        let [of_before, of_now] = ["shop-1.tar", "shop-2.tar"].map(|file| format!("{IMAGES}/{file}"));
-        stage.types(&format!("install -d {IMAGES}")).exits(0);
-        fs::copy(&new, stage.at(&of_before)).unwrap();
-        control.play(&json!({})).succeeds();
-        stage.types("airgapd wait --bundle shop-1.tar").exits(0);
+        // The daemon names the bundles of its first folder by their file names, and others by path.
+        let further = "/var/lib/further";
+        stage.types(&format!("install -d {IMAGES} {further}")).exits(0);
+        for folder in [IMAGES, further] {
+            let name = format!("registry.test/app-{}:1", unique());
+            let new = control.bundle("shop-2.tar", &name);
+            let [of_before, of_now] = ["shop-1.tar", "shop-2.tar"].map(|file| format!("{folder}/{file}"));
+            let variables = |bundles: &[&str], old_bundles: &[&str]| {
+                json!({
+                    "airgapd_bundles": bundles,
+                    "airgapd_old_bundles": old_bundles,
+                    "airgapd_config": {"distribution": "auto", "imagesDirs": [IMAGES, further]},
+                    "airgapd_images_dir": format!("{folder}/"),
+                    "airgapd_timeout": "60s",
+                })
+            };
+            fs::copy(&new, stage.at(&of_before)).unwrap();
+            control.play(&variables(&[], &[])).succeeds();
+            stage
+                .types(&format!("airgapd wait --bundle {of_before}"))
+                .exits(0);
 
-        let variables = json!({
-            "airgapd_bundles": [new],
-            "airgapd_old_bundles": ["shop-1.tar"],
-            "airgapd_timeout": "60s",
-        });
-        let play = control.play(&variables).succeeds();
-        assert!(!exists(stage.at(&of_before)) && exists(stage.at(&of_now)));
-        stage.types("airgapd wait --bundle shop-2.tar").exits(0);
-        assert!(own.target.is_pinned(&name), "{}", play.0.stdout);
-        let again = control.play(&variables).succeeds();
-        assert_eq!(again.count("one", "changed"), Some(0), "{}", again.0.stdout);
+            let play = control.play(&variables(&[&new], &["shop-1.tar"])).succeeds();
+            assert!(!exists(stage.at(&of_before)) && exists(stage.at(&of_now)));
+            stage.types(&format!("airgapd wait --bundle {of_now}")).exits(0);
+            assert!(own.target.is_pinned(&name), "{}", play.0.stdout);
+            let again = control.play(&variables(&[&new], &["shop-1.tar"])).succeeds();
+            assert_eq!(again.count("one", "changed"), Some(0), "{}", again.0.stdout);
 
-        // The content is in place by a file that stays, so no play brings it under a third name.
-        let third = control.at("shop-3.tar");
-        fs::copy(control.at("shop-2.tar"), &third).unwrap();
-        fs::copy(control.at("shop-2.tar.digest"), control.at("shop-3.tar.digest")).unwrap();
-        let variables = json!({
-            "airgapd_bundles": [text(&third)],
-            "airgapd_old_bundles": ["shop-1.tar"],
-        });
-        let same = control.play(&variables).succeeds();
-        assert_eq!(same.count("one", "changed"), Some(0), "{}", same.0.stdout);
+            // The content is in place by a file that stays, so no play brings it again.
+            for file in ["shop-2.tar", "shop-2.tar.digest"] {
+                fs::rename(control.at(file), control.at(&file.replace('2', "3"))).unwrap();
+            }
+            let third = text(&control.at("shop-3.tar"));
+            let same = control.play(&variables(&[&third], &["shop-1.tar"])).succeeds();
+            assert_eq!(same.count("one", "changed"), Some(0), "{}", same.0.stdout);
+        }
     });
 }
 
