@@ -9,12 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use lab::{Generation, Options, workspace};
+use regex::Regex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::fleet_config::documents;
 use crate::support::bundles::{self, image, text};
 use crate::support::node::{Answer, program};
-use crate::support::{Own, Stage, run_on_own, tools, unique};
+use crate::support::{Own, Stage, run_on_own, tools, unique, wait_until};
+
+/// The images folder of the nodes.
+const IMAGES: &str = "/var/lib/k0s/images";
 
 /// Stands in for ssh. Its last words are the host and the command.
 const SSH: &str = "#!/bin/sh\n\
@@ -119,6 +124,15 @@ impl Play {
     fn succeeds(self) -> Play {
         Play(self.0.exits(0))
     }
+
+    /// Asserts that a task of the first node failed with these words.
+    #[track_caller]
+    fn fails_with(&self, words: &str) {
+        // Ansible prints results as JSON.
+        let said = self.0.stdout.replace("\\\"", "\"");
+        assert!(!self.0.status.success() && said.contains(words), "{said}");
+        assert_eq!(self.count("one", "failed"), Some(1), "{said}");
+    }
 }
 
 fn exists(path: impl AsRef<Path>) -> bool {
@@ -135,6 +149,16 @@ fn on_two_nodes(scenario: impl FnOnce([&Own; 2], [&Stage; 2], &Control)) {
                 scenario([first, second], stages.each_ref(), &control);
             }
         });
+    });
+}
+
+/// Plays on a node with a containerd of its own.
+fn on_a_node(scenario: impl FnOnce(&Own, &Stage, &Control)) {
+    run_on_own(Generation::V2_1, &Options::default(), |own| {
+        let stage = Stage::on(&own.containerd);
+        if let Some(control) = Control::of(&[("one", &stage)]) {
+            scenario(own, &stage, &control);
+        }
     });
 }
 
@@ -162,7 +186,7 @@ fn the_role_brings_two_nodes_into_a_state_and_a_second_run_changes_nothing() {
             stage.types("systemctl is-active airgapd").exits(0);
             stage.types("systemctl is-enabled airgapd").exits(0);
             let images = stage.at("/var/lib/k0s/images/shop-1.tar");
-            crate::support::wait_until("the receipt stands for the file", || !exists(&images));
+            wait_until("the receipt stands for the file", || !exists(&images));
         }
         for node in ["one", "two"] {
             assert!(first.count(node, "changed") > Some(3), "{}", first.0.stdout);
@@ -232,4 +256,208 @@ fn a_node_that_lacks_an_image_ends_the_rollout_before_the_next_node() {
             stage.types("airgapd wait --bundle shop-2.tar").exits(0);
         }
     });
+}
+
+#[test]
+fn an_old_bundle_with_the_same_content_goes_when_the_new_file_has_taken_its_place() {
+    on_a_node(|own, stage, control| {
+        // The daemon names the bundles of its first folder by their file names, and others by path.
+        let further = "/var/lib/further";
+        stage.types(&format!("install -d {IMAGES} {further}")).exits(0);
+        for folder in [IMAGES, further] {
+            let name = format!("registry.test/app-{}:1", unique());
+            let new = control.bundle("shop-2.tar", &name);
+            let [of_before, of_now] = ["shop-1.tar", "shop-2.tar"].map(|file| format!("{folder}/{file}"));
+            let variables = |bundles: &[&str], old_bundles: &[&str]| {
+                json!({
+                    "airgapd_bundles": bundles,
+                    "airgapd_old_bundles": old_bundles,
+                    "airgapd_config": {"distribution": "auto", "imagesDirs": [IMAGES, further]},
+                    "airgapd_images_dir": format!("{folder}/"),
+                    "airgapd_timeout": "60s",
+                })
+            };
+            fs::copy(&new, stage.at(&of_before)).unwrap();
+            control.play(&variables(&[], &[])).succeeds();
+            stage
+                .types(&format!("airgapd wait --bundle {of_before}"))
+                .exits(0);
+
+            let play = control.play(&variables(&[&new], &["shop-1.tar"])).succeeds();
+            assert!(!exists(stage.at(&of_before)) && exists(stage.at(&of_now)));
+            stage.types(&format!("airgapd wait --bundle {of_now}")).exits(0);
+            assert!(own.target.is_pinned(&name), "{}", play.0.stdout);
+            let again = control.play(&variables(&[&new], &["shop-1.tar"])).succeeds();
+            assert_eq!(again.count("one", "changed"), Some(0), "{}", again.0.stdout);
+
+            // The content is in place by a file that stays, so no play brings it again.
+            for file in ["shop-2.tar", "shop-2.tar.digest"] {
+                fs::rename(control.at(file), control.at(&file.replace('2', "3"))).unwrap();
+            }
+            let third = text(&control.at("shop-3.tar"));
+            let same = control.play(&variables(&[&third], &["shop-1.tar"])).succeeds();
+            assert_eq!(same.count("one", "changed"), Some(0), "{}", same.0.stdout);
+        }
+    });
+}
+
+#[test]
+fn a_wrong_name_of_an_old_bundle_ends_the_play_before_any_change() {
+    on_a_node(|_, stage, control| {
+        let new = control.bundle("shop-2.tar", "registry.test/new:1");
+        let of_before = format!("{IMAGES}/shop-1.tar");
+        stage.types(&format!("install -d {IMAGES}")).exits(0);
+        bundles::write(&stage.at(&of_before), [image("registry.test/old:1")]);
+        for wrong in [
+            json!(""),
+            json!("."),
+            json!(".."),
+            json!("../images"),
+            json!(7),
+            json!("shop-2.tar"),
+        ] {
+            let play = control.play(&json!({
+                "airgapd_bundles": [new],
+                "airgapd_old_bundles": ["shop-1.tar", wrong],
+                "airgapd_timeout": "60s",
+            }));
+            play.fails_with(&format!("airgapd_old_bundles has {wrong}"));
+        }
+        // Without a subject no gate shows that the new images are in place.
+        let play = control.play(&json!({"airgapd_old_bundles": ["shop-1.tar"]}));
+        play.fails_with("airgapd_old_bundles needs airgapd_bundles");
+        assert!(exists(stage.at(&of_before)) && !exists(stage.at("/etc/airgapd")));
+    });
+}
+
+#[test]
+fn the_receipt_of_an_old_bundle_goes_with_its_pins_and_its_lease() {
+    on_a_node(|own, stage, control| {
+        let [old, new] = ["old", "new"].map(|what| format!("registry.test/{what}-{}:1", unique()));
+        let variables = |bundle: &str, old_bundles: &[&str]| {
+            json!({
+                "airgapd_bundles": [bundle],
+                "airgapd_old_bundles": old_bundles,
+                "airgapd_config": {"distribution": "auto", "afterImport": "receipt"},
+                "airgapd_timeout": "60s",
+            })
+        };
+        let receipt = |file: &str| stage.at(&format!("/var/lib/airgapd/receipts/{file}"));
+        let is_receipt = |file: &str| exists(receipt(file)) && !exists(stage.at(&format!("{IMAGES}/{file}")));
+        control
+            .play(&variables(&control.bundle("shop-1.tar", &old), &[]))
+            .succeeds();
+        wait_until("a receipt has the old image", || is_receipt("shop-1.tar"));
+
+        let next = variables(&control.bundle("shop-2.tar", &new), &["shop-1.tar"]);
+        let play = control.play(&next).succeeds();
+        assert!(!exists(receipt("shop-1.tar")), "{}", play.0.stdout);
+        wait_until("a receipt has the new image", || is_receipt("shop-2.tar"));
+        assert!(own.target.is_pinned(&new) && !own.target.is_pinned(&old));
+        assert!(
+            own.target.record(&old).is_some(),
+            "kubelet decides about the image"
+        );
+        wait_until("the lease of the new receipt is the only one", || {
+            own.target.leases().len() == 1
+        });
+        let again = control.play(&next).succeeds();
+        assert_eq!(again.count("one", "changed"), Some(0), "{}", again.0.stdout);
+    });
+}
+
+#[test]
+fn a_release_that_goes_with_an_old_bundle_fails_the_play() {
+    on_a_node(|_, stage, control| {
+        let [old, new] = ["old", "new"].map(|what| format!("registry.test/{what}-{}:1", unique()));
+        let made = program()
+            .args(["bundle", "release", "shop-1"])
+            .arg(control.bundle("shop-1.tar", &old))
+            .arg("-o")
+            .arg(control.at("release"))
+            .output();
+        assert!(made.expect("the program runs").status.success());
+        let old = text(&control.at("release/shop-1.tar"));
+        let new = control.bundle("shop-2.tar", &new);
+        let variables = |bundle: &str, old_bundles: &[&str]| {
+            json!({
+                "airgapd_bundles": [bundle],
+                "airgapd_old_bundles": old_bundles,
+                "airgapd_release": "shop-1",
+                "airgapd_timeout": "20s",
+            })
+        };
+        control.play(&variables(&old, &[])).succeeds();
+        let play = control.play(&variables(&new, &["shop-1.tar"]));
+        assert!(!exists(stage.at(&format!("{IMAGES}/shop-1.tar"))));
+        play.fails_with("release shop-1");
+    });
+}
+
+/// Returns the conditions of a task, with those of an assertion.
+fn conditions(task: &Value) -> Vec<Value> {
+    let keys = ["when", "until", "failed_when", "changed_when"].map(|key| &task[key]);
+    let assertion = [&task["ansible.builtin.assert"]["that"], &task["assert"]["that"]];
+    let of = |value: &Value| match value {
+        Value::Null => Vec::new(),
+        Value::Array(values) => values.clone(),
+        value => vec![value.clone()],
+    };
+    keys.into_iter().chain(assertion).flat_map(of).collect()
+}
+
+/// Returns true if a condition is a boolean, or an expression of a form that has a boolean result.
+fn is_boolean(condition: &Value) -> bool {
+    let forms = [
+        // A filter binds more strongly than a comparison, and `and` gives one of its sides.
+        r"^.+ (==|!=|<|<=|>|>=|in|not in) .+$",
+        r"^\S+ is (not )?\w+(\(.*\))?$",
+        r"^\(.+\)\.\w+ is (not )?\w+$",
+        r"^\S+ \| bool$",
+        r"^\w+\.stat\.exists$",
+    ];
+    match condition {
+        Value::Bool(_) => true,
+        Value::String(text) => {
+            let is_compound = text.split_whitespace().any(|word| COMPOUND.contains(&word));
+            let is_form = |form: &&str| Regex::new(form).expect("a pattern").is_match(text);
+            !is_compound && forms.iter().any(is_form)
+        }
+        _ => false,
+    }
+}
+
+/// Words that make the result that of a part.
+const COMPOUND: [&str; 4] = ["and", "or", "if", "else"];
+
+/// ansible-core 2.19 refuses a condition with another result. Earlier versions convert it.
+#[test]
+fn each_condition_of_the_role_has_a_boolean_result() {
+    let role = workspace().join("config/fleet/ansible/roles/airgapd");
+    let mut found = 0;
+    for folder in ["tasks", "handlers"] {
+        for entry in fs::read_dir(role.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let [tasks] = documents(&fs::read_to_string(&path).unwrap()).try_into().unwrap();
+            let tasks: &Vec<Value> = tasks.as_array().expect("a list of tasks");
+            for task in tasks {
+                assert!(task["block"].is_null(), "this test does not read blocks");
+                for condition in conditions(task) {
+                    found += 1;
+                    assert!(is_boolean(&condition), "{}: {condition}", path.display());
+                }
+            }
+        }
+    }
+    assert!(found > 20, "{found}");
+    for wrong in [
+        "airgapd_gate | bool and wanted",
+        "wanted",
+        "wanted | length",
+        "wanted | default([])",
+        "wanted if gate > 0 else []",
+        "not_here.stat",
+    ] {
+        assert!(!is_boolean(&json!(wrong)), "{wrong}");
+    }
 }

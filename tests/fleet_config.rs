@@ -391,6 +391,11 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     let (bundle, name) = marker(images.join(".marker.tar"));
     // The file belongs to another user and only that user can read it.
     chown_to_nobody(&bundle);
+    // The readiness of an empty folder is no answer about the content.
+    let inspected = node.airgapd(["inspect", "-o", "json", &text(&bundle)]).json();
+    let content = inspected["digest"].as_str().expect("a digest");
+    let gate = ["airgapd", "wait", "--timeout", "1s", "--digest", content].map(str::to_owned);
+    assert_eq!((pod.exec(&ready).0, pod.exec(&gate).0), (0, 6), "{}", pod.log());
     fs::rename(&bundle, images.join("marker.tar")).unwrap();
     let mut answer = (1, String::new());
     wait_until("the pod is ready again", || {
@@ -403,6 +408,7 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
         pod.log()
     );
     assert!(target.is_pinned(&name));
+    assert_eq!(pod.exec(&gate).0, 0, "{}", pod.log());
     let live = container.liveness_probe.unwrap().http_get.unwrap();
     http_get(port, live.path.as_deref().unwrap());
     let metrics = http_get(port, "/metrics");

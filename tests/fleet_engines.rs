@@ -3,8 +3,10 @@
 //! containers that ask airgapd run.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
@@ -377,7 +379,7 @@ fn the_check_of_the_boot_asks_for_the_required_images_only(own: &mut Own) {
     let stage = Stage::on(&own.containerd);
     let script = file("boot-check.sh");
     // A test should not wait ten minutes.
-    let impatient = script.replace("tries=120\n", "tries=1\n");
+    let impatient = script.replace("patience=600\n", "patience=0\n");
     assert_ne!(script, impatient);
     stage.write("boot-check.sh", impatient);
     stage.write(
@@ -422,6 +424,46 @@ on_its_own_containerd! {
     the_check_of_the_boot_asks_for_the_required_images_only,
 }
 
+/// A daemon that does not answer makes each try as long as the pause between two.
+#[test]
+fn the_check_of_the_boot_ends_in_time_if_each_question_takes_long() {
+    let script = file("boot-check.sh");
+    let number = |pattern: &str, text: &str| -> u64 {
+        let found = Regex::new(pattern).expect("a pattern").captures(text);
+        found.expect("the file has the number")[1]
+            .parse()
+            .expect("a number")
+    };
+    let patience = number(r"(?m)^patience=(\d+)$", &script);
+    let minutes = number(
+        r"(?m)^TimeoutStartSec=(\d+)min$",
+        &file("airgapd-boot-check.service"),
+    );
+    assert!(patience + 60 < minutes * 60, "systemd ends the script first");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = |name: &str, script: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("our file");
+    };
+    program(
+        "airgapd",
+        "echo asked >> \"$0.log\"\nPATH=/usr/bin:/bin sleep 2\nexit 6",
+    );
+    // Only the questions take time.
+    program("sleep", "exit 0");
+    let script = script.replace(&format!("patience={patience}\n"), "patience=3\n");
+    let output = Command::new("timeout")
+        .args(["60", "sh", "-c", &script])
+        .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
+        .output()
+        .expect("timeout comes with coreutils");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let asked = fs::read_to_string(folder.path().join("airgapd.log")).expect("a log");
+    assert!((1..=2).contains(&asked.lines().count()), "{asked}");
+}
+
 /// A wait for everything would let one bad file hold back a fleet.
 #[test]
 fn no_recipe_waits_without_a_subject() {
@@ -435,7 +477,8 @@ fn no_recipe_waits_without_a_subject() {
     }
     let wait = Regex::new(r#"(airgapd|args:)[\s"',\[]+wait\b(?<rest>.*)"#).expect("a pattern");
     // The role adds its subjects to the list, and has no wait without one.
-    let subject = Regex::new(r"--(required|release|digest|bundle|all)\b|\+ wanted").expect("a pattern");
+    let subject =
+        Regex::new(r"--(required|release|digest|bundle|all)\b|\+ airgapd_wanted").expect("a pattern");
     let mut waits = 0;
     for path in files {
         let text = std::fs::read_to_string(&path).expect("a file");

@@ -10,10 +10,18 @@
 # - greenboot: install -D -m 0755 boot-check.sh /etc/greenboot/check/required.d/40-airgapd.sh. No
 #   unit is needed.
 set -eu
-tries=120
+patience=600
+
+# Prints the seconds since the boot. The clock may jump while the system starts.
+uptime() {
+    read -r seconds _ </proc/uptime
+    echo "${seconds%%.*}"
+}
+
+end=$(($(uptime) + patience))
+# A daemon that does not answer makes a try 5 s long, so tries are no measure of time.
 until said=$(airgapd wait --now --required 2>&1); do
-    tries=$((tries - 1))
-    if [ "$tries" -le 0 ]; then
+    if [ "$(uptime)" -ge "$end" ]; then
         echo "airgapd: not all required images are in place: $said" >&2
         exit 1
     fi

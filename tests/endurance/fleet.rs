@@ -324,6 +324,40 @@ fn a_node_that_cannot_be_reached_is_named_and_a_list_without_nodes_is_a_mistake(
     }
 }
 
+/// TCP alone keeps the connection to a node without power for hours.
+#[test]
+fn without_another_command_ssh_gives_up_a_silent_node_within_two_minutes() {
+    let folder = tempfile::tempdir().unwrap();
+    let ssh = folder.path().join("ssh");
+    fs::write(&ssh, "#!/bin/sh\nprintf '%s\\n' \"$*\" >> \"$0.log\"\n").unwrap();
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    let list = folder.path().join("nodes.txt");
+    fs::write(&list, "one\n").unwrap();
+    let output = Command::new("sh")
+        .arg(lab::workspace().join("config/fleet/rollout.sh"))
+        .arg(BUNDLE)
+        .env("PATH", format!("{}:/usr/bin:/bin", text(folder.path())))
+        .stdin(fs::File::open(list).unwrap())
+        .output()
+        .expect("sh is there");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let log = fs::read_to_string(folder.path().join("ssh.log")).unwrap();
+    assert!(log.lines().count() > 1, "{log}");
+    for line in log.lines() {
+        let (options, _) = line.split_once(" one ").expect("the options precede the node");
+        let seconds = |name: &str| -> u64 {
+            let value = options.split_whitespace().find_map(|word| {
+                let (key, value) = word.split_once('=')?;
+                (key == name).then(|| value.parse().expect("a number"))
+            });
+            value.unwrap_or_else(|| panic!("{line} has no {name}"))
+        };
+        let silent = seconds("ServerAliveInterval") * seconds("ServerAliveCountMax");
+        assert!((1..=120).contains(&silent), "{line}");
+        assert!((1..=120).contains(&seconds("ConnectTimeout")), "{line}");
+    }
+}
+
 #[test]
 fn a_node_whose_check_is_killed_does_not_count_as_ready() {
     let folder = tempfile::tempdir().unwrap();
