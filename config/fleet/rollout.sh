@@ -1,11 +1,11 @@
 #!/bin/sh
-# Waits until a bundle and the required images are in place on many nodes. Prints a line for each
-# other node: its name, the cause in one word, and the remedy.
+# Waits until a bundle, and the images under `require` if a node has any, are in place on many nodes.
+# Prints a line for each other node: its name, the cause in one word, and the remedy.
 #
 #     sh rollout.sh [-t TIMEOUT] [-n NUMBER] [-r COMMAND] BUNDLE < NODES
 #
 # BUNDLE   path of the bundle on each node, without spaces
-# NODES    a line with the name of each node
+# NODES    a line with the name of each node, or with root@NAME if ssh does not log in as root
 # -t       longest wait on a node, 30m by default
 # -n       number of nodes at a time, 20 by default
 # -r       command that runs a command line on a node. It gets the node's name and the command line.
@@ -96,15 +96,18 @@ check() {
     on "$1" airgapd wait --required --bundle "$bundle" --timeout "$timeout"
     code=$?
     case $code in
-    0)
-        # GET /ready has the last word: the images may have gone again.
-        if on "$1" airgapd wait --now --required --bundle "$bundle"; then
+    0 | 1)
+        # GET /ready has the last word: the images may have gone again. The wait also ends with 1 on
+        # a node that requires no images, as soon as the bundle is in place.
+        if on "$1" airgapd wait --now --bundle "$bundle"; then
             tell "$1" ready ''
+        elif [ "$code" -eq 1 ]; then
+            diagnose "$1" "$code"
         else
-            tell "$1" failed 'airgapd wait --now --required names the reason'
+            tell "$1" failed 'airgapd wait --now names the reason'
         fi
         ;;
-    1 | 4 | 6) diagnose "$1" "$code" ;;
+    4 | 6) diagnose "$1" "$code" ;;
     2) tell "$1" configuration 'correct it: airgapd config names the mistake' ;;
     3) tell "$1" containerd 'start containerd' ;;
     7) tell "$1" daemon 'start airgapd' ;;
