@@ -1,16 +1,18 @@
 #!/bin/sh
-# Waits until a bundle, and the images under `require` if a node has any, are in place on many nodes.
-# Prints a line for each other node: its name, the cause in one word, and the remedy.
+# Waits until a bundle is in place on many nodes, with the images that a node requires. Prints a
+# line for each other node: its name, the cause in one word, and the remedy.
 #
 #     sh rollout.sh [-t TIMEOUT] [-n NUMBER] [-r COMMAND] BUNDLE < NODES
 #
 # BUNDLE   path of the bundle on each node, without spaces
-# NODES    a line with the name of each node, or with root@NAME if ssh does not log in as root
+# NODES    a line with the name of each node
 # -t       longest wait on a node, 30m by default
 # -n       number of nodes at a time, 20 by default
 # -r       command that runs a command line on a node. It gets the node's name and the command line.
 #          Its exit status is that of the command line, and 255 if it cannot reach the node.
 #          `ssh -n -o BatchMode=yes` by default
+#
+# airgapd needs root on the nodes. If ssh logs in as another user, write root@NAME into NODES.
 #
 # Exit status: 0 if all nodes are ready, 1 if a node is not, 2 for a wrong command line.
 #
@@ -97,14 +99,14 @@ check() {
     code=$?
     case $code in
     0 | 1)
-        # GET /ready has the last word: the images may have gone again. The wait also ends with 1 on
-        # a node that requires no images, as soon as the bundle is in place.
+        # GET /ready has the last word: the images may have gone again. On a node that requires no
+        # images, the wait ends with 1 as soon as the bundle is in place.
         if on "$1" airgapd wait --now --bundle "$bundle"; then
             tell "$1" ready ''
         elif [ "$code" -eq 1 ]; then
             diagnose "$1" "$code"
         else
-            tell "$1" failed 'airgapd wait --now names the reason'
+            tell "$1" failed 'airgapd wait --now --bundle names the reason'
         fi
         ;;
     4 | 6) diagnose "$1" "$code" ;;
