@@ -207,13 +207,15 @@ fn the_role_brings_two_nodes_into_a_state_and_a_second_run_changes_nothing() {
             let files = [
                 "/etc/systemd/system/airgapd.service",
                 "/etc/airgapd",
-                "/var/lib/airgapd",
+                "/var/lib/airgapd/state.json",
             ];
             assert!(
                 files.iter().all(|file| !exists(stage.at(file))),
                 "{}",
                 removal.0.stdout
             );
+            // The bundle has no file any more.
+            assert!(exists(stage.at("/var/lib/airgapd/receipts/shop-1.tar")));
         }
     });
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Waits until a bundle and the required images are in place on many nodes. Prints a line for each
-# other node: its name, the cause in one word, and the remedy.
+# Waits until a bundle is in place on many nodes, with the images that a node requires. Prints a
+# line for each other node: its name, the cause in one word, and the remedy.
 #
 #     sh rollout.sh [-t TIMEOUT] [-n NUMBER] [-r COMMAND] BUNDLE < NODES
 #
@@ -11,6 +11,8 @@
 # -r       command that runs a command line on a node. It gets the node's name and the command line.
 #          Its exit status is that of the command line, and 255 if it cannot reach the node.
 #          By default ssh, which gives up a node that is silent for a minute
+#
+# airgapd needs root on the nodes. If ssh logs in as another user, write root@NAME into NODES.
 #
 # Exit status: 0 if all nodes are ready, 1 if a node is not, 2 for a wrong command line.
 #
@@ -96,15 +98,18 @@ check() {
     on "$1" airgapd wait --required --bundle "$bundle" --timeout "$timeout"
     code=$?
     case $code in
-    0)
-        # GET /ready has the last word: the images may have gone again.
-        if on "$1" airgapd wait --now --required --bundle "$bundle"; then
+    0 | 1)
+        # GET /ready has the last word: the images may have gone again. On a node that requires no
+        # images, the wait ends with 1 as soon as the bundle is in place.
+        if on "$1" airgapd wait --now --bundle "$bundle"; then
             tell "$1" ready ''
+        elif [ "$code" -eq 1 ]; then
+            diagnose "$1" "$code"
         else
-            tell "$1" failed 'airgapd wait --now --required names the reason'
+            tell "$1" failed 'airgapd wait --now --bundle names the reason'
         fi
         ;;
-    1 | 4 | 6) diagnose "$1" "$code" ;;
+    4 | 6) diagnose "$1" "$code" ;;
     2) tell "$1" configuration 'correct it: airgapd config names the mistake' ;;
     3) tell "$1" containerd 'start containerd' ;;
     7) tell "$1" daemon 'start airgapd' ;;

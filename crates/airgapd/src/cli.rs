@@ -80,16 +80,20 @@ pub(crate) enum Task {
     /// Print an audit report: images, files, owners and times
     #[command(after_help = "\
 The report names the owner that each file has now. It says if content, owner or mode have changed since the last import. \
-The first import is the earliest one of this content under this file name in the ledger.
+The first import is the earliest one of this content under this file name in the state file.
 
 Exit status:
   0  done
-  1  no readable ledger
+  1  no readable state file
   3  containerd is away")]
     Report,
     /// Wait until bundles are in place
     Wait(WaitArgs),
     /// Find problems of this node and print the remedies
+    #[command(after_help = "\
+Exit status:
+  0  no problem
+  1  a problem")]
     Doctor,
     /// Remove the pins and labels of airgapd from images
     Release(ReleaseArgs),
@@ -145,6 +149,12 @@ fn spool(text: &str) -> Result<u64, String> {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit status:
+  0  done
+  1  failed
+  3  containerd is away
+  5  bad bundle, no image imported")]
 pub(crate) struct ImportArgs {
     /// Bundles: files, named pipes, folders with extracted OCI image layouts, or - for stdin
     #[arg(required = true, value_name = "FILE")]
@@ -176,6 +186,11 @@ pub(crate) struct ImportArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit status:
+  0  the bundle is whole
+  1  the file cannot be read
+  5  bad bundle")]
 pub(crate) struct InspectArgs {
     /// Bundle: a file, or a folder with an extracted OCI image layout. With --digest, any number
     #[arg(required = true, value_name = "FILE")]
@@ -436,6 +451,12 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit status:
+  0  every image is there
+  3  containerd is away
+  4  an image is missing or refused
+  5  bad bundle")]
 pub(crate) struct VerifyArgs {
     /// Images that this node must have
     #[arg(value_name = "IMAGE")]
@@ -489,6 +510,13 @@ pub(crate) struct ImagesArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+-v also shows the disk use and the keys of each bundle, and the last scrub.
+
+Exit status:
+  0  healthy or working
+  1  waiting, degraded or failed
+  3  containerd is away")]
 pub(crate) struct StatusArgs {
     /// Refresh the screen until interrupted
     #[arg(short, long)]
@@ -509,7 +537,7 @@ Exit status:
   1  failed
   3  timeout because containerd is away
   4  a required image is missing
-  6  timeout
+  6  timeout (1 if the node waits for something else than containerd, such as space)
   7  no daemon answers")]
 pub(crate) struct WaitArgs {
     /// Only for this bundle, by its path or its name in an images folder, repeatable

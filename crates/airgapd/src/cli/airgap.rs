@@ -22,7 +22,11 @@ pub(crate) struct AirgapArgs {
 #[derive(Debug, Subcommand)]
 enum AirgapVerb {
     /// List the images that k0s needs
-    #[command(args_override_self = true)]
+    #[command(
+        args_override_self = true,
+        after_help = "\
+-c and --config name the configuration of k0s here. --data-dir, --debug, --debugListenOn and --status-socket have no effect."
+    )]
     ListImages(ListImagesArgs),
     /// Make a bundle of images in registries
     #[command(args_override_self = true)]
