@@ -340,7 +340,7 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
     });
     let node = Node::on(&target);
     let file = text(&node.path("a.tar"));
-    bundles::write(file.as_ref(), [image(SMALL)]);
+    bundles::write(file.as_ref(), [image(SMALL), image("registry.test/other:1")]);
     let space = node.import(["--dry-run", &file]).exits(0).bundle()["space"].clone();
     let keys: Vec<_> = space.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
@@ -374,6 +374,10 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
     let said = node.airgapd(["import", "--dry-run", &placed]).exits(0).stdout;
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("free again with the bundle's file"), "{said}");
+    // A file that leaves a name to another program or to the configuration stays.
+    node.configure_also("exclude: [\"registry.test/other:*\"]");
+    let plan = node.import(["--dry-run", &placed]).exits(0).bundle();
+    assert_eq!(plan["space"]["going_bytes"], 0, "{plan:#}");
 
     let said = node.airgapd(["import", "--dry-run", &file]).exits(0);
     assert!(said.stdout.contains("space: fits: "), "{said:?}");

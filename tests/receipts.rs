@@ -1,10 +1,12 @@
 //! Receipts: the images of a bundle outlive its file, and come back without it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bundle::fixtures::Image;
+use containerd::Resource;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
 
@@ -336,6 +338,112 @@ fn an_interrupted_removal_is_undone_at_the_next_start_and_then_made_whole(target
     give_back(&node, target);
 }
 
+fn an_interrupted_removal_on_a_disk_that_is_mounted_late_is_undone_by_the_running_daemon(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("recursive: true");
+    let daemon = node.start();
+    let disk = node.path("disk");
+    fs::create_dir(&disk).unwrap();
+    bundles::write(&disk.join(".airgapd-going-shop.tar"), [image(ONE)]);
+    bundles::write(&disk.join("other.tar"), [image(TWO)]);
+    fs::write(disk.join(".airgapd-going-other.tar"), "").unwrap();
+    let mounted = node.images().join("disk");
+    fs::rename(&disk, &mounted).unwrap();
+    daemon.wait_until("both bundles are in place", || {
+        target.is_pinned(ONE) && target.is_pinned(TWO)
+    });
+    let replaced = ".airgapd-replaced-other.tar";
+    assert_eq!(names_in(&mounted), [replaced, "other.tar", "shop.tar"]);
+    daemon.wait_for_line(
+        replaced,
+        "a removal cannot be undone: another file has its own name",
+    );
+    // Another listing says nothing more about it.
+    node.drop_marker(target, &daemon);
+    assert_eq!(daemon.count("a removal cannot be undone"), 1);
+    daemon.finish(target);
+}
+
+fn a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one(target: &Target) {
+    let node = Node::on(target);
+    let file = node.path("shop.tar");
+    let archive = bundles::write(&file, [image(ONE)]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    let daemon = node.start();
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    daemon.stop();
+    let client = target.client();
+    let leases = target.block_on(client.leases()).unwrap();
+    let [lease] = leases.as_slice() else {
+        panic!("{leases:?}")
+    };
+    let held = || -> HashSet<Resource> {
+        let held = target.block_on(client.lease_resources(&lease.id));
+        held.unwrap_or_default().into_iter().collect()
+    };
+    let whole = held();
+    assert!(whole.len() > 2, "{whole:?}");
+    target.block_on(async {
+        client.delete_lease(&lease.id, false).await.unwrap();
+        client
+            .create_lasting_lease(&lease.id, &lease.labels)
+            .await
+            .unwrap();
+        let some = whole.iter().next().unwrap();
+        client.add_to_lease(&lease.id, some).await.unwrap();
+    });
+    assert_eq!(held().len(), 1);
+    let daemon = node.start();
+    daemon.wait_until("the lease holds every blob", || held() == whole);
+    daemon.wait_for_log("the lease of the receipt is missing in containerd");
+    daemon.wait_until("the receipt is in place again", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    daemon.stop();
+    wipe(target, &bundles::records_of(ONE, &archive.images[0]));
+    assert!(bundles::needed_here(&archive.images).is_subset(&target.digests()));
+    give_back(&node, target);
+}
+
+fn without_its_state_folder_a_daemon_leaves_the_leases_of_receipts(target: &Target) {
+    let node = Node::on(target);
+    let file = node.path("shop.tar");
+    let archive = bundles::write(&file, [image(ONE)]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    let daemon = node.start();
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    daemon.stop();
+    let leases = target.leases();
+    // The disk of the state folder is not mounted, and daemons make the folder anew.
+    let aside = node.path("aside");
+    fs::rename(node.state(), &aside).unwrap();
+    for _ in 0..2 {
+        let daemon = node.start();
+        daemon.wait_for_line(&text(&kept), "1 receipt without a file, such as");
+        daemon.stop();
+        assert_eq!(target.leases(), leases);
+    }
+    let records = bundles::records_of(ONE, &archive.images[0]);
+    wipe(target, &records);
+    assert!(bundles::needed_here(&archive.images).is_subset(&target.digests()));
+    fs::remove_dir_all(node.state()).unwrap();
+    fs::rename(&aside, node.state()).unwrap();
+    let daemon = node.start();
+    daemon.wait_until("the records are back", || {
+        records.iter().all(|name| is_held_by(target, name, &kept))
+    });
+    assert!(!daemon.log().contains("without a file"), "{}", daemon.log());
+    // A receipt that the daemon knew is gone, and so is the use of its lease.
+    fs::remove_file(&kept).unwrap();
+    daemon.finish(target);
+}
+
 fn bundles_of_one_name_from_elsewhere_have_receipts_of_their_own(target: &Target) {
     let node = Node::on(target);
     let sticks = [node.path("one"), node.path("two")];
@@ -406,7 +514,10 @@ fn a_receipt_of_a_pipe_has_the_size_of_the_stream_and_is_known_by_its_content_di
     for form in [|archive| archive, documents_first] {
         let archive = form(bundles::layout([image(ONE)]).build());
         let bytes = archive.to_bytes();
-        node.pipe_in(&["--keep", "-"], &bytes).exits(0);
+        // The second time, the node needs nothing of it.
+        for _ in 0..2 {
+            node.pipe_in(&["--keep", "-"], &bytes).exits(0);
+        }
         let kept = receipt_by_hand(&node, "stdin");
         let daemon = node.start();
         daemon.wait_until("the receipt is in place", || {
@@ -630,6 +741,9 @@ on_the_fake!(
     a_degraded_receipt_names_another_file_on_this_node_that_has_the_lost_layer,
     releasing_everything_leaves_no_lease_of_a_receipt,
     an_interrupted_removal_is_undone_at_the_next_start_and_then_made_whole,
+    an_interrupted_removal_on_a_disk_that_is_mounted_late_is_undone_by_the_running_daemon,
+    a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one,
+    without_its_state_folder_a_daemon_leaves_the_leases_of_receipts,
     a_file_in_the_folder_of_receipts_that_is_none_stays_and_is_named,
     where_a_file_must_stay_the_daemon_says_so_at_start,
 );

@@ -14,6 +14,7 @@ use tonic::Code;
 
 use crate::merge_split_diff::delta;
 use crate::support::bundles::{self, native};
+use crate::support::node::Answer;
 use crate::support::{
     Node, Target, on_each_containerd, on_each_real_containerd, on_the_fake, unique, wait_until,
 };
@@ -660,6 +661,35 @@ fn an_interrupted_run_continues_where_it_was(target: &Target) {
     assert_eq!(scrub(&node, 0)["read"], 18);
 }
 
+/// With `onRemoval: delete`, the images of a bundle go with it.
+fn a_bundle_that_is_removed_during_a_run_leaves_no_blob_missing(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("onRemoval: delete");
+    let images = (0..6).map(|n| bundles::large(&format!("registry.test/app{n}:1"), 2 << 20));
+    bundles::write(&node.path(BUNDLE), images);
+    node.import_and_stop(target, &node.path(BUNDLE), 12);
+    let daemon = node.start();
+    let mut scrub = node.command(["scrub", "-o", "json", "--rate-limit", "1MiB"]);
+    scrub
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let run = scrub.spawn().expect("the program starts");
+    wait_until("a place is kept", || {
+        let text = fs::read_to_string(node.state().join("scrub.json")).unwrap_or_default();
+        serde_json::from_str(&text).is_ok_and(|memory: Value| memory["after"].is_string())
+    });
+    fs::remove_file(node.images().join(BUNDLE)).unwrap();
+    daemon.wait_until("the records are gone", || target.names().is_empty());
+    target.collect_garbage();
+    let answer = Answer::from(run.wait_with_output().unwrap()).exits(0);
+    let report = answer.json();
+    assert_eq!((&report["wrong"], &report["remaining"]), (&json!([]), &json!(0)));
+    let (blobs, read) = (report["blobs"].as_u64(), report["read"].as_u64());
+    assert!(read < blobs, "blobs were gone before they were read: {report:#}");
+    daemon.finish(target);
+}
+
 fn without_a_ledger_or_a_containerd_the_exit_status_says_so(target: &Target) {
     let node = Node::on(target);
     let answer = node.airgapd(["scrub"]).exits(1);
@@ -682,5 +712,6 @@ on_the_fake! {
     a_scrub_that_is_killed_before_the_write_is_finished_by_the_daemon,
     a_blob_that_is_right_at_the_second_reading_stays,
     an_interrupted_run_continues_where_it_was,
+    a_bundle_that_is_removed_during_a_run_leaves_no_blob_missing,
     without_a_ledger_or_a_containerd_the_exit_status_says_so,
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use containerd::{BlobInfo, Client, Error, ImageRecord};
+use containerd::{BlobInfo, Client, Error, ImageRecord, Resource};
 use jiff::{SignedDuration, Timestamp};
 use oci_spec::image::Digest;
 
@@ -37,7 +37,8 @@ pub struct Survey {
     pub lost: Vec<BlobInfo>,
     /// The names of committed snapshots, if the caller asked for them.
     pub snapshots: HashSet<String>,
-    /// The ids of the leases of receipts. `None` if the caller did not ask for them.
+    /// The ids of the leases of receipts ([`Survey::with_receipts`]). `None` if the caller did not
+    /// ask for them.
     pub receipts: Option<HashSet<String>>,
 }
 
@@ -199,6 +200,44 @@ impl Survey {
     pub async fn with_receipts(mut self, client: &Client) -> Result<Survey, Error> {
         let leases = client.leases_beginning(lease::RECEIPT_PREFIX).await?;
         self.receipts = Some(leases.into_iter().map(|lease| lease.id).collect());
+        Ok(self)
+    }
+
+    /// Leaves out the leases of receipts that lack one of these blobs. `needed` has the blobs of
+    /// each lease that is to be read, by its id. Takes one `Leases.ListResources` for each.
+    ///
+    /// # Errors
+    ///
+    /// Returns the client's error, unchanged. Safe to cancel.
+    pub async fn with_whole_receipts(
+        mut self,
+        client: &Client,
+        needed: &BTreeMap<&str, HashSet<&Digest>>,
+    ) -> Result<Survey, Error> {
+        let Some(receipts) = &mut self.receipts else {
+            return Ok(self);
+        };
+        for (id, blobs) in needed {
+            if !receipts.contains(*id) {
+                continue;
+            }
+            let held = match client.lease_resources(id).await {
+                Ok(held) => held,
+                // It was deleted meanwhile.
+                Err(Error::LeaseLost { .. }) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            let held: HashSet<&Digest> = held
+                .iter()
+                .filter_map(|resource| match resource {
+                    Resource::Blob(digest) => Some(digest),
+                    _ => None,
+                })
+                .collect();
+            if !blobs.is_subset(&held) {
+                receipts.remove(*id);
+            }
+        }
         Ok(self)
     }
 

@@ -24,7 +24,6 @@ mod work;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
-use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -45,7 +44,6 @@ use crate::images::watch::Watch;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::place::Place;
-use crate::receipts;
 use crate::settings::{Reloaded, Settings};
 use crate::state::State;
 use crate::state::crash::{self, Marker};
@@ -144,27 +142,16 @@ fn turn() -> Turn {
     Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
 }
 
-/// Undoes removals of files that a crash has interrupted.
-fn undo_removals(node: &Place, ledger: &Ledger) {
+/// Returns the folders of bundles that receipts stand for. With other settings than before, no
+/// listing may search them.
+fn folders_of_bundles(node: &Place, ledger: &Ledger) -> BTreeSet<PathBuf> {
     let entries = ledger.entries().into_iter();
     let stood_for = entries.filter_map(|entry| entry.stands_for.as_ref());
-    let mut folders: BTreeSet<PathBuf> = node.dirs().into_iter().collect();
-    folders.extend(stood_for.filter_map(|of| {
+    let folders = stood_for.filter_map(|of| {
         let (folder, below) = node.locate(OsStr::new(&of.bundle))?;
         folder.join(below).parent().map(Path::to_owned)
-    }));
-    for folder in folders {
-        let complain = |name: &OsStr, error| {
-            let path = folder.join(name);
-            warn!("{}: a removal cannot be undone: {error}", path.display());
-        };
-        match receipts::undo_removals(&folder, complain) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                warn!("{}: a removal cannot be undone: {error}", folder.display());
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
+    });
+    folders.collect()
 }
 
 impl Daemon {
@@ -181,15 +168,17 @@ impl Daemon {
             }
         }
         marker.clear();
-        undo_removals(&node, &ledger);
+        let of_bundles = folders_of_bundles(&node, &ledger);
         let watch = Watch::start(&node.dirs()).map_err(StartError::Watch)?;
         let now = Instant::now();
         let asked = Asked::start(&settings);
         let home = node.is_home.then_some(node.distribution);
         let (images_dir, more_dirs) = (node.images_dir.clone(), node.later_dirs());
         let boot = ledger::boot_id();
+        let mut hands = Hands::new(node, &settings, watch, store, marker, Metrics::new());
+        hands.undo_removals(&of_bundles);
         Ok(Daemon {
-            hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
+            hands,
             state: State::new(settings, (images_dir, &more_dirs), home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),

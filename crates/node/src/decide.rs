@@ -41,7 +41,7 @@ pub(crate) mod room;
 pub(crate) mod unpack;
 pub(crate) mod withdraw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -100,8 +100,9 @@ pub(crate) enum Event {
     Withdrawn(Box<Withdrawing>, Vec<String>),
     /// A file that the daemon needs no more was removed, or has to stay for this reason.
     Removed(OsString, Identity, Result<(), String>),
-    /// Leases without a use were deleted.
-    Swept,
+    /// Leases without a use were deleted. The leases of these receipts stay, although they have no
+    /// file: no ledger here knew them. Each receipt has its path in the form of labels.
+    Swept(BTreeSet<String>),
     /// The daemon looked for signs of other importers. The duration is the time that this took.
     Sighted(Box<Sight>, Duration),
     /// containerd lists blobs whose files are missing in its store.
@@ -218,13 +219,22 @@ pub(crate) enum Errand {
     /// Connect: [`Event::Connected`] or [`Event::Unreached`].
     Connect,
     /// Read what a comparison needs, and the records with these labels: [`Event::Surveyed`]. After
-    /// a reboot of the machine, the survey checks every blob.
-    Survey { labels: Vec<String>, is_new_boot: bool },
+    /// a reboot of the machine, the survey checks every blob. It reads the resources of the
+    /// `unread` leases of receipts, and leaves out those that lack a blob.
+    Survey {
+        labels: Vec<String>,
+        is_new_boot: bool,
+        unread: BTreeSet<String>,
+    },
     /// Remove labels and pins: [`Event::Withdrawn`].
     Withdraw(Box<Withdrawing>),
-    /// Delete the leases of bundles and receipts, except those whose ids begin with one of these
-    /// prefixes: [`Event::Swept`].
-    Sweep(Vec<String>),
+    /// Delete the leases of bundles and receipts, except those whose ids begin with one of the
+    /// `kept` prefixes: [`Event::Swept`]. `ended` has the paths of receipts that were gone when the
+    /// ledger forgot them. Of other receipts without a file, the leases stay.
+    Sweep {
+        kept: Vec<String>,
+        ended: BTreeSet<String>,
+    },
     /// Look for signs of other importers: [`Event::Sighted`].
     Sight,
 }
@@ -324,7 +334,7 @@ impl State {
             Event::Surveyed(survey, labels) => self.on_survey(*survey, labels, turn),
             Event::Withdrawn(withdrawing, untouched) => self.on_withdrawn(*withdrawing, &untouched, turn),
             Event::Removed(name, identity, removed) => self.on_removed(&name, &identity, removed, turn),
-            Event::Swept => self.end_comparison(turn),
+            Event::Swept(unknown) => self.on_swept(unknown, turn),
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
             Event::Misread(mistakes) => self.on_misread(mistakes, turn),

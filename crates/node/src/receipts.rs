@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use basics::digest;
 use bundle::write::{Draft, DraftImage, Layout, Output, WriteError, write};
@@ -30,9 +31,10 @@ use import::select::{NamedTarget, Taken};
 use import::{Intent, Naming, Pace, Policy, Silent, Verdict, labels, lease};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
+use tracing::debug;
 
-pub(crate) use self::removal::{may_remove, remove, undo_removals, why_folder_keeps};
-use crate::images::folder::is_candidate;
+pub(crate) use self::removal::{is_of_removal, may_remove, remove, undo_removals, why_folder_keeps};
+use crate::images::folder::{Listed, is_candidate};
 use crate::releases;
 use crate::settings::Settings;
 use crate::state::ledger::{Ledger, label_name};
@@ -40,12 +42,17 @@ use crate::state::ledger::{Ledger, label_name};
 /// Name of the folder in the state folder.
 const FOLDER: &str = "receipts";
 
-/// Longest name of a receipt's file in bytes. The temporary name of a file in progress is longer.
+/// Longest name of a receipt's file in bytes, without the id of the content. Its removal needs a
+/// longer name.
 const LONGEST_NAME: usize = 200;
 
 /// Most receipts of one name that are read for the base of a delta. Each has the documents of a
 /// bundle.
 const MOST_BASES: usize = 16;
+
+/// Age from which an unfinished receipt is one of a program that was killed. A receipt has documents
+/// only, and is written in seconds.
+const LEFT_AFTER: Duration = Duration::from_secs(3600);
 
 /// Returns the folder of receipts.
 pub fn folder(settings: &Settings) -> PathBuf {
@@ -120,6 +127,36 @@ pub fn all_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = paths?;
     paths.sort();
     Ok(paths)
+}
+
+/// Removes the receipts that killed programs have left unfinished in the folder of receipts.
+/// `entries` are those of its listing.
+pub(crate) fn remove_unfinished(folder: &Path, entries: &[Listed]) {
+    let now = SystemTime::now();
+    for entry in entries
+        .iter()
+        .filter(|entry| is_left(&entry.name, &entry.identity, now))
+    {
+        let path = folder.join(&entry.name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => debug!("removed {}, which a killed program has left", path.display()),
+            Err(error) => debug!("cannot remove {}: {error}", path.display()),
+        }
+    }
+}
+
+/// Returns true if a file has the name of a receipt that is being written ([`Output`]), and has been
+/// so for long.
+fn is_left(name: &OsStr, identity: &Identity, now: SystemTime) -> bool {
+    let bytes = name.as_bytes();
+    let is_unfinished = bytes.starts_with(b".") && bytes.ends_with(b".tmp") && !is_of_removal(name);
+    let changed = u64::try_from(identity.ctime_ns).map(Duration::from_nanos);
+    let age = changed.ok().and_then(|changed| {
+        now.duration_since(SystemTime::UNIX_EPOCH)
+            .ok()?
+            .checked_sub(changed)
+    });
+    is_unfinished && age.is_some_and(|age| age >= LEFT_AFTER)
 }
 
 /// Returns the bundle that a receipt stands for. `None` if the file is no receipt that this version
@@ -652,6 +689,44 @@ mod tests {
         let expected = [receipts[0].as_str(), &receipts[1], "shop.tar"];
         assert_eq!(found, expected.map(|name| folder.path().join(name)));
         assert!(all_in(&folder.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_receipt_that_a_killed_program_has_left_unfinished_goes_after_an_hour() {
+        use crate::images::folder::{Depth, Folder};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        // The name that a killed program leaves is that of `Output`.
+        let output = Output::create(&path.join("shop.tar")).unwrap();
+        let unfinished = output.temporary().file_name().unwrap().to_owned();
+        let others = [".airgapd-going-shop.tmp", ".other", "by-hand.tmp", "shop.tar"];
+        for other in others {
+            fs::write(path.join(other), "").unwrap();
+        }
+        let entries = Folder::open_dir(path)
+            .unwrap()
+            .list(Depth::default())
+            .unwrap()
+            .entries;
+        assert_eq!(entries.len(), others.len() + 1);
+        remove_unfinished(path, &entries);
+        assert!(output.temporary().exists(), "it may be under way");
+        let later = SystemTime::now() + LEFT_AFTER;
+        let left = entries
+            .iter()
+            .filter(|entry| is_left(&entry.name, &entry.identity, later));
+        let left: Vec<&OsString> = left.map(|entry| &entry.name).collect();
+        assert_eq!(left, [&unfinished]);
+        let old = |entry: &Listed| Listed {
+            identity: Identity {
+                ctime_ns: 0,
+                ..entry.identity.clone()
+            },
+            ..entry.clone()
+        };
+        remove_unfinished(path, &entries.iter().map(old).collect::<Vec<_>>());
+        assert!(!output.temporary().exists());
+        assert!(others.iter().all(|other| path.join(other).exists()));
     }
 
     #[test]

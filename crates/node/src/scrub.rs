@@ -21,10 +21,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bundle::Limits;
+use bundle::{Identity, Limits};
 use import::Pace;
 use import::scrub::{self, Reading, Replacement, read, replace, restore_labels};
 use jiff::Timestamp;
+use oci_spec::image::Digest;
 use serde::Serialize;
 use tracing::info;
 
@@ -32,7 +33,7 @@ use self::memory::{Memory, Run, Store, Wrong};
 use self::pass::{Needed, Pass};
 use self::shelf::{Found, Lack, Shelf};
 use crate::runtime::Containerd;
-use crate::state::ledger::{Ledger, label_name};
+use crate::state::ledger::{self, Ledger, label_name};
 use crate::status::ScrubStatus;
 
 pub use self::pass::MOST_WRONG;
@@ -172,7 +173,8 @@ pub async fn scrub(order: &Order<'_>) -> Result<Report, Failure> {
         store,
         memory,
         saved: Instant::now(),
-        shelf: Shelf::of(order.ledger, order.images_dir, order.limits),
+        shelf: Shelf::of(order.ledger, &needed, order.images_dir, order.limits),
+        now: Now::of(order.state_dir),
         report: Report {
             blobs: needed.len(),
             ..Report::default()
@@ -194,7 +196,40 @@ struct Scrub<'a> {
     /// Time of the last save.
     saved: Instant,
     shelf: Shelf,
+    now: Now,
     report: Report,
+}
+
+/// The blobs that bundles vouch for at this moment. A run takes hours, and the operator may remove
+/// bundles meanwhile.
+struct Now {
+    state_dir: PathBuf,
+    /// The ledger's file as it was read last.
+    stamp: Option<Identity>,
+    /// The blobs by digest. `None` if the ledger is the one at the start of the run.
+    needed: Option<BTreeMap<String, Needed>>,
+}
+
+impl Now {
+    fn of(state_dir: &Path) -> Now {
+        Now {
+            state_dir: state_dir.to_owned(),
+            stamp: None,
+            needed: None,
+        }
+    }
+
+    /// Returns true if a bundle vouches for a blob, by the ledger on the disk. A ledger that cannot
+    /// be read takes nothing back.
+    fn needs(&mut self, digest: &Digest) -> bool {
+        let stamp = ledger::stamp(&self.state_dir);
+        if stamp.is_none() || stamp != self.stamp {
+            self.needed = ledger::read(&self.state_dir).map(|ledger| pass::needed(&ledger));
+            self.stamp = stamp;
+        }
+        let needed = self.needed.as_ref();
+        needed.is_none_or(|needed| needed.contains_key(digest.as_ref()))
+    }
 }
 
 /// A wrong blob, and the finding.
@@ -308,6 +343,8 @@ impl Scrub<'_> {
                 self.memory.wrong.remove(&key);
                 match self.shelf.lacks(blob).await {
                     None => self.report.absent += 1,
+                    // Its bundle was removed, or its receipt released, since the run began.
+                    Some(_) if !self.now.needs(&blob.digest) => {}
                     // The daemon reports the loss at once, so the memory does not keep it.
                     Some(lacks) => {
                         let (reasons, remedy) = left(lacks);
@@ -345,6 +382,9 @@ impl Scrub<'_> {
                 false => Err(Vec::new()),
             };
             match judge(&others, found) {
+                Judgement::Leave(..) if !self.now.needs(&blob.digest) => {
+                    self.memory.wrong.remove(blob.digest.as_ref());
+                }
                 Judgement::Leave(reasons, remedy) => {
                     let told = self.tell(blob, why, BlobState::Degraded, Some(remedy));
                     told.reasons = reasons;

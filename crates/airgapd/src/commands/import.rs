@@ -7,7 +7,7 @@
 mod answer;
 mod input;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -290,9 +290,11 @@ impl Import<'_> {
         let withheld: BTreeSet<String> = of_others.keys().cloned().collect();
         leave.extend(of_others);
         let going = match &owner.source {
-            // The daemon makes the receipt.
-            Source::Bundle(_) => runtime::going(self.settings, self.runtime, path, bundle.identity()),
-            Source::Hand(_) | Source::Receipt(_) => 0,
+            // The daemon makes the receipt. A file that leaves a name to another one stays.
+            Source::Bundle(_) if leave.is_empty() => {
+                runtime::going(self.settings, self.runtime, path, bundle.identity())
+            }
+            Source::Bundle(_) | Source::Hand(_) | Source::Receipt(_) => 0,
         };
         let mut intent = Intent {
             leave,
@@ -406,9 +408,6 @@ impl Import<'_> {
         result: &BundleResult,
         nameless: Option<Arc<AtomicU64>>,
     ) -> Result<Option<String>, String> {
-        if bundle.is_piped() {
-            read_to_end(bundle).await;
-        }
         let client = &self.runtime.client;
         let (name, mark) = match &intent.source {
             Source::Bundle(name) | Source::Receipt(name) => (name, None),
@@ -500,21 +499,6 @@ impl Import<'_> {
             opened.map_err(|failure| not_opened(path, failure, started))?,
             started,
         )
-    }
-}
-
-/// Reads the rest of a pipe of which the node needed nothing more, so that its size is known.
-async fn read_to_end(bundle: &Arc<Bundle>) {
-    let bundle = Arc::clone(bundle);
-    let reading = tokio::task::spawn_blocking(move || {
-        // The import has read a pipe from which it took blobs. The images are in place, and an
-        // error of the rest changes nothing about them.
-        if let Ok(mut stream) = bundle.stream(&HashSet::new()) {
-            while matches!(stream.next_blob(), Ok(Some(_))) {}
-        }
-    });
-    if let Err(error) = reading.await {
-        tracing::debug!(%error, "the rest of the pipe was not read");
     }
 }
 

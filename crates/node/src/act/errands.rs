@@ -16,6 +16,7 @@ use super::journal;
 use crate::admit;
 use crate::decide::coexistence::Sight;
 use crate::decide::compare::Facts;
+use crate::decide::desired;
 use crate::decide::withdraw::{Withdrawing, left_over};
 use crate::decide::{Errand, Event, Failed, Unreached};
 use crate::place;
@@ -115,7 +116,11 @@ async fn run_connected(
     let client = &runtime.client;
     match errand {
         Errand::Connect => Ok(Event::Ended),
-        Errand::Survey { labels, is_new_boot } => {
+        Errand::Survey {
+            labels,
+            is_new_boot,
+            unread,
+        } => {
             let mut survey = runtime::survey(runtime, &state.ledger, is_new_boot).await?;
             if state
                 .ledger
@@ -123,7 +128,10 @@ async fn run_connected(
                 .iter()
                 .any(|entry| entry.stands_for.is_some())
             {
+                let mut needed = desired::held_by_leases(&state.ledger);
+                needed.retain(|lease, _| unread.contains(*lease));
                 survey = survey.with_receipts(client).await?;
+                survey = survey.with_whole_receipts(client, &needed).await?;
             }
             for keys in labels.chunks(AT_ONCE) {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -135,10 +143,10 @@ async fn run_connected(
             let untouched = withdraw(client, &withdrawing).await?;
             Ok(Event::Withdrawn(withdrawing, untouched))
         }
-        Errand::Sweep(kept) => {
-            sweep(client, &kept).await?;
+        Errand::Sweep { kept, ended } => {
+            let unknown = sweep(client, &kept, &ended).await?;
             end_evidence(client, state).await;
-            Ok(Event::Swept)
+            Ok(Event::Swept(unknown))
         }
         Errand::Sight => {
             let began = Instant::now();
@@ -232,20 +240,38 @@ async fn end_evidence(client: &Client, state: &State) {
     }
 }
 
-/// Deletes the leases of bundles and receipts, except those whose ids begin with one of `kept`.
-async fn sweep(client: &Client, kept: &[String]) -> Result<(), containerd::Error> {
+/// Deletes the leases of bundles and receipts, except those whose ids begin with one of `kept`. Of a
+/// receipt without a file, the leases go only if another receipt has its path, or if it is among the
+/// `ended` ones. Returns the paths of the others.
+async fn sweep(
+    client: &Client,
+    kept: &[String],
+    ended: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, containerd::Error> {
+    let mut unknown = BTreeSet::new();
     for lease in client.leases_beginning(lease::PREFIX).await? {
+        if kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
+            continue;
+        }
         let mark = lease.labels.get(labels::LEASE_MARK).map_or("", String::as_str);
         let is_over = match mark.strip_prefix(labels::LEASE_OF_RECEIPT) {
+            Some(path) if has_another(kept, path) => true,
             // A command may have made a receipt that the daemon has not seen yet.
             // An error of the disk tells nothing about the receipt.
-            Some(path) => has_another(kept, path) || matches!(Path::new(path).try_exists(), Ok(false)),
+            Some(path) => match Path::new(path).try_exists() {
+                Ok(false) if ended.contains(path) => true,
+                Ok(false) => {
+                    unknown.insert(path.to_owned());
+                    false
+                }
+                Ok(true) | Err(_) => false,
+            },
             None => mark.starts_with(labels::LEASE_OF_BUNDLE),
         };
-        if is_over && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
+        if is_over {
             debug!(lease = lease.id, "deleting a lease that was left behind");
             client.delete_lease(&lease.id, false).await?;
         }
     }
-    Ok(())
+    Ok(unknown)
 }

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +26,7 @@ use super::require::Check;
 use super::unpack::Unpacking;
 use super::work::Work;
 use crate::decide::desired;
+use crate::decide::line::shown;
 use crate::decide::listing::{KeysSeen, Seen, Trusted};
 use crate::decide::require::Checked;
 use crate::decide::room::{Room, Stamp};
@@ -72,6 +73,8 @@ pub(super) struct Hands {
     pub(super) containerd: Option<Live>,
     /// The file that was opened last.
     opened: Option<(OsString, File)>,
+    /// Files that stay under a name of an interrupted removal, as far as the log has them.
+    told: BTreeSet<PathBuf>,
 }
 
 /// A connection to containerd.
@@ -111,6 +114,7 @@ impl Hands {
             pace: Arc::new(Pace::new(settings.rate_limit)),
             containerd: None,
             opened: None,
+            told: BTreeSet::new(),
         }
     }
 
@@ -166,7 +170,7 @@ impl Hands {
     }
 
     /// Lists the folder of this number at this path.
-    fn list_now(&self, at: usize, path: &Path, elsewhere: usize, state: &State) -> Result<Seen, String> {
+    fn list_now(&mut self, at: usize, path: &Path, elsewhere: usize, state: &State) -> Result<Seen, String> {
         // A folder that existed before was moved, unmounted or removed. Only its owner knows which.
         // The folders after the first one belong to an image of the system or to a mount.
         let is_created = match state.folders[at].place {
@@ -184,12 +188,23 @@ impl Hands {
             FolderTrust::Trusted | FolderTrust::Warning(_) => {
                 let is_of_images = *path != self.place.receipts;
                 let recursive = is_of_images && self.place.searches_sub_folders(&state.settings);
-                let listing = folder.list(Depth {
+                let depth = Depth {
                     recursive,
                     allow_insecure,
                     elsewhere,
-                });
-                let listing = listing.map_err(|error| format!("cannot list the images folder: {error}"))?;
+                };
+                let list = || {
+                    let listing = folder.list(depth);
+                    listing.map_err(|error| format!("cannot list the images folder: {error}"))
+                };
+                let mut listing = list()?;
+                // The folder, or a disk below it, may be mounted after the start.
+                if self.undo_removals(&folders_of_removals(path, &listing)) {
+                    listing = list()?;
+                }
+                if !is_of_images {
+                    receipts::remove_unfinished(path, &listing.entries);
+                }
                 match at {
                     0 => listing,
                     _ if !is_of_images => listing.with_paths(path).without_hidden(),
@@ -218,6 +233,34 @@ impl Hands {
             keys: keys_seen(state),
             listing,
         })
+    }
+
+    /// Undoes the interrupted removals of files in these folders. Returns true if a file has another
+    /// name than before. The log has each file that stays under its other name once.
+    pub(super) fn undo_removals(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
+        let mut is_any_renamed = false;
+        for folder in folders {
+            let complain = |name: &OsStr, why: &str| {
+                let path = folder.join(name);
+                let shown = shown(path.as_os_str());
+                if self.told.insert(path) {
+                    warn!("{shown}: a removal cannot be undone: {why}");
+                }
+            };
+            match receipts::undo_removals(folder, complain) {
+                Ok(is_renamed) => is_any_renamed |= is_renamed,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    if self.told.insert(folder.clone()) {
+                        warn!(
+                            "{}: a removal cannot be undone: {error}",
+                            shown(folder.as_os_str())
+                        );
+                    }
+                }
+            }
+        }
+        is_any_renamed
     }
 
     /// Returns the files that the ledger has in a folder and the folder's listing lacks or leaves
@@ -359,7 +402,8 @@ impl Hands {
         let live = self.containerd.as_ref();
         let going = |live: &Live| {
             let version = state.lanes.get(name).map(|job| &job.version);
-            let version = version.filter(|version| state.wants_receipt(name, version));
+            // A file stays if it leaves a name to another bundle or program.
+            let version = version.filter(|version| leave.is_empty() && state.wants_receipt(name, version));
             let (folder, below) = self.place.locate(name)?;
             let identity = &version?.identity;
             Some(runtime::going(
@@ -461,6 +505,16 @@ impl Hands {
             .and_then(|live| live.runtime.store.as_ref());
         store.is_some_and(|store| any_without_file(store, &desired::digests(ledger)))
     }
+}
+
+/// Returns the folders of the files in a listing that have their name from a removal. The daemon
+/// lists nothing while it removes a file, so the removal was interrupted.
+fn folders_of_removals(folder: &Path, listing: &Listing) -> BTreeSet<PathBuf> {
+    let paths = listing.entries.iter().map(|entry| folder.join(&entry.name));
+    let is_of_removal = |path: &PathBuf| path.file_name().is_some_and(receipts::is_of_removal);
+    let left = paths.filter(is_of_removal);
+    left.filter_map(|path| path.parent().map(Path::to_owned))
+        .collect()
 }
 
 /// Returns the operator's trusted digests, if there is such a folder. Checks the bundles against

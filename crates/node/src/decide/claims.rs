@@ -899,6 +899,26 @@ fn is_gone(world: &World, name: &str) -> bool {
     entry.is_some_and(|entry| entry.gone.is_some())
 }
 
+/// Plays the job of the list `images.txt`, of which the only image is there.
+fn pull(world: &mut World) {
+    opened(world, "images.txt", Some(Ending::Foreign)).expect("a job begins");
+    let list = Came::List {
+        catalog: digest(7),
+        distrust: None,
+    };
+    let pulled = Came::Pulled {
+        images: vec![ImageEntry {
+            name: image(0),
+            target: digest(1),
+        }],
+        problems: Vec::new(),
+    };
+    for came in [list, pulled] {
+        after(world, Event::Job("images.txt".into(), Box::new(came)));
+    }
+    assert_eq!(phase(world, "images.txt"), Some(Phase::Done));
+}
+
 /// Returns a world with a job that reads `a.tar`.
 fn reading() -> World {
     let mut world = world();

@@ -113,6 +113,7 @@ impl State {
         });
         self.forget_room(now);
         self.roster.doubt();
+        self.receipts.doubt_leases();
     }
 
     pub(super) fn on_unreached(&mut self, why: &Unreached, turn: &mut Turn) {
@@ -268,6 +269,7 @@ impl State {
         turn.send(Errand::Survey {
             labels: self.labels_in_doubt(turn.at),
             is_new_boot: self.is_new_boot(),
+            unread: self.unread_leases(),
         });
     }
 
@@ -292,6 +294,7 @@ impl State {
             )));
         }
         self.ledger.context.boot.clone_from(&self.boot);
+        self.note_leases(&survey);
         self.compare(&survey, turn);
         self.withdraw(survey, labels, turn);
     }
@@ -384,7 +387,10 @@ impl State {
             .map(|name| format!("{}{}", lease::PREFIX, bundle_id(&ledger::label_name(name))));
         let entries = self.ledger.entries().into_iter();
         let of_receipts = entries.filter_map(|entry| Some(entry.stands_for.as_ref()?.lease.clone()));
-        turn.send(Errand::Sweep(of_imports.chain(of_receipts).collect()));
+        turn.send(Errand::Sweep {
+            kept: of_imports.chain(of_receipts).collect(),
+            ended: self.receipts.ended().clone(),
+        });
     }
 
     pub(super) fn end_comparison(&mut self, turn: &mut Turn) {

@@ -105,6 +105,18 @@ pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
         .collect()
 }
 
+/// Returns the blobs that each lease of a receipt must hold, by its id.
+pub(crate) fn held_by_leases(ledger: &Ledger) -> BTreeMap<&str, HashSet<&Digest>> {
+    let receipts = ledger.entries().into_iter();
+    let held = receipts.filter_map(|entry| {
+        let lease = entry.stands_for.as_ref()?.lease.as_str();
+        let images = entry.imported.iter().flat_map(|imported| &imported.images);
+        let closures = images.filter_map(|image| ledger.closure(&image.target));
+        Some((lease, closures.flatten().collect()))
+    });
+    held.collect()
+}
+
 /// Returns the name of every record that the ledger knows, including those of gone bundles.
 pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
     let imported = ledger

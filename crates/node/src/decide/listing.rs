@@ -373,6 +373,8 @@ impl State {
         }
         self.ledger.mark_gone(|name| is_there.get(name).copied(), turn.at);
         if !missing.is_empty() {
+            // A scrub beside the daemon reads in the saved ledger which blobs are needed.
+            turn.act(Action::Save);
             self.compare_soon(turn.now);
             // A name of theirs may be free for a bundle of another key.
             self.queue_withheld();

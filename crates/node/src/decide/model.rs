@@ -223,6 +223,9 @@ impl World {
         let settings = Settings::clone(&self.state.settings);
         let (folders, boot) = ((folders().0, self.later_folders()), Some(boot.to_owned()));
         self.state = State::new(settings, folders, None, ledger, boot, self.now);
+        if let Some(receipts) = &mut self.receipts {
+            receipts.daemons += 1;
+        }
         self.events.clear();
         self.jobs.clear();
         self.errands.clear();
@@ -432,20 +435,21 @@ impl World {
                 is_elsewhere: false,
             }),
             _ if !self.is_up => lost(),
-            Errand::Survey { labels, .. } => {
+            Errand::Survey { labels, unread, .. } => {
                 let blob = |digest: &Digest| BlobInfo {
                     digest: digest.clone(),
                     size: 1,
                     labels: BTreeMap::new(),
                 };
                 let blobs = self.blobs.values().map(|digest| (digest.clone(), blob(digest)));
+                let ledger = &self.state.ledger;
                 let survey = Survey {
                     records: self.records.clone(),
                     census: Some(Census::default()),
                     blobs: blobs.collect(),
                     receipts: self.receipts.as_mut().map(|receipts| {
                         receipts.is_robbed = false;
-                        receipts.leases.keys().cloned().collect()
+                        receipts.whole(ledger, &unread)
                     }),
                     ..Survey::default()
                 };
@@ -459,10 +463,7 @@ impl World {
                 }
                 Event::Withdrawn(withdrawing, Vec::new())
             }
-            Errand::Sweep(kept) => {
-                self.sweep(&kept);
-                Event::Swept
-            }
+            Errand::Sweep { kept, ended } => Event::Swept(self.sweep(&kept, &ended)),
             Errand::Sight => Event::Sighted(Box::default(), Duration::ZERO),
         }
     }

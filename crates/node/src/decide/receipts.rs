@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
+use import::Survey;
 use oci_spec::image::Digest;
 
 use super::lanes::Job;
@@ -44,12 +45,35 @@ pub(crate) struct ReceiptsState {
     unremoved: HashMap<OsString, Identity>,
     /// Folders whose files stay, as the log has them.
     told: BTreeSet<OsString>,
+    /// Leases that hold every blob of their receipts, by id. The last comparison found them.
+    whole: BTreeSet<String>,
+    /// Receipts that the ledger has forgotten, whose leases are to end. By path, in the form of
+    /// labels.
+    ended: BTreeSet<String>,
+    /// Receipts without a file, whose leases stay, as the log has them.
+    strangers: BTreeSet<String>,
 }
 
 impl ReceiptsState {
     /// Makes the daemon look for the next steps in this round.
     pub(super) fn tend_soon(&mut self) {
         self.is_due = true;
+    }
+
+    /// Makes the next comparison read the resources of all leases.
+    pub(super) fn doubt_leases(&mut self) {
+        self.whole.clear();
+    }
+
+    /// Notes that a receipt is gone and forgotten, so that its lease ends. A lease of which the
+    /// daemon never knew the receipt stays: its file may be in a state folder that is not mounted.
+    pub(super) fn end(&mut self, receipt: String) {
+        self.ended.insert(receipt);
+    }
+
+    /// Returns the receipts whose leases are to end.
+    pub(super) fn ended(&self) -> &BTreeSet<String> {
+        &self.ended
     }
 
     /// Ends all pauses: other settings may give a bundle its receipt.
@@ -188,6 +212,38 @@ impl State {
         let mut named = if files.is_empty() { bundles } else { files };
         named.truncate(MOST_NAMED);
         (!named.is_empty()).then(|| named.join(". "))
+    }
+
+    /// Returns the leases of receipts whose resources the next comparison reads. A program that
+    /// ended while it filled a lease leaves one with some of the blobs.
+    pub(super) fn unread_leases(&self) -> BTreeSet<String> {
+        let entries = self.ledger.entries().into_iter();
+        let leases = entries.filter_map(|entry| Some(entry.stands_for.as_ref()?.lease.clone()));
+        leases
+            .filter(|lease| !self.receipts.whole.contains(lease))
+            .collect()
+    }
+
+    /// Notes the leases that a comparison has found whole.
+    pub(super) fn note_leases(&mut self, survey: &Survey) {
+        let leases = survey.receipts.iter().flatten();
+        self.receipts.whole = leases.cloned().collect();
+    }
+
+    /// Applies the end of leases without a use. The log has once that leases of unknown receipts
+    /// stay.
+    pub(super) fn on_swept(&mut self, unknown: BTreeSet<String>, turn: &mut Turn) {
+        self.receipts.ended.clear();
+        if let Some(receipt) = unknown.difference(&self.receipts.strangers).next() {
+            turn.say(Line::warn(format!(
+                "containerd has leases of {} without a file, such as {}: they stay, because the state folder may be \
+                 another one than before. Mount the right one, or run `airgapd release --vanished`",
+                basics::counted(unknown.len(), "receipt"),
+                basics::foreign::shown(receipt)
+            )));
+        }
+        self.receipts.strangers = unknown;
+        self.end_comparison(turn);
     }
 
     fn queue_degraded(&mut self) {

@@ -15,7 +15,7 @@ use super::lanes::{Job, Stage};
 use super::line::Line;
 use super::{Action, Turn};
 use crate::admit::Verdict;
-use crate::images::sidecar;
+use crate::images::{pull_list, sidecar};
 use crate::outcome::Outcome as Said;
 use crate::state::State;
 use crate::state::ledger::{
@@ -501,9 +501,11 @@ impl State {
         let Stage::Pulling { catalog } = &job.stage else {
             return;
         };
+        // A list does not tell which blobs an image has. A bundle with the image does.
         let targets = images.iter().map(|image| image.target.clone());
+        let targets = targets.filter(|target| !self.is_known_whole(target, name));
         let closures: Vec<_> = targets.map(|target| (target.clone(), vec![target])).collect();
-        let outcome = match (closures.is_empty(), problems.is_empty()) {
+        let outcome = match (images.is_empty(), problems.is_empty()) {
             (_, true) => ledger::Outcome::Imported,
             (false, false) => ledger::Outcome::Partial,
             (true, false) => ledger::Outcome::Failed,
@@ -542,6 +544,23 @@ impl State {
             self.compare_within(BURST, turn.now);
         }
         turn.act(Action::Save);
+    }
+
+    /// Returns true if a file besides this one has an image with this target and is no list, so that
+    /// the ledger has all blobs of the image.
+    fn is_known_whole(&self, target: &Digest, besides: &OsStr) -> bool {
+        let has_it = |entry: &&Entry| {
+            entry.imported.as_ref().is_some_and(|imported| {
+                let is_list =
+                    imported.is_delta && pull_list::may_be_list(&entry.file, imported.identity.size);
+                !is_list && imported.images.iter().any(|image| image.target == *target)
+            })
+        };
+        let others = self.ledger.entries().into_iter();
+        self.ledger.closure(target).is_some()
+            && others
+                .filter(|entry| entry.file != besides)
+                .any(|entry| has_it(&entry))
     }
 
     /// Records that a job panicked. The daemon retries the file alone, and sets it aside after

@@ -376,7 +376,11 @@ impl State {
         for name in forgotten {
             let forgotten = self.ledger.forget(&name);
             self.healing.forget(&name);
-            if forgotten.is_some_and(|entry| entry.signers().next().is_some() || entry.stands_for.is_some()) {
+            let is_receipt = forgotten.as_ref().is_some_and(|entry| entry.stands_for.is_some());
+            if is_receipt {
+                self.receipts.end(label_name(&name));
+            }
+            if is_receipt || forgotten.is_some_and(|entry| entry.signers().next().is_some()) {
                 // The evidence of its admission may cover no record any more, and a receipt has a
                 // lease.
                 self.sweep_soon(turn.now);

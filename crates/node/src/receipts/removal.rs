@@ -12,14 +12,24 @@ use std::path::Path;
 
 use bundle::Identity;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
+use crate::decide::line::shown;
 use crate::sys::{self, Probe};
 
 /// Start of the name that a bundle has while it is removed. Its own name follows.
 const GOING: &str = ".airgapd-going-";
 
-/// Start of the name of a bundle whose removal was interrupted, and whose name a later file has.
+/// Start of the name of a bundle whose removal was interrupted, and whose name a later file has. Its
+/// own name follows, and a number if an earlier such file has that name.
 const REPLACED: &str = ".airgapd-replaced-";
+
+/// Largest of these numbers. A file beyond it keeps the name that it has during its removal.
+const LAST_NUMBER: u32 = 99;
+
+/// Longest name of a file that may be removed, in bytes. A longer one has no room for the other
+/// names: file systems have room for 255 bytes.
+const LONGEST_NAME: usize = 255 - REPLACED.len() - ".99".len();
 
 /// Returns why the daemon must not remove files of an images folder, if it must not.
 pub(crate) fn why_folder_keeps(owner: u32, is_read_only: bool) -> Option<&'static str> {
@@ -53,10 +63,13 @@ fn may_remove_in(folder: &File, name: &OsStr, identity: &Identity) -> Result<Fil
     if let Some(why) = why_folder_keeps(owner, false) {
         return Err(why.to_owned());
     }
+    if name.len() > LONGEST_NAME {
+        return Err(too_long());
+    }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(folder, name, flags, Mode::empty());
     let file = File::from(file.map_err(|errno| match errno {
-        rustix::io::Errno::LOOP => "it is a symbolic link".to_owned(),
+        Errno::LOOP => "it is a symbolic link".to_owned(),
         errno => io::Error::from(errno).to_string(),
     })?);
     let metadata = file.metadata().map_err(|error| error.to_string())?;
@@ -75,7 +88,7 @@ fn may_remove_in(folder: &File, name: &OsStr, identity: &Identity) -> Result<Fil
 /// Returns why an open file that was renamed must stay, if it must. The new name keeps later
 /// writers out. An earlier writer may have changed the file, or still have it open.
 fn is_still(folder: &File, going: &OsStr, file: &File, identity: &Identity) -> Result<(), String> {
-    let text = |errno: rustix::io::Errno| io::Error::from(errno).to_string();
+    let text = |errno: Errno| io::Error::from(errno).to_string();
     let renamed = rustix::fs::statat(folder, going, AtFlags::SYMLINK_NOFOLLOW).map_err(text)?;
     let now = Identity::of(&file.metadata().map_err(|error| error.to_string())?);
     if (renamed.st_dev, renamed.st_ino, renamed.st_nlink) != (now.device, now.inode, 1) {
@@ -92,60 +105,123 @@ fn is_still(folder: &File, going: &OsStr, file: &File, identity: &Identity) -> R
     }
 }
 
+fn too_long() -> String {
+    format!("its name is too long: the removal needs a name of at most {LONGEST_NAME} bytes")
+}
+
+/// Returns why a file cannot get the name `going` before its removal.
+fn why_not_renamed(errno: Errno, going: &OsStr) -> String {
+    match errno {
+        // The answer of NFS, exFAT, many FUSE file systems and old ZFS to `RENAME_NOREPLACE`.
+        Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP => {
+            "its file system cannot rename a file without the risk that it replaces another one".to_owned()
+        }
+        Errno::NAMETOOLONG => too_long(),
+        Errno::EXIST => format!("{} of an interrupted removal is in the way", shown(going)),
+        errno => io::Error::from(errno).to_string(),
+    }
+}
+
 /// Removes the file of a bundle that a receipt stands for. The file is first renamed. Another file
-/// that was placed under its name at that moment comes back. So does a file with a writer.
+/// that was placed under its name at that moment comes back. So does a file with a writer, and a
+/// file that the file system does not remove.
 ///
 /// A crash between the two steps leaves a file with a name that begins with a dot.
 /// [`undo_removals`] gives it its name back.
 ///
 /// # Errors
 ///
-/// Returns the reason why the file stays.
+/// Returns the reason why the file stays, with its new name if it could not get its name back.
 pub(crate) fn remove(folder: &Path, name: &OsStr, identity: &Identity) -> Result<(), String> {
+    let unlink = |folder: &File, going: &OsStr| rustix::fs::unlinkat(folder, going, AtFlags::empty());
+    remove_by(folder, name, identity, unlink)
+}
+
+/// Removes a file by this call. See [`remove`].
+fn remove_by(
+    folder: &Path,
+    name: &OsStr,
+    identity: &Identity,
+    unlink: impl FnOnce(&File, &OsStr) -> Result<(), Errno>,
+) -> Result<(), String> {
     let (folder, name) = parent_of(folder, name).map_err(|error| error.to_string())?;
     let file = may_remove_in(&folder, &name, identity)?;
     let mut going = OsString::from(GOING);
     going.push(&name);
-    let text = |errno: rustix::io::Errno| io::Error::from(errno).to_string();
-    rustix::fs::renameat_with(&folder, &name, &folder, &going, RenameFlags::NOREPLACE).map_err(text)?;
-    if let Err(why) = is_still(&folder, &going, &file, identity) {
-        give_back(&folder, &going, &name).map_err(|(_, error)| error.to_string())?;
-        return Err(why);
+    rustix::fs::renameat_with(&folder, &name, &folder, &going, RenameFlags::NOREPLACE)
+        .map_err(|errno| why_not_renamed(errno, &going))?;
+    let removed = is_still(&folder, &going, &file, identity)
+        .and_then(|()| unlink(&folder, &going).map_err(|errno| io::Error::from(errno).to_string()));
+    match removed {
+        Ok(()) => {
+            // The file is gone from the folder. If a crash brings it back, the next daemon sees it
+            // under one of its two names.
+            let _ = folder.sync_all();
+            Ok(())
+        }
+        Err(why) => match give_back(&folder, &going, &name) {
+            Ok(()) => Err(why),
+            Err((now, error)) => Err(format!(
+                "{why}. Its name is {} now: {}",
+                shown(&now),
+                why_other(&error)
+            )),
+        },
     }
-    rustix::fs::unlinkat(&folder, &going, AtFlags::empty()).map_err(text)?;
-    folder.sync_all().map_err(|error| error.to_string())
+}
+
+/// Returns why a file has another name than its own.
+fn why_other(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AlreadyExists => "another file has its own name".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Gives a file its name back. If a later file has the name, the file gets a name under which it
-/// never comes back: the later file has replaced it.
+/// never comes back: the later file has replaced it. No name of another file is taken for that.
 ///
 /// # Errors
 ///
 /// Returns the name that the file has now, and the reason.
 fn give_back(folder: &File, going: &OsStr, name: &OsStr) -> Result<(), (OsString, io::Error)> {
-    match rustix::fs::renameat_with(folder, going, folder, name, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => {
-            let mut replaced = OsString::from(REPLACED);
-            replaced.push(name);
-            match rustix::fs::renameat(folder, going, folder, &replaced) {
-                Ok(()) => Err((replaced, ErrorKind::AlreadyExists.into())),
-                Err(errno) => Err((going.to_owned(), errno.into())),
-            }
-        }
-        Err(errno) => Err((going.to_owned(), errno.into())),
+    let rename = |to: &OsStr| rustix::fs::renameat_with(folder, going, folder, to, RenameFlags::NOREPLACE);
+    match rename(name) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EXIST) => {}
+        Err(errno) => return Err((going.to_owned(), errno.into())),
     }
+    for number in 1..=LAST_NUMBER {
+        let mut replaced = OsString::from(REPLACED);
+        replaced.push(name);
+        if number > 1 {
+            replaced.push(format!(".{number}"));
+        }
+        match rename(&replaced) {
+            Ok(()) => return Err((replaced, ErrorKind::AlreadyExists.into())),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err((going.to_owned(), errno.into())),
+        }
+    }
+    Err((going.to_owned(), ErrorKind::AlreadyExists.into()))
 }
 
-/// Gives the files of a folder back their names, if a crash has interrupted their removal. Such a
-/// file may be the last copy, because the crash may have cost blobs of containerd or the receipt.
-/// The daemon then looks at the file as at any other, and removes it once more. A file whose name a
-/// later file has stays away. `complain` hears of each file that stays under its other name.
+/// Returns true if a file has its name from the removal of a file.
+pub(crate) fn is_of_removal(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(GOING.as_bytes()) || name.starts_with(REPLACED.as_bytes())
+}
+
+/// Gives the files of a folder back their names, if their removal was interrupted. Such a file may
+/// be the last copy, because a crash may have cost blobs of containerd or the receipt. The daemon
+/// then looks at the file as at any other, and removes it once more. A file whose name a later file
+/// has stays away. `complain` hears of each file that stays under its other name, with the reason.
+/// Returns true if a file has another name than before.
 ///
 /// # Errors
 ///
 /// Returns the error of the folder. The next call does the rest.
-pub(crate) fn undo_removals(folder: &Path, complain: impl Fn(&OsStr, io::Error)) -> io::Result<()> {
+pub(crate) fn undo_removals(folder: &Path, mut complain: impl FnMut(&OsStr, &str)) -> io::Result<bool> {
     let open = File::open(folder)?;
     let (mut is_changed, mut replaced) = (false, BTreeSet::new());
     for entry in std::fs::read_dir(folder)? {
@@ -157,20 +233,22 @@ pub(crate) fn undo_removals(folder: &Path, complain: impl Fn(&OsStr, io::Error))
         let Some(before) = name.as_bytes().strip_prefix(GOING.as_bytes()) else {
             continue;
         };
-        is_changed = true;
         match give_back(&open, &name, OsStr::from_bytes(before)) {
-            Ok(()) => {}
-            Err((now, error)) if error.kind() == ErrorKind::AlreadyExists => drop(replaced.insert(now)),
-            Err((now, error)) => complain(&now, error),
+            Ok(()) => is_changed = true,
+            Err((now, error)) if now == name => complain(&now, &why_other(&error)),
+            Err((now, _)) => {
+                is_changed = true;
+                replaced.insert(now);
+            }
         }
     }
     for name in replaced {
-        complain(&name, ErrorKind::AlreadyExists.into());
+        complain(&name, &why_other(&ErrorKind::AlreadyExists.into()));
     }
-    match is_changed {
-        true => open.sync_all(),
-        false => Ok(()),
+    if is_changed {
+        open.sync_all()?;
     }
+    Ok(is_changed)
 }
 
 #[cfg(test)]
@@ -249,25 +327,97 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_the_file_system_does_not_remove_gets_its_name_back() {
+        let Some((folder, identity)) = placed() else {
+            return;
+        };
+        let (path, name) = (folder.path(), OsStr::new("a.tar"));
+        let why = remove_by(path, name, &identity, |_, _| Err(Errno::IO)).unwrap_err();
+        assert_eq!(why, io::Error::from(Errno::IO).to_string());
+        assert_eq!(names(path), ["a.tar"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_have_its_name_back_is_named_and_replaces_no_other() {
+        let Some((folder, _)) = placed() else {
+            return;
+        };
+        let (path, name) = (folder.path(), OsStr::new("a.tar"));
+        let expected = [".airgapd-replaced-a.tar", ".airgapd-replaced-a.tar.2"];
+        for expected in expected {
+            // The file of the round before is the later one of this round.
+            let identity = identity(path, "a.tar");
+            let later = |_: &File, _: &OsStr| {
+                fs::write(path.join("a.tar"), expected).unwrap();
+                Err(Errno::IO)
+            };
+            let why = remove_by(path, name, &identity, later).unwrap_err();
+            let named = format!("Its name is {expected} now: another file has its own name");
+            assert!(why.ends_with(&named), "{why}");
+        }
+        assert_eq!(names(path), [expected[0], expected[1], "a.tar"]);
+        let text = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+        assert_eq!(expected.map(text), ["bundle", expected[0]]);
+        assert_eq!(text("a.tar"), expected[1]);
+    }
+
+    #[test]
+    fn a_file_whose_file_system_or_name_allows_no_removal_stays_and_says_so() {
+        let table = [
+            (Errno::INVAL, "its file system cannot rename"),
+            (Errno::NAMETOOLONG, "its name is too long"),
+            (
+                Errno::EXIST,
+                ".airgapd-going-a.tar of an interrupted removal is in",
+            ),
+            (Errno::ROFS, "Read-only"),
+        ];
+        for (errno, expected) in table {
+            let why = why_not_renamed(errno, OsStr::new(".airgapd-going-a.tar"));
+            assert!(why.contains(expected), "{why}");
+        }
+        let Some((folder, _)) = placed() else {
+            return;
+        };
+        for (length, is_removed) in [(LONGEST_NAME, true), (LONGEST_NAME + 1, false)] {
+            let name = "a".repeat(length);
+            fs::write(folder.path().join(&name), "bundle").unwrap();
+            let identity = identity(folder.path(), &name);
+            let may = may_remove(folder.path(), OsStr::new(&name), &identity);
+            assert_eq!(may.is_ok(), is_removed, "{may:?}");
+            let removed = remove(folder.path(), OsStr::new(&name), &identity);
+            assert_eq!(removed, may);
+        }
+        // The longest name leaves room for each name of a removal.
+        assert_eq!(
+            LONGEST_NAME + REPLACED.len() + format!(".{LAST_NUMBER}").len(),
+            255
+        );
+    }
+
+    #[test]
     fn an_interrupted_removal_is_undone_file_by_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         for name in ["a.tar", "b.tar", "c.tar"] {
             fs::write(path.join(format!("{GOING}{name}")), name).unwrap();
         }
-        // A later bundle has the name.
+        // A later bundle has the name, and so had another one before.
         fs::write(path.join("b.tar"), "later").unwrap();
-        let complaints = std::cell::RefCell::new(Vec::new());
-        let complain = |name: &OsStr, _| complaints.borrow_mut().push(name.to_owned());
-        undo_removals(path, complain).unwrap();
-        let replaced = ".airgapd-replaced-b.tar";
-        assert_eq!(names(path), [replaced, "a.tar", "b.tar", "c.tar"]);
-        assert_eq!(fs::read_to_string(path.join("b.tar")).unwrap(), "later");
-        // A receipt takes the place of the later bundle. The earlier one must not come back.
+        let replaced = [".airgapd-replaced-b.tar", ".airgapd-replaced-b.tar.2"];
+        fs::write(path.join(replaced[0]), "earlier").unwrap();
+        let mut complaints = Vec::new();
+        let mut undo = || undo_removals(path, |name, _| complaints.push(name.to_owned())).unwrap();
+        assert!(undo());
+        assert_eq!(names(path), [replaced[0], replaced[1], "a.tar", "b.tar", "c.tar"]);
+        let text = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+        assert_eq!(replaced.map(text), ["earlier", "b.tar"]);
+        assert_eq!(text("b.tar"), "later");
+        // A receipt takes the place of the later bundle. The earlier ones must not come back.
         fs::remove_file(path.join("b.tar")).unwrap();
-        undo_removals(path, complain).unwrap();
-        assert_eq!(names(path), [replaced, "a.tar", "c.tar"]);
-        let told = [OsString::from(replaced), OsString::from(replaced)];
-        assert_eq!(complaints.into_inner(), told, "each start names it");
+        assert!(!undo());
+        assert_eq!(names(path), [replaced[0], replaced[1], "a.tar", "c.tar"]);
+        let told = replaced.repeat(2);
+        assert_eq!(complaints, told, "each call names them");
     }
 }

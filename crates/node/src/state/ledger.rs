@@ -22,7 +22,7 @@ use super::carried::Lists;
 pub(crate) use super::carried::{Carried, CarriedRelease};
 pub(crate) use super::crash::boot_id;
 pub(crate) use super::entry::{BundleId, ImageEntry, Imported, LastError, StandsFor};
-pub(crate) use super::store::{Saved, Store};
+pub(crate) use super::store::{Saved, Store, stamp};
 pub(crate) use super::suspects::{Crash, Crashes};
 use crate::place::folder_of;
 
@@ -472,12 +472,11 @@ impl Ledger {
         let receipts = self
             .all()
             .filter(|entry| entry.stands_for.is_some() && entry.gone.is_none());
-        let errors = receipts.filter_map(|entry| {
+        receipts.filter_map(|entry| {
             let error = entry.last_error.as_ref()?;
-            Some((entry.file.as_os_str(), error.text.as_str()))
-        });
-        // `import::Error::Degraded` begins so.
-        errors.filter(|(_, error)| error.starts_with("degraded: "))
+            let is_degraded = error.class == ErrorClass::Degraded;
+            is_degraded.then(|| (entry.file.as_os_str(), error.text.as_str()))
+        })
     }
 
     /// Returns the digests that a target needs on this node, including the target.
@@ -872,6 +871,42 @@ pub(super) mod tests {
             // It is still the file that arrived.
             assert!(!ledger.arrive(name(file), &before), "{file}");
         }
+    }
+
+    #[test]
+    fn a_receipt_is_degraded_by_the_class_of_its_error_and_not_by_its_words() {
+        let mut ledger = Ledger::default();
+        let table = [
+            ("lost.tar", ErrorClass::Degraded, "a layer is lost", true),
+            (
+                "away.tar",
+                ErrorClass::Transient,
+                "degraded: the words of another error",
+                false,
+            ),
+        ];
+        for (file, class, text, _) in table {
+            ledger.record_import(name(file), Outcome::Imported, imported(1, &[]), []);
+            let of = StandsFor {
+                bundle: file.to_owned(),
+                identity: identity(1),
+                made_at: 1,
+                rolled_back_at: None,
+                lease: "a".to_owned(),
+                by_hand: false,
+                catalog: None,
+            };
+            ledger.stand_for(name(file), of);
+            let error = LastError {
+                class,
+                ..failure(text)
+            };
+            ledger.record_failure(name(file), identity(1), Outcome::Failed, error);
+        }
+        let found: Vec<_> = ledger.degraded_receipts().collect();
+        let expected = table.iter().filter(|(.., is_degraded)| *is_degraded);
+        let expected: Vec<_> = expected.map(|(file, _, text, _)| (name(file), *text)).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]

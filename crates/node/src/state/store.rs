@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bundle::Identity;
 use serde::Deserialize;
 
 use super::ledger::{Ledger, VERSION};
@@ -35,6 +36,13 @@ pub fn read_or_empty(folder: &Path) -> Option<Ledger> {
         Loaded::Nothing => Some(Ledger::default()),
         Loaded::Newer(_) | Loaded::Broken(_) | Loaded::Unreadable(_) => None,
     }
+}
+
+/// Returns the identity of the ledger's file, which another save changes. `None` if there is no file
+/// that can be looked at.
+pub(crate) fn stamp(folder: &Path) -> Option<Identity> {
+    let metadata = std::fs::metadata(folder.join(FILE)).ok()?;
+    Some(Identity::of(&metadata))
 }
 
 const FILE: &str = "state.json";

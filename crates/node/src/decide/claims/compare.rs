@@ -76,7 +76,12 @@ fn after_a_restart_of_the_machine_each_blob_is_looked_at_and_that_is_said_once()
         let now = world.turn().now;
         world.state.compare_soon(now);
         let sent = errands(&mut world);
-        let [Errand::Survey { is_new_boot, labels }] = &sent[..] else {
+        let [
+            Errand::Survey {
+                is_new_boot, labels, ..
+            },
+        ] = &sent[..]
+        else {
             panic!("{sent:?}")
         };
         assert_eq!(*is_new_boot, is_new);
@@ -87,7 +92,7 @@ fn after_a_restart_of_the_machine_each_blob_is_looked_at_and_that_is_said_once()
         let turn = after(&mut world, Event::Surveyed(Box::new(survey), labels.clone()));
         let text = "after a reboot: 0 blobs of imported bundles present, 0 lost";
         assert_eq!(says(&turn, text), is_new);
-        world.take(Event::Swept);
+        world.take(Event::Swept(BTreeSet::new()));
     }
 }
 
@@ -100,7 +105,7 @@ fn after_a_comparison_that_took_long_changes_wait_four_times_as_long() {
     world.state.compare_soon(now);
     assert_eq!(errands(&mut world).len(), 1);
     world.pass(Duration::from_secs(10));
-    world.take(Event::Swept);
+    world.take(Event::Swept(BTreeSet::new()));
     let changed = containerd::ImageEvent {
         name: image(0),
         kind: containerd::ImageChange::Updated,
@@ -153,7 +158,7 @@ fn leases_are_given_back_once_but_for_those_of_files_that_are_not_done() {
         world.state.connection.due(),
         Some(now + Duration::from_millis(200))
     );
-    let Some(Errand::Sweep(kept)) = swept(&mut world) else {
+    let Some(Errand::Sweep { kept, .. }) = swept(&mut world) else {
         panic!("nothing is swept")
     };
     assert_eq!(

@@ -74,6 +74,9 @@ fn a_bundle_is_gone_if_it_is_missing_in_the_same_folder_and_can_be_told_to_be() 
             .filter(|number| is_gone(&world, &format!("{number}.tar")))
             .count();
         assert_eq!(says(&turn, "the bundle is gone"), gone > 0);
+        // A scrub beside the daemon reads the saved ledger.
+        let is_saved = acts(&turn, |action| matches!(action, Action::Save));
+        assert!(is_saved || gone == 0);
         (
             gone,
             world.state.folders[0].vanished.as_ref().map(ToString::to_string),

@@ -1,5 +1,7 @@
 //! Receipts, and the files that they stand for.
 
+use super::super::compare::Facts;
+use super::super::desired;
 use super::*;
 use crate::receipts;
 use crate::settings::AfterImport;
@@ -270,5 +272,154 @@ fn the_receipts_of_the_last_former_releases_stay_while_the_settings_say_so() {
     ] {
         settings(&mut world).keep_releases = keep;
         assert_eq!(removed(&mut world), of(gone), "{keep}");
+    }
+}
+
+#[test]
+fn a_file_without_the_layers_of_its_images_replaces_no_receipt_until_its_own_receipt_holds_them() {
+    use import::Outcome::Imported;
+    let table = [
+        ("b.tar", false, false, true),
+        ("b.tar", true, false, false),
+        ("b.tar", true, true, true),
+        // It has the name of the bundle that the receipt stands for.
+        ("a.tar", false, false, true),
+        ("a.tar", true, false, false),
+        ("images.txt", true, false, false),
+    ];
+    for (name, is_delta, has_receipt, goes) in table {
+        let case = format!("{name}, a delta: {is_delta}, with a receipt: {has_receipt}");
+        let (mut world, receipt) = world_and_receipt();
+        settings(&mut world).pull_lists = true;
+        drop_in(&mut world, &receipt, &image(0), digest(1));
+        queue(&mut world, &receipt);
+        let of = of_a_tar(version(&world, &receipt).identity);
+        import(&mut world, &receipt, Some(of.clone()), |world| {
+            landed(world, &receipt, Imported)
+        });
+        drop_in(&mut world, name, &image(0), digest(1));
+        queue(&mut world, name);
+        match name {
+            "images.txt" => pull(&mut world),
+            _ => import(&mut world, name, None, |world| Landed {
+                is_delta,
+                ..landed(world, name, Imported)
+            }),
+        }
+        // A comparison has missed its record meanwhile.
+        import(&mut world, &receipt, Some(of), |world| {
+            landed(world, &receipt, Imported)
+        });
+        if has_receipt {
+            let path = receipts::folder(&world.state.settings).join(name);
+            let own = path.to_str().expect("the path is a text");
+            let of = StandsFor {
+                bundle: name.to_owned(),
+                lease: "airgapd-receipt-2".to_owned(),
+                ..of_a_tar(version(&world, name).identity)
+            };
+            drop_in(&mut world, own, &image(0), digest(1));
+            queue(&mut world, own);
+            let of_the_other = of_a_tar(version(&world, &receipt).identity);
+            for (path, of) in [(own, of), (receipt.as_str(), of_the_other)] {
+                import(&mut world, path, Some(of), |world| landed(world, path, Imported));
+            }
+        }
+        let expected = goes.then(|| OsString::from(&receipt));
+        assert_eq!(removed(&mut world), Vec::from_iter(expected), "{case}");
+    }
+}
+
+#[test]
+fn bytes_that_were_sent_after_the_images_were_read_back_are_read_back_before_the_file_goes() {
+    use import::Outcome::Imported;
+    for sent_bytes in [0, 1] {
+        let (mut world, receipt) = world_and_receipt();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        drop_in(&mut world, &receipt, &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        settings(&mut world).after_import = AfterImport::Receipt;
+        let version = version(&world, "a.tar");
+        let of = of_a_tar(version.identity.clone());
+        import(&mut world, "a.tar", None, |world| Landed {
+            is_read_back: true,
+            sent_bytes: 1,
+            ..landed(world, "a.tar", Imported)
+        });
+        // Its import once more, while it has its receipt: a blob was lost, or only a record.
+        import(&mut world, "a.tar", None, |world| Landed {
+            sent_bytes,
+            ..landed(world, "a.tar", Imported)
+        });
+        import(&mut world, &receipt, Some(of), |world| {
+            landed(world, &receipt, Imported)
+        });
+        let is_proven = sent_bytes == 0;
+        assert_eq!(
+            world.state.wants_receipt(OsStr::new("a.tar"), &version),
+            !is_proven
+        );
+        let expected = is_proven.then(|| OsString::from("a.tar"));
+        assert_eq!(removed(&mut world), Vec::from_iter(expected), "{sent_bytes}");
+    }
+}
+
+#[test]
+fn the_blobs_of_a_lease_are_read_once_for_each_connection_and_after_each_loss_of_the_lease() {
+    use import::Outcome::Imported;
+    let (mut world, receipt) = world_and_receipt();
+    drop_in(&mut world, &receipt, &image(0), digest(1));
+    queue(&mut world, &receipt);
+    let of = of_a_tar(version(&world, &receipt).identity);
+    let lease = of.lease.clone();
+    import(&mut world, &receipt, Some(of), |world| {
+        landed(world, &receipt, Imported)
+    });
+    let one = BTreeSet::from([lease.clone()]);
+    let survey = |leases: &[&String]| Survey {
+        receipts: Some(leases.iter().map(|lease| (*lease).clone()).collect()),
+        ..Survey::default()
+    };
+    assert_eq!(world.state.unread_leases(), one);
+    world.state.note_leases(&survey(&[&lease]));
+    assert!(world.state.unread_leases().is_empty());
+    world.state.note_leases(&survey(&[]));
+    assert_eq!(world.state.unread_leases(), one, "it was lost, or lacks a blob");
+    world.state.note_leases(&survey(&[&lease]));
+    let again = Facts {
+        text: "the model".to_owned(),
+        uuid: None,
+        fingerprint: "rules".to_owned(),
+        has_store: false,
+    };
+    after(&mut world, Event::Connected(Box::new(again)));
+    assert_eq!(world.state.unread_leases(), one, "another connection");
+    let held = desired::held_by_leases(&world.state.ledger);
+    let target = digest(1);
+    assert_eq!(held, [(lease.as_str(), HashSet::from([&target]))].into());
+}
+
+#[test]
+fn the_lease_of_a_receipt_that_no_ledger_knew_stays_and_is_told_of_once() {
+    let mut world = world();
+    run(&mut world);
+    let paths = |names: &[&str]| -> BTreeSet<String> {
+        names
+            .iter()
+            .map(|name| format!("/state/receipts/{name}"))
+            .collect()
+    };
+    let stays = |turn: &Turn| says(turn, "without a file, such as /state/receipts/");
+    let table: [(&[&str], bool); 6] = [
+        (&["a.tar"], true),
+        (&["a.tar"], false),
+        (&["a.tar", "b.tar"], true),
+        (&["b.tar"], false),
+        (&[], false),
+        (&["b.tar"], true),
+    ];
+    for (names, is_told) in table {
+        let turn = after(&mut world, Event::Swept(paths(names)));
+        assert_eq!(stays(&turn), is_told, "{names:?}");
     }
 }

@@ -420,3 +420,27 @@ fn names_that_an_import_may_not_write_are_kept_for_the_next_daemon() {
     assert_eq!(imported.withheld, [ImageEntry { name, target }]);
     assert!(imported.images.is_empty(), "{:?}", imported.images);
 }
+
+#[test]
+fn a_list_of_images_takes_no_blob_from_an_image_that_a_bundle_has_brought() {
+    let mut world = with_bundles(1);
+    let closure = |world: &World| world.state.ledger.closure(&digest(1)).map(<[Digest]>::to_vec);
+    let whole = closure(&world).expect("the bundle has the image");
+    assert_eq!(whole.len(), 2, "the image has a layer");
+    settings(&mut world).pull_lists = true;
+    drop_in(&mut world, "images.txt", &image(0), digest(1));
+    queue(&mut world, "images.txt");
+    pull(&mut world);
+    assert_eq!(closure(&world), Some(whole.clone()));
+    assert!(world.state.ledger.needs(&whole[1]) && world.state.ledger.needs(&whole[0]));
+
+    // Without the bundle, the list alone has the image, and does not tell which layers it has.
+    world.state.ledger.forget(OsStr::new("0.tar"));
+    world.state.roster.queue(OsStr::new("images.txt"));
+    pull(&mut world);
+    assert_eq!(closure(&world), Some(vec![digest(1)]));
+    // Neither does another list.
+    world.state.roster.queue(OsStr::new("images.txt"));
+    pull(&mut world);
+    assert_eq!(closure(&world), Some(vec![digest(1)]));
+}

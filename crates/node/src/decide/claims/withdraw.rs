@@ -94,7 +94,7 @@ fn the_loop_wakes_when_a_grace_is_over() {
     world.state.compare_soon(now);
     assert_eq!(errands(&mut world).len(), 1);
     withdrawals(&mut world);
-    world.take(Event::Swept);
+    world.take(Event::Swept(BTreeSet::new()));
     assert_eq!(world.state.connection.due(), Some(now + Duration::from_secs(60)));
 }
 
