@@ -50,8 +50,8 @@ const LONGEST_NAME: usize = 200;
 /// bundle.
 const MOST_BASES: usize = 16;
 
-/// Age from which an unfinished receipt is one of a program that was killed. A receipt has documents
-/// only, and is written in seconds.
+/// Age from which an unfinished receipt counts as left by a program that was killed. A receipt has
+/// documents only, and is written in seconds.
 const LEFT_AFTER: Duration = Duration::from_secs(3600);
 
 /// Returns the folder of receipts.
@@ -145,8 +145,8 @@ pub(crate) fn remove_unfinished(folder: &Path, entries: &[Listed]) {
     }
 }
 
-/// Returns true if a file has the name of a receipt that is being written ([`Output`]), and has been
-/// so for long.
+/// Returns true if a file has the name of an unfinished receipt ([`Output`]), and did not change for
+/// long.
 fn is_left(name: &OsStr, identity: &Identity, now: SystemTime) -> bool {
     let bytes = name.as_bytes();
     let is_unfinished = bytes.starts_with(b".") && bytes.ends_with(b".tmp") && !is_of_removal(name);

@@ -206,7 +206,7 @@ struct Now {
     state_dir: PathBuf,
     /// The ledger's file as it was read last.
     stamp: Option<Identity>,
-    /// The blobs by digest. `None` if the ledger is the one at the start of the run.
+    /// The blobs by digest. `None` until the ledger was read again.
     needed: Option<BTreeMap<String, Needed>>,
 }
 

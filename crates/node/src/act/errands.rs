@@ -240,9 +240,9 @@ async fn end_evidence(client: &Client, state: &State) {
     }
 }
 
-/// Deletes the leases of bundles and receipts, except those whose ids begin with one of `kept`. Of a
-/// receipt without a file, the leases go only if another receipt has its path, or if it is among the
-/// `ended` ones. Returns the paths of the others.
+/// Deletes the leases of bundles and receipts, except those whose ids begin with one of `kept`. The
+/// lease of a receipt goes in two cases: another receipt has its path, or it is `ended` and has no
+/// file. Returns the paths of the others without a file.
 async fn sweep(
     client: &Client,
     kept: &[String],

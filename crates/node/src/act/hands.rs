@@ -235,8 +235,8 @@ impl Hands {
         })
     }
 
-    /// Undoes the interrupted removals of files in these folders. Returns true if a file has another
-    /// name than before. The log has each file that stays under its other name once.
+    /// Undoes the interrupted removals of files in these folders. Returns true if a file has
+    /// another name than before. The log has each file that stays under its other name once.
     pub(super) fn undo_removals(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         let mut is_any_renamed = false;
         for folder in folders {

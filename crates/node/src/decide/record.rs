@@ -546,8 +546,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Returns true if a file besides this one has an image with this target and is no list, so that
-    /// the ledger has all blobs of the image.
+    /// Returns true if a bundle or receipt besides this file has an image with this target. The
+    /// ledger then has all blobs of the image.
     fn is_known_whole(&self, target: &Digest, besides: &OsStr) -> bool {
         let has_it = |entry: &&Entry| {
             entry.imported.as_ref().is_some_and(|imported| {

@@ -20,8 +20,8 @@ use crate::sys::{self, Probe};
 /// Start of the name that a bundle has while it is removed. Its own name follows.
 const GOING: &str = ".airgapd-going-";
 
-/// Start of the name of a bundle whose removal was interrupted, and whose name a later file has. Its
-/// own name follows, and a number if an earlier such file has that name.
+/// Start of the name of a bundle whose removal was interrupted, and whose name a later file has.
+/// Its own name follows, and a number if an earlier such file has that name.
 const REPLACED: &str = ".airgapd-replaced-";
 
 /// Largest of these numbers. A file beyond it keeps the name that it has during its removal.

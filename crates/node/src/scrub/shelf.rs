@@ -30,7 +30,7 @@ pub(super) struct Shelf {
     blobs: Arc<[Digest]>,
     /// The bundles that were opened, as they were then, or why they cannot be.
     known: HashMap<OsString, Result<Contents, String>>,
-    /// The bundles that are open, the last one that was used at the end.
+    /// The bundles that are open. The bundle that was used last is at the end.
     open: VecDeque<(OsString, Arc<Bundle>)>,
 }
 

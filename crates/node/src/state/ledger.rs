@@ -475,7 +475,7 @@ impl Ledger {
         receipts.filter_map(|entry| {
             let error = entry.last_error.as_ref()?;
             let is_degraded = error.class == ErrorClass::Degraded;
-            is_degraded.then(|| (entry.file.as_os_str(), error.text.as_str()))
+            is_degraded.then_some((entry.file.as_os_str(), error.text.as_str()))
         })
     }
 

@@ -38,8 +38,8 @@ pub fn read_or_empty(folder: &Path) -> Option<Ledger> {
     }
 }
 
-/// Returns the identity of the ledger's file, which another save changes. `None` if there is no file
-/// that can be looked at.
+/// Returns the identity of the ledger's file, which another save changes. `None` if there is no
+/// file that can be looked at.
 pub(crate) fn stamp(folder: &Path) -> Option<Identity> {
     let metadata = std::fs::metadata(folder.join(FILE)).ok()?;
     Some(Identity::of(&metadata))
