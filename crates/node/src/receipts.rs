@@ -145,8 +145,8 @@ pub(crate) fn remove_unfinished(folder: &Path, entries: &[Listed]) {
     }
 }
 
-/// Returns true if a file has the name of an unfinished receipt ([`Output`]), and did not change for
-/// long.
+/// Returns true if a file has the name of an unfinished receipt ([`Output`]), and did not change
+/// for long.
 fn is_left(name: &OsStr, identity: &Identity, now: SystemTime) -> bool {
     let bytes = name.as_bytes();
     let is_unfinished = bytes.starts_with(b".") && bytes.ends_with(b".tmp") && !is_of_removal(name);
