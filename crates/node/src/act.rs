@@ -27,6 +27,7 @@ use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -191,6 +192,8 @@ impl Daemon {
 
     /// Runs the loop until the daemon ends, and then shuts down in order.
     async fn live(&mut self, signals: &mut Signals) -> Ended {
+        let settings = Arc::clone(&self.state.settings);
+        self.stamp(&settings).await;
         self.work(signals).await;
         if !self.state.is_draining {
             self.end_rows();
@@ -213,9 +216,13 @@ impl Daemon {
             match attended(&systemd, signals, self.round()).await {
                 Ok(until) => {
                     let wake = self.wake(signals, until).await;
-                    self.on(wake);
+                    self.on(wake).await;
                 }
-                Err(signals) => signals.into_iter().for_each(|signal| self.on_signal(signal)),
+                Err(signals) => {
+                    for signal in signals {
+                        self.on_signal(signal).await;
+                    }
+                }
             }
         }
     }
@@ -406,34 +413,44 @@ impl Daemon {
         }
     }
 
-    fn on(&mut self, wake: Wake) {
+    async fn on(&mut self, wake: Wake) {
         match wake {
             Wake::Timer => {}
             Wake::Event(event) => self.take(event),
             Wake::Question(question) => self.answer(question),
-            Wake::Signal(signal) => self.on_signal(signal),
+            Wake::Signal(signal) => self.on_signal(signal).await,
         }
     }
 
-    fn on_signal(&mut self, signal: Signal) {
+    async fn on_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Stop => self.state.is_draining = true,
-            Signal::Reload(read) => self.reload(*read),
+            Signal::Reload(read) => self.reload(*read).await,
         }
     }
 
     /// Takes over a configuration that was read again. A configuration with mistakes changes
     /// nothing.
-    fn reload(&mut self, read: Result<Reloaded, String>) {
+    async fn reload(&mut self, read: Result<Reloaded, String>) {
         self.systemd.reloading();
         match read {
             Ok(reloaded) => {
+                self.stamp(&reloaded.settings).await;
                 let fingerprint = self.hands.fingerprint(&reloaded.settings);
                 self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
             }
             Err(mistakes) => self.take(Event::Misread(mistakes)),
         }
         self.systemd.ready();
+    }
+
+    /// Looks at the files under `require`, for at most half a second. Equal files let a certain
+    /// result outlive a restart and a reload.
+    async fn stamp(&mut self, settings: &Settings) {
+        if !settings.require.is_empty() {
+            let stamp = self.hands.check.stamp(settings).await;
+            self.take(Event::Stamped(stamp));
+        }
     }
 
     /// Lets running jobs end, until the grace is over or a second stop comes.
@@ -454,7 +471,7 @@ impl Daemon {
             match self.wake(signals, until).await {
                 Wake::Signal(Signal::Stop) => break,
                 Wake::Signal(Signal::Reload(_)) => {}
-                wake => self.on(wake),
+                wake => self.on(wake).await,
             }
             if Instant::now() >= deadline {
                 break;

@@ -315,7 +315,7 @@ mod tests {
             at: sys::since_boot(),
             is_reachable: true,
             required: Some(Required {
-                key: String::new(),
+                key: None,
                 last: RequiredStatus {
                     checked_at: Some(jiff::Timestamp::UNIX_EPOCH),
                     references: 1,

@@ -109,6 +109,8 @@ pub(crate) enum Event {
     FilesLost,
     /// A client asks for another check of the required images.
     CheckWanted,
+    /// The stamps of the files under `require` were read. `None`: a file system does not answer.
+    Stamped(Option<String>),
     /// The check of the required images has ended.
     Checked(Checked),
     /// Unpacking ahead made progress.
@@ -338,7 +340,8 @@ impl State {
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
             Event::Misread(mistakes) => self.on_misread(mistakes, turn),
-            Event::CheckWanted => self.require_soon(),
+            Event::CheckWanted => self.require_soon(turn.now),
+            Event::Stamped(stamp) => self.on_stamped(stamp),
             Event::Checked(checked) => self.on_checked(checked, turn),
             Event::Unpacking(progress) => self.on_unpacking(progress, turn),
             Event::Reloaded(reloaded, fingerprint) => self.on_reload(*reloaded, fingerprint, turn),

@@ -18,6 +18,7 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::ready::Standing;
 use crate::state::ledger::{ErrorClass, LastTry, Outcome, RefusedBy};
 use crate::status::{
     BundleStatus, DiskStatus, ImageCount, ReleaseStatus, RequiredStatus, ScrubStatus, State, Status,
@@ -94,12 +95,13 @@ impl Metrics {
         self.restored.inc();
     }
 
-    /// Returns all metrics as text.
-    pub(crate) fn text(&self, status: &Status) -> String {
+    /// Returns all metrics as text. Those of required images and releases have the findings of
+    /// `/ready`.
+    pub(crate) fn text(&self, status: &Status, ready: &Standing<'_>) -> String {
         // The bundles tell of imports before this start.
         let last_success = self.last_success.get().max(last_success(status));
         self.last_success.set(last_success);
-        let standing = standing(status);
+        let standing = standing(status, ready);
         let mut families = self.registry.gather();
         families.extend(standing.gather());
         families.sort_by(|a, b| a.name().cmp(b.name()));
@@ -153,7 +155,7 @@ pub(crate) fn write_with(file: &Path, text: &str, mode: u32) -> io::Result<()> {
 }
 
 /// Returns the current state as gauges.
-fn standing(status: &Status) -> Registry {
+fn standing(status: &Status, ready: &Standing<'_>) -> Registry {
     let registry = Registry::new();
     let build = gauges(
         &registry,
@@ -203,7 +205,7 @@ fn standing(status: &Status) -> Registry {
         add_disk(&registry, disk);
     }
     if let Some(required) = &status.required {
-        add_required(&registry, required);
+        add_required(&registry, required, ready);
     }
     if let Some(unpack) = &status.unpack {
         add_unpack(&registry, unpack);
@@ -215,7 +217,7 @@ fn standing(status: &Status) -> Registry {
     add_bundles(&registry, &status.bundles);
     add_receipts(&registry, &status.bundles);
     add_names(&registry, &status.bundles);
-    add_releases(&registry, &status.releases);
+    add_releases(&registry, &status.releases, ready);
     set(
         &registry,
         "airgapd_ignored_files",
@@ -298,16 +300,17 @@ fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
     );
 }
 
-/// Adds the required images. Unknown counts are left out, and `airgapd_required_up` says so.
-fn add_required(registry: &Registry, required: &RequiredStatus) {
-    let is_known = required.checked_at.is_some() && required.problem.is_none();
+/// Adds the required images. Unknown counts are left out, and `airgapd_required_up` says so. After a
+/// restart the state is known from the last daemon, and the counts are not.
+fn add_required(registry: &Registry, required: &RequiredStatus, ready: &Standing<'_>) {
+    let is_known = ready.required.is_some();
     set(
         registry,
         "airgapd_required_up",
-        "1 if the last check of the required images succeeded, otherwise 0",
+        "1 if the state of the required images is known, otherwise 0",
         u64::from(is_known),
     );
-    if is_known {
+    if is_known && required.checked_at.is_some() {
         set(
             registry,
             "airgapd_required_images",
@@ -471,7 +474,7 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
 
 /// Adds the releases. Of many, those that are not in place are named first. A node without releases
 /// has no such series.
-fn add_releases(registry: &Registry, releases: &[ReleaseStatus]) {
+fn add_releases(registry: &Registry, releases: &[ReleaseStatus], ready: &Standing<'_>) {
     if releases.is_empty() {
         return;
     }
@@ -481,12 +484,13 @@ fn add_releases(registry: &Registry, releases: &[ReleaseStatus]) {
         "1 if every member of a release is in place, otherwise 0. Of many releases, only some are named",
         &["release"],
     );
+    let is_in_place = |release: &ReleaseStatus| ready.releases.contains(release.name.as_str());
     let mut releases: Vec<&ReleaseStatus> = releases.iter().collect();
-    releases.sort_by_key(|release| release.in_place);
+    releases.sort_by_key(|release| is_in_place(release));
     for release in releases.iter().take(MOST_NAMED) {
         in_place
             .with_label_values(&[release.name.as_str()])
-            .set(release.in_place.into());
+            .set(is_in_place(release).into());
     }
     set(
         registry,

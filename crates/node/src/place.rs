@@ -6,6 +6,7 @@
 //! is a pure function of it.
 
 mod evidence;
+mod named;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::receipts;
 use crate::settings::Settings;
 
 pub use evidence::{Evidence, probe};
+pub use named::{Names, bundle_named};
 
 /// The program that runs containerd on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -210,41 +212,6 @@ pub fn folder_of(name: &OsStr, more: &[PathBuf]) -> Option<usize> {
             .iter()
             .position(|folder| path.starts_with(folder))
             .map(|at| at + 1),
-    }
-}
-
-/// Returns the name of the bundle that an operator means. `typed` is a path, or a name in any of
-/// the images folders (`folders`, the first one first). `is_known` tells which bundles exist. A
-/// name that no bundle has stays as it is.
-///
-/// # Errors
-///
-/// Returns the names of all bundles that it may mean, if there are several.
-pub fn bundle_named(
-    typed: &str,
-    folders: &[PathBuf],
-    is_known: impl Fn(&str) -> bool,
-) -> Result<String, Vec<String>> {
-    let text = |path: PathBuf| path.into_os_string().into_string().ok();
-    if let (true, Some(first)) = (Path::new(typed).is_absolute(), folders.first()) {
-        // Slashes at the end and `.` do not count.
-        let path: PathBuf = Path::new(typed).components().collect();
-        let name = path.strip_prefix(first).map(Path::to_owned).unwrap_or(path);
-        return Ok(text(name).unwrap_or_else(|| typed.to_owned()));
-    }
-    let further = folders
-        .iter()
-        .skip(1)
-        .filter_map(|folder| text(folder.join(typed)));
-    let meant = std::iter::once(typed.to_owned()).chain(further);
-    let mut meant: Vec<String> = meant.filter(|name| is_known(name)).collect();
-    match (meant.pop(), meant.is_empty()) {
-        (None, _) => Ok(typed.to_owned()),
-        (Some(name), true) => Ok(name),
-        (Some(name), false) => {
-            meant.push(name);
-            Err(meant)
-        }
     }
 }
 
@@ -680,31 +647,6 @@ mod tests {
             assert!(searches(distribution, None, Some(true)), "{distribution}");
             assert!(!searches(distribution, None, Some(false)), "{distribution}");
         }
-    }
-
-    #[test]
-    fn a_bundle_is_meant_by_its_path_or_by_its_name_if_no_other_has_it() {
-        let folders = ["/in", "/os", "/more"].map(PathBuf::from);
-        let known = ["a.tar", "b.tar", "/os/b.tar", "/more/c.tar", "/more/sub/d.tar"];
-        let named = |typed: &str| bundle_named(typed, &folders, |name| known.contains(&name));
-        let table = [
-            ("a.tar", "a.tar"),
-            ("/in/a.tar", "a.tar"),
-            ("/in//b.tar", "b.tar"),
-            ("/os/b.tar", "/os/b.tar"),
-            ("c.tar", "/more/c.tar"),
-            ("sub/d.tar", "/more/sub/d.tar"),
-            ("/more/./c.tar", "/more/c.tar"),
-            ("/gone/e.tar", "/gone/e.tar"),
-            ("registry.test/app:1", "registry.test/app:1"),
-        ];
-        for (typed, wanted) in table {
-            assert_eq!(named(typed).as_deref(), Ok(wanted), "{typed}");
-        }
-        assert_eq!(
-            named("b.tar"),
-            Err(vec!["b.tar".to_owned(), "/os/b.tar".to_owned()])
-        );
     }
 
     #[test]

@@ -6,32 +6,35 @@
 //! A node that was ready stays ready while the daemon cannot look: during a restart of containerd
 //! or of the daemon itself. For that the daemon keeps a [`Memory`] of the last certain state. It
 //! holds for [`TRUST`], in this boot and for this containerd only. Something that is found missing
-//! ends it at once.
+//! ends it at once. A result that an event made doubtful holds as long, if no check follows it.
+//!
+//! The labels of the node and its metrics come from the same findings: [`Facts::standing`].
 
 mod memory;
 mod query;
 mod readiness;
 
-pub use memory::Memory;
+pub(crate) use memory::Memory;
 pub use query::{BadQuery, Query};
-pub use readiness::{BundleCount, Cause, Names, Readiness, ReleaseCount, RequiredCount};
+pub use readiness::{BundleCount, Cause, Names, Readiness, ReleaseCount, RequiredCount, VERSION};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::place;
+use crate::state::ledger::{LastTry, Outcome};
 use crate::status::{BundleStatus, ReleaseStatus, RequiredStatus, State, Status};
 use crate::verdict::{self, Health};
 use basics::{Foreign, counted};
 
 /// Time for which the last certain state holds if the daemon cannot confirm it. A restart of
 /// containerd or of the daemon takes less.
-pub const TRUST: Duration = Duration::from_secs(60);
+pub(crate) const TRUST: Duration = Duration::from_secs(60);
 
 /// The facts about a node that decide if it is ready.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Time since the boot of the machine at which they were true.
     pub at: Duration,
     /// The boot id of the machine. `None` if the kernel does not tell it.
@@ -57,23 +60,29 @@ pub struct Facts {
 
 /// The images that the configuration requires.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Required {
-    /// The part of the configuration that names them, in a short form. Equal keys require the same.
-    pub key: String,
+pub(crate) struct Required {
+    /// The part of the configuration that names them, and its files, in a short form. Equal keys
+    /// require the same. `None` if the files are not known.
+    pub key: Option<String>,
     /// The result of the last check.
     pub last: RequiredStatus,
 }
 
 /// A bundle of the images folders.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bundle {
+pub(crate) struct Bundle {
     /// Its name, as labels have it.
     pub name: String,
     /// Its state.
     pub state: State,
     /// Its content digest, if it was imported before.
     pub content: Option<String>,
-    /// The name of the bundle that it stands for, if it is a receipt.
+    /// True if the bundle has nothing for this node, as far as the daemon knows.
+    pub is_skipped: bool,
+    /// True if it is a receipt.
+    pub is_receipt: bool,
+    /// The name of the bundle that it stands for, if it is a receipt of a bundle of the images
+    /// folders. A receipt of an import by hand stands for another file, which may have any name.
     pub stands_for: Option<String>,
     /// The worst health of its reasons.
     pub health: Health,
@@ -83,7 +92,7 @@ pub struct Bundle {
 
 /// The circumstances of a status that are no part of its document.
 #[derive(Clone, Debug, Default)]
-pub struct Circumstances {
+pub(crate) struct Circumstances {
     /// See [`Facts::at`].
     pub at: Duration,
     /// See [`Facts::boot`].
@@ -91,17 +100,30 @@ pub struct Circumstances {
     /// See [`Facts::containerd`].
     pub containerd: Option<String>,
     /// See [`Required::key`].
-    pub key: String,
+    pub key: Option<String>,
+    /// The folder of receipts, which is no images folder.
+    pub receipts: PathBuf,
+}
+
+/// The findings about the things that outputs tell one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing<'f> {
+    /// True if all required images are there, and false if one of them is missing. `None` if
+    /// neither is known, or if the configuration requires none.
+    pub required: Option<bool>,
+    /// The releases that are in place.
+    pub releases: HashSet<&'f str>,
 }
 
 impl Facts {
     /// Returns the facts of a status, without a memory.
-    pub fn of(status: &Status, circumstances: Circumstances) -> Facts {
+    pub(crate) fn of(status: &Status, circumstances: Circumstances) -> Facts {
         let Circumstances {
             at,
             boot,
             containerd,
             key,
+            receipts,
         } = circumstances;
         let there = status.bundles.iter().filter(|bundle| bundle.state != State::Gone);
         let mut problems = status.folders().filter_map(|folder| {
@@ -125,17 +147,42 @@ impl Facts {
             bundles: there.map(Bundle::of).collect(),
             releases: status.releases.clone(),
             folder_problem: problems.next(),
-            folders: status.folder_paths().into_iter().map(PathBuf::from).collect(),
+            folders: status
+                .folder_paths()
+                .into_iter()
+                .map(PathBuf::from)
+                .filter(|folder| *folder != receipts)
+                .collect(),
             memory: Memory::default(),
         }
     }
 
     /// Adds these facts to a memory of earlier ones, and keeps a copy of it.
     #[must_use]
-    pub fn noted_in(mut self, memory: &mut Memory) -> Facts {
+    pub(crate) fn noted_in(mut self, memory: &mut Memory) -> Facts {
         memory.note(&self);
         self.memory = memory.clone();
         self
+    }
+
+    /// Returns the findings about the required images and each release, at this time since the
+    /// boot of the machine. [`judge`] has the same findings.
+    pub(crate) fn standing(&self, now: Duration) -> Standing<'_> {
+        if now.saturating_sub(self.at) > TRUST {
+            return Standing::default();
+        }
+        let case = Case::new(self, now);
+        let required = match case.required() {
+            Some(Finding::There | Finding::Held(_)) => Some(true),
+            Some(Finding::Not(problem)) if problem.cause == Cause::Missing => Some(false),
+            Some(Finding::Not(_)) | None => None,
+        };
+        let is_there = |release: &&ReleaseStatus| !matches!(case.release(release), Finding::Not(_));
+        let releases = self.releases.iter().filter(is_there);
+        Standing {
+            required,
+            releases: releases.map(|release| release.name.as_str()).collect(),
+        }
     }
 }
 
@@ -148,7 +195,18 @@ impl Bundle {
             name: bundle.name.raw().to_owned(),
             state: bundle.state,
             content: bundle.catalog.clone(),
-            stands_for: bundle.receipt_of.as_ref().map(|of| of.bundle.raw().to_owned()),
+            is_skipped: match bundle.state {
+                State::Skipped => true,
+                // A restart changes no answer.
+                State::Checking => bundle.outcome == Some(LastTry::Ended(Outcome::Skipped)),
+                _ => false,
+            },
+            is_receipt: bundle.receipt_of.is_some(),
+            stands_for: bundle
+                .receipt_of
+                .as_ref()
+                .filter(|of| !of.by_hand)
+                .map(|of| of.bundle.raw().to_owned()),
             health: first.as_ref().map(|reason| reason.health).unwrap_or_default(),
             why: first.map(|reason| reason.text),
         }
@@ -199,7 +257,7 @@ impl Problem {
 
 /// Decides if the node is ready for a query, at this time since the boot of the machine. Without a
 /// query, the required images decide. A query adds to them.
-pub fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
+pub(crate) fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
     let silent = now.saturating_sub(facts.at);
     if silent > TRUST {
         let text = format!("the daemon has not answered for {} s", silent.as_secs());
@@ -210,7 +268,7 @@ pub fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
     let mut findings: Vec<(&'static str, Finding)> = Vec::new();
     findings.extend(required.map(|finding| ("required", finding)));
     let names = query.releases.iter();
-    findings.extend(names.map(|name| ("release", case.release(name))));
+    findings.extend(names.map(|name| ("release", case.release_named(name))));
     let names = query.bundles.iter();
     findings.extend(names.map(|name| ("bundle", case.named(name))));
     if query.all_bundles {
@@ -219,20 +277,42 @@ pub fn judge(facts: &Facts, query: &Query, now: Duration) -> Readiness {
     case.sum_up(findings)
 }
 
-/// Facts at a moment, with an index of the bundles.
+/// Facts at a moment, with an index of the bundles and releases.
 struct Case<'f> {
     facts: &'f Facts,
     now: Duration,
     by_name: HashMap<&'f str, &'f Bundle>,
+    by_content: HashMap<&'f str, Vec<&'f Bundle>>,
+    names: place::Names<'f>,
+    releases: HashMap<&'f str, &'f ReleaseStatus>,
 }
 
 impl<'f> Case<'f> {
     fn new(facts: &'f Facts, now: Duration) -> Case<'f> {
         let bundles = facts.bundles.iter();
+        let files = bundles.clone().filter(|bundle| !bundle.is_receipt);
+        let receipts = bundles.clone().filter_map(|bundle| {
+            let stands_for = bundle.stands_for.as_deref()?;
+            Some((stands_for, bundle.name.as_str()))
+        });
+        let mut by_content: HashMap<&str, Vec<&Bundle>> = HashMap::new();
+        for bundle in bundles.clone() {
+            if let Some(content) = &bundle.content {
+                by_content.entry(content).or_default().push(bundle);
+            }
+        }
+        let releases = facts.releases.iter();
         Case {
             facts,
             now,
+            names: place::Names::new(
+                facts.folders.clone(),
+                files.map(|bundle| bundle.name.as_str()),
+                receipts,
+            ),
             by_name: bundles.map(|bundle| (bundle.name.as_str(), bundle)).collect(),
+            by_content,
+            releases: releases.map(|release| (release.name.as_str(), release)).collect(),
         }
     }
 
@@ -279,10 +359,15 @@ impl<'f> Case<'f> {
                 .collect();
             return Some(Finding::Not(problem));
         }
+        let since = self.now.saturating_sub(self.facts.at);
+        let is_fresh = last.doubted_for.is_none_or(|doubted| doubted + since <= TRUST);
         let is_certain = last.checked_at.is_some() && !last.is_unsure && self.facts.is_reachable;
-        Some(match is_certain {
+        Some(match is_certain && is_fresh {
             true => Finding::There,
-            false => self.doubtful(self.facts.memory.required_at(key), "the required images"),
+            false => {
+                let certain_at = self.facts.memory.required_at(key.as_deref());
+                self.doubtful(certain_at, "the required images")
+            }
         })
     }
 
@@ -299,22 +384,26 @@ impl<'f> Case<'f> {
         states.into_iter().any(|bundle| bundle.state == State::Checking)
     }
 
-    fn release(&self, name: &str) -> Finding {
-        let shown = Foreign::new(name).to_string();
-        let Some(release) = self.facts.releases.iter().find(|release| release.name == name) else {
-            let problem = Problem::new(
-                self.under_way(Cause::Absent),
-                "no bundle carries a requested release",
-            );
-            return Finding::Not(problem.with(shown));
-        };
+    fn release_named(&self, name: &str) -> Finding {
+        match self.releases.get(name) {
+            Some(release) => self.release(release),
+            None => {
+                let cause = self.under_way(Cause::Absent);
+                let problem = Problem::new(cause, "no bundle carries a requested release");
+                Finding::Not(problem.with(Foreign::new(name).to_string()))
+            }
+        }
+    }
+
+    fn release(&self, release: &ReleaseStatus) -> Finding {
         if self.is_in_doubt(release) {
-            let certain_at = self.facts.memory.release_at(name);
+            let certain_at = self.facts.memory.release_at(&release.name);
             return self.doubtful(certain_at, "the bundles of a requested release");
         }
         if release.in_place {
             return Finding::There;
         }
+        let shown = Foreign::new(release.name.as_str()).to_string();
         let (missing, all) = (release.missing, counted(release.members, "member"));
         let text = format!("a requested release is not in place: {missing} of {all} missing");
         let problem = Problem::new(self.under_way(Cause::Absent), text);
@@ -328,40 +417,37 @@ impl<'f> Case<'f> {
     fn named(&self, typed: &str) -> Finding {
         let shown = Foreign::new(typed).to_string();
         if basics::digest::parse(typed).is_ok() {
-            let with = self.facts.bundles.iter();
-            let with = with.filter(|bundle| bundle.content.as_deref() == Some(typed));
-            let absent = || {
+            let with = self.by_content.get(typed).into_iter().flatten();
+            let best = with.map(|bundle| self.requested(bundle)).min_by_key(rank);
+            return best.unwrap_or_else(|| {
                 let cause = self.under_way(Cause::Absent);
                 Finding::Not(Problem::new(cause, "no bundle has a requested content").with(shown))
-            };
-            let findings = with.map(|bundle| self.bundle(bundle));
-            return findings.min_by_key(rank).unwrap_or_else(absent);
+            });
         }
-        // A receipt also has the name of its bundle.
-        let receipts = self.facts.bundles.iter();
-        let receipts: BTreeMap<&str, &Bundle> = receipts
-            .filter_map(|bundle| Some((bundle.stands_for.as_deref()?, bundle)))
-            .collect();
-        let find = |name: &str| self.by_name.get(name).or(receipts.get(name)).copied();
-        let meant = place::bundle_named(typed, &self.facts.folders, |name| find(name).is_some());
-        let Ok(name) = meant else {
+        let Ok(names) = self.names.meant(typed) else {
             let text = "a requested name is that of several bundles";
             return Finding::Not(Problem::new(Cause::Failed, text).with(shown));
         };
-        match find(&name) {
-            Some(bundle) if bundle.state == State::Skipped => {
-                let text = "a requested bundle has nothing for this node";
-                Finding::Not(Problem::new(Cause::Failed, text).with(shown))
-            }
-            Some(bundle) => self.bundle(bundle),
-            None => {
-                let cause = match &self.facts.folder_problem {
-                    Some(_) => self.under_way(Cause::Waiting),
-                    None => Cause::Failed,
-                };
-                Finding::Not(Problem::new(cause, "a requested bundle does not exist").with(shown))
-            }
+        let bundles = names.iter().filter_map(|name| self.by_name.get(name.as_str()));
+        // The receipts of several releases may stand for bundles of one name.
+        let worst = bundles.map(|bundle| self.requested(bundle)).max_by_key(rank);
+        worst.unwrap_or_else(|| {
+            let cause = match &self.facts.folder_problem {
+                Some(_) => self.under_way(Cause::Waiting),
+                None => Cause::Failed,
+            };
+            Finding::Not(Problem::new(cause, "a requested bundle does not exist").with(shown))
+        })
+    }
+
+    /// Returns the finding about a bundle that a query names. The bundle has to bring something.
+    fn requested(&self, bundle: &Bundle) -> Finding {
+        if bundle.is_skipped {
+            let text = "a requested bundle has nothing for this node";
+            let name = Foreign::new(bundle.name.as_str()).to_string();
+            return Finding::Not(Problem::new(Cause::Failed, text).with(name));
         }
+        self.bundle(bundle)
     }
 
     fn bundle(&self, bundle: &Bundle) -> Finding {
@@ -456,7 +542,7 @@ impl<'f> Case<'f> {
             bundle.state == State::Checking && matches!(self.bundle(bundle), Finding::Held(_))
         });
         let releases = self.facts.releases.iter();
-        let in_place = releases.filter(|release| !matches!(self.release(&release.name), Finding::Not(_)));
+        let in_place = releases.filter(|release| !matches!(self.release(release), Finding::Not(_)));
         Readiness {
             required: self.facts.required.as_ref().map(|required| RequiredCount {
                 images: required.last.references,
@@ -476,12 +562,12 @@ impl<'f> Case<'f> {
     }
 }
 
-/// Returns the order of findings about bundles with the same content, the best one first.
-fn rank(finding: &Finding) -> (u8, u64) {
+/// Returns the order of findings about several bundles, the best one first.
+fn rank(finding: &Finding) -> (u64, Option<Cause>) {
     match finding {
-        Finding::There => (0, 0),
-        Finding::Held(age) => (1, *age),
-        Finding::Not(_) => (2, 0),
+        Finding::There => (0, None),
+        Finding::Held(age) => (age.saturating_add(1), None),
+        Finding::Not(problem) => (u64::MAX, Some(problem.cause)),
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use basics::{Foreign, counted};
 use import::space::{Disk, MinFree, Shortage};
@@ -339,6 +339,13 @@ pub struct RequiredStatus {
     /// Only the daemon knows it.
     #[serde(skip)]
     pub is_unsure: bool,
+    /// Time since the first event that may have changed the result and that no ended check covers.
+    /// Absent without such an event. Only the daemon knows it.
+    #[serde(skip)]
+    pub doubted_for: Option<Duration>,
+    /// Stamps of the files that the check has read. Absent if they could not be read.
+    #[serde(skip)]
+    pub stamp: Option<String>,
 }
 
 /// A required image that is missing.
@@ -505,6 +512,9 @@ pub struct ReceiptStatus {
     pub bundle: Foreign,
     /// Size of its file in bytes.
     pub size: u64,
+    /// True if the bundle lay outside the images folders, and `airgapd import` made the receipt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
     /// Its content digest. Absent for a receipt that no import has read since its ledger was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog: Option<Digest>,
@@ -784,6 +794,7 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
             .map(|of| ReceiptStatus {
                 bundle: Foreign::new(of.bundle.clone()),
                 size: of.identity.size,
+                by_hand: of.by_hand,
                 catalog: of.catalog.clone(),
             }),
         imported_at: imported.map(|imported| imported.at),

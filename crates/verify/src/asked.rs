@@ -7,10 +7,12 @@
 
 mod files;
 mod k0s;
+mod stamps;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use import::Reference;
 use platforms::Platform;
@@ -20,6 +22,7 @@ use serde::Serialize;
 use files::Text;
 pub use files::read as read_text;
 pub use k0s::{K0sAnswer, K0sQuestion, is_foreign_program};
+pub use stamps::Stamps;
 
 /// All sources that the operator can name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,6 +50,22 @@ impl Sources {
             && self.manifests.is_empty()
             && self.static_pods.is_none()
             && self.sandbox_image.is_none()
+    }
+}
+
+/// The source that is being read. A read from a dead network mount never ends, and the caller that
+/// gives it up names the source.
+#[derive(Clone, Debug, Default)]
+pub struct Reading(Arc<Mutex<Option<PathBuf>>>);
+
+impl Reading {
+    /// Returns the file or folder that is being read, or was read last.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn begin(&self, path: &Path) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.to_owned());
     }
 }
 
@@ -140,25 +159,68 @@ pub struct Needs {
     pub notes: Vec<String>,
     /// The reasons why the list is not complete.
     pub mistakes: Vec<String>,
+    reading: Reading,
 }
 
 impl Needs {
+    /// Returns no needs yet. `reading` follows the sources.
+    pub fn followed_by(reading: &Reading) -> Needs {
+        Needs {
+            reading: reading.clone(),
+            ..Needs::default()
+        }
+    }
+
     /// Adds all sources except the answer of containerd itself. `platform` is the node's. `None` is
     /// this machine's.
+    ///
+    /// A list or a manifest without any image is a mistake, since it may be a copy that was cut
+    /// off. Many nodes have no static pods. So their folder may lack images if another source has
+    /// some.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
         let typed = sources.references.iter();
         self.found
             .extend(typed.map(|reference| Source::bare(Kind::List, reference.clone())));
         for list in &sources.images {
-            self.add_list(list);
+            self.add_source(list, Needs::add_list);
         }
         if sources.k0s.is_given() {
+            let files = [&sources.k0s.image_set, &sources.k0s.k0s_config];
+            files
+                .into_iter()
+                .flatten()
+                .for_each(|file| self.reading.begin(file));
             self.add_k0s(&sources.k0s, platform).await;
         }
-        self.add_manifests(&sources.manifests, Kind::Manifest);
-        self.add_manifests(sources.static_pods.as_slice(), Kind::StaticPod);
+        for path in &sources.manifests {
+            self.add_source(path, |needs, path| needs.add_manifests(&[path], Kind::Manifest));
+        }
+        if let Some(folder) = &sources.static_pods {
+            self.reading.begin(folder);
+            self.add_manifests(&[folder], Kind::StaticPod);
+            let is_empty = self.found.is_empty() && sources.sandbox_image.is_none();
+            if is_empty && self.mistakes.is_empty() {
+                self.mistakes.push(format!(
+                    "{}: no static pod names an image, and no other source does: name a source with images",
+                    folder.display()
+                ));
+            }
+        }
         if let Some(image) = &sources.sandbox_image {
             self.add_sandbox(image.clone());
+        }
+    }
+
+    /// Adds a source. If it can be read and names no image, that is a mistake.
+    fn add_source(&mut self, path: &Path, add: impl FnOnce(&mut Needs, &Path)) {
+        self.reading.begin(path);
+        let before = (self.found.len(), self.mistakes.len());
+        add(self, path);
+        if before == (self.found.len(), self.mistakes.len()) {
+            self.mistakes.push(format!(
+                "{} names no image: copy it again if it was cut off, or leave this source out",
+                files::name(path)
+            ));
         }
     }
 
@@ -248,4 +310,108 @@ fn normalised(given: &str) -> String {
     given
         .parse::<Reference>()
         .map_or_else(|_| given.to_owned(), |reference| reference.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const POD: &str =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{image: r.test/p:1}]}\n";
+
+    /// Returns the mistakes in sources, without the name of their folder.
+    async fn mistakes(folder: &Path, sources: &Sources) -> Vec<String> {
+        let mut needs = Needs::default();
+        needs.add(sources, None).await;
+        let prefix = format!("{}/", folder.display());
+        let mistakes = needs.mistakes.iter();
+        mistakes.map(|mistake| mistake.replace(&prefix, "")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_source_without_an_image_is_a_mistake_beside_others_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["apps", "none/deep"] {
+            fs::create_dir_all(at(name)).expect("a folder");
+        }
+        for (name, text) in [
+            ("list.txt", "r.test/a:1"),
+            ("empty.txt", ""),
+            ("comments.txt", "# r.test/a:1\n"),
+            ("apps/pod.yaml", POD),
+            ("service.yaml", "apiVersion: v1\nkind: Service\n"),
+            ("none/deep/values.yaml", "a: 1"),
+        ] {
+            fs::write(at(name), text).expect("a file");
+        }
+        let cut = |name: &str| {
+            format!("{name} names no image: copy it again if it was cut off, or leave this source out")
+        };
+        let table: [(&[&str], &[&str], &[&str]); 6] = [
+            (&["list.txt"], &["apps"], &[]),
+            (&["empty.txt"], &[], &["empty.txt"]),
+            (
+                &["list.txt", "empty.txt", "comments.txt"],
+                &[],
+                &["empty.txt", "comments.txt"],
+            ),
+            (&["list.txt"], &["none"], &["none"]),
+            (&[], &["apps", "service.yaml"], &["service.yaml"]),
+            (&["empty.txt"], &["none", "apps"], &["empty.txt", "none"]),
+        ];
+        for (images, manifests, wanted) in table {
+            let paths = |names: &[&str]| names.iter().map(|name| at(name)).collect();
+            let sources = Sources {
+                images: paths(images),
+                manifests: paths(manifests),
+                ..Sources::default()
+            };
+            let wanted: Vec<String> = wanted.iter().map(|name| cut(name)).collect();
+            assert_eq!(
+                mistakes(folder.path(), &sources).await,
+                wanted,
+                "{images:?} {manifests:?}"
+            );
+        }
+        // The reason why a source cannot be read is enough.
+        let sources = Sources {
+            images: vec![at("absent.txt")],
+            ..Sources::default()
+        };
+        let [mistake] = &mistakes(folder.path(), &sources).await[..] else {
+            panic!("not one mistake")
+        };
+        assert!(mistake.starts_with("cannot read absent.txt"), "{mistake}");
+    }
+
+    #[tokio::test]
+    async fn a_folder_of_static_pods_may_be_empty_if_another_source_has_images() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let list = folder.path().join("list.txt");
+        fs::write(&list, "r.test/a:1").expect("a file");
+        let pods = folder.path().join("pods");
+        fs::create_dir(&pods).expect("a folder");
+        let alone = Sources {
+            static_pods: Some(pods.clone()),
+            ..Sources::default()
+        };
+        let with_list = Sources {
+            images: vec![list],
+            ..alone.clone()
+        };
+        let with_sandbox = Sources {
+            sandbox_image: Some("r.test/pause:1".to_owned()),
+            ..alone.clone()
+        };
+        let text = "pods: no static pod names an image, and no other source does: name a source with images";
+        assert_eq!(mistakes(folder.path(), &alone).await, [text]);
+        for sources in [with_list, with_sandbox] {
+            assert_eq!(mistakes(folder.path(), &sources).await, Vec::<String>::new());
+        }
+        fs::write(pods.join("p"), POD).expect("a file");
+        assert_eq!(mistakes(folder.path(), &alone).await, Vec::<String>::new());
+    }
 }

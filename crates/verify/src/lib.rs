@@ -11,6 +11,9 @@ mod inventory;
 mod sought;
 
 pub use answer::{Answer, Status, answer};
-pub use asked::{K0sAnswer, K0sQuestion, Kind, Need, Needs, Source, Sources, is_foreign_program, read_text};
+pub use asked::{
+    K0sAnswer, K0sQuestion, Kind, Need, Needs, Reading, Source, Sources, Stamps, is_foreign_program,
+    read_text,
+};
 pub use inventory::{Held, Inventory, Snapshots};
 pub use sought::Sought;

@@ -27,7 +27,7 @@ use node::images::folder::{Depth, Ending, Folder};
 use node::images::keys::TrustedKeys;
 use node::place::Place;
 use node::releases;
-use node::required;
+use node::required::{self, Reader};
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
 use node::state::ledger::{self, Entry, Ledger};
@@ -198,7 +198,7 @@ pub(super) async fn look(settings: &Settings, node: &Place, wanted: Wanted) -> D
             }
             let mut status = without_daemon(settings, node, &ledger, &runtime);
             if let (Ok(runtime), false) = (&runtime, settings.require.is_empty()) {
-                match required::check(settings, runtime).await {
+                match required::check(settings, runtime, &Reader::default()).await {
                     Ok(required) => status.required = Some(required),
                     Err(error) => wrong.push(basics::chain(&error)),
                 }

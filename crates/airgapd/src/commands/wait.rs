@@ -4,7 +4,7 @@
 mod now;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use basics::{Foreign, counted};
@@ -17,6 +17,7 @@ use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
 use node::control::{self, StatusReply, Unanswered, Want};
 use node::place;
+use node::receipts;
 use node::settings::Settings;
 use node::state::ledger::{self, Ledger};
 use node::status::{BundleStatus, IgnoredStatus, ReleaseStatus, RequiredStatus, State, Status};
@@ -187,6 +188,8 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
 struct Waiting {
     /// Folder of the ledger.
     state_dir: PathBuf,
+    /// Folder of receipts.
+    receipts: PathBuf,
     /// Kind of the next request. Each one makes the daemon list the folder, since on a file system
     /// without events the daemon lists it rarely.
     want: Want,
@@ -207,6 +210,7 @@ impl Waiting {
     fn new(args: &WaitArgs, settings: &Settings) -> Waiting {
         Waiting {
             state_dir: settings.state_dir.clone(),
+            receipts: receipts::folder(settings),
             // One check is enough: after it, the daemon knows by itself when to check again.
             want: match args.required {
                 true => Want::Checked,
@@ -247,7 +251,7 @@ impl Waiting {
     }
 
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
-        let typed = match meant(&args.bundles, &status) {
+        let typed = match meant(&args.bundles, &status, &self.receipts) {
             Ok(typed) => typed,
             Err(ambiguous) => return (Some(Outcome::Failed), Some(ambiguous)),
         };
@@ -313,15 +317,24 @@ impl Waiting {
 }
 
 /// Returns the names of the bundles that the command line means: a path, or the name in any of the
-/// images folders.
-fn meant(typed: &[String], status: &Status) -> Result<Vec<String>, String> {
-    let folders: Vec<PathBuf> = status.folder_paths().into_iter().map(PathBuf::from).collect();
+/// images folders. A bundle whose file is gone counts by its receipt.
+fn meant(typed: &[String], status: &Status, receipts: &Path) -> Result<Vec<String>, String> {
+    let folders = status.folder_paths().into_iter().map(PathBuf::from);
+    let folders = folders.filter(|folder| folder != receipts);
     let there = status.bundles.iter().filter(|bundle| bundle.state != State::Gone);
-    let there = there.map(|bundle| bundle.name.raw());
+    let files = there.clone().filter(|bundle| bundle.receipt_of.is_none());
     let ignored = status.ignored.iter().map(|ignored| ignored.name.raw());
-    let known: BTreeSet<&str> = there.chain(ignored).collect();
+    let receipts = there.filter_map(|bundle| {
+        let of = bundle.receipt_of.as_ref().filter(|of| !of.by_hand)?;
+        Some((of.bundle.raw(), bundle.name.raw()))
+    });
+    let names = place::Names::new(
+        folders.collect(),
+        files.map(|bundle| bundle.name.raw()).chain(ignored),
+        receipts,
+    );
     let meant = |name: &String| {
-        place::bundle_named(name, &folders, |bundle| known.contains(bundle)).map_err(|several| {
+        names.meant(name).map_err(|several| {
             let several: Vec<String> = several
                 .into_iter()
                 .map(|name| Foreign::new(name).to_string())
@@ -333,7 +346,8 @@ fn meant(typed: &[String], status: &Status) -> Result<Vec<String>, String> {
             )
         })
     };
-    typed.iter().map(meant).collect()
+    let meant: Result<Vec<Vec<String>>, String> = typed.iter().map(meant).collect();
+    Ok(meant?.into_iter().flatten().collect())
 }
 
 fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
@@ -553,7 +567,7 @@ fn has(bundles: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use node::status::{ContainerdStatus, DaemonStatus, FolderStatus};
+    use node::status::{ContainerdStatus, DaemonStatus, FolderStatus, ReceiptStatus};
 
     type Judged = (Option<Outcome>, Option<String>);
 
@@ -594,6 +608,52 @@ mod tests {
             false => Verdict::of_bundles(&status, wanted(&status, &names)),
         };
         judge(&status, &verdict, &names, allow_empty)
+    }
+
+    /// `wait --now` has the same names, by the same resolver.
+    #[test]
+    fn a_bundle_is_waited_for_by_its_file_and_without_it_by_its_receipt() {
+        let folder = |path: &str| FolderStatus {
+            path: path.to_owned(),
+            ..FolderStatus::default()
+        };
+        let receipt = |name: &str, of: &str, by_hand| BundleStatus {
+            receipt_of: Some(ReceiptStatus {
+                bundle: Foreign::new(of.to_owned()),
+                size: 1,
+                by_hand,
+                catalog: None,
+            }),
+            ..BundleStatus::named(name.as_ref(), State::Done)
+        };
+        let status = Status {
+            folder: folder("/images"),
+            more_folders: vec![folder("/os"), folder("/state/receipts")],
+            bundles: vec![
+                BundleStatus::named("/os/os.tar".as_ref(), State::Done),
+                BundleStatus::named("both.tar".as_ref(), State::Importing),
+                receipt("/state/receipts/both.tar", "both.tar", false),
+                receipt("/state/receipts/shop.tar", "shop.tar", false),
+                receipt("/state/receipts/by-hand-1-hand.tar", "hand.tar", true),
+                // No import has read it yet.
+                BundleStatus::named("/state/receipts/new.tar".as_ref(), State::Queued),
+                BundleStatus::named("new.tar".as_ref(), State::Queued),
+            ],
+            ..Status::default()
+        };
+        for (typed, wanted) in [
+            ("shop.tar", "/state/receipts/shop.tar"),
+            ("/images/shop.tar", "/state/receipts/shop.tar"),
+            ("/state/receipts/shop.tar", "/state/receipts/shop.tar"),
+            ("both.tar", "both.tar"),
+            ("/images/both.tar", "both.tar"),
+            ("new.tar", "new.tar"),
+            ("os.tar", "/os/os.tar"),
+            ("hand.tar", "hand.tar"),
+        ] {
+            let meant = meant(&[typed.to_owned()], &status, Path::new("/state/receipts"));
+            assert_eq!(meant, Ok(vec![wanted.to_owned()]), "{typed}");
+        }
     }
 
     #[test]

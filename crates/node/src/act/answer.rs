@@ -40,6 +40,7 @@ const MOST_KEPT: usize = 16;
 pub(super) struct Asked {
     /// None if the socket could not be created.
     served: Option<Served>,
+    remembered: Remembered,
     /// The questions of clients that wait for news.
     kept: Vec<Question>,
     /// Questions that came during an errand and that the state alone cannot answer.
@@ -55,11 +56,10 @@ pub(super) struct Asked {
     unserved: Option<Unserved>,
 }
 
-/// The clients, and the memory of readiness.
+/// The clients.
 struct Served {
     server: Server,
     questions: mpsc::Receiver<Question>,
-    remembered: Remembered,
 }
 
 /// The metrics file that node_exporter reads.
@@ -99,13 +99,7 @@ impl Asked {
             Ok((server, questions)) => {
                 let serve = |address| Unserved::serve(address, &server);
                 let unserved = settings.metrics_address.and_then(serve);
-                let remembered = Remembered::open(folder);
-                let served = Served {
-                    server,
-                    questions,
-                    remembered,
-                };
-                (Some(served), unserved)
+                (Some(Served { server, questions }), unserved)
             }
             Err(error) => {
                 warn!("no control socket in {}: {error}", folder.display());
@@ -120,6 +114,7 @@ impl Asked {
         let file = settings.metrics_file.clone().or_else(by_default);
         Asked {
             served,
+            remembered: Remembered::open(folder),
             kept: Vec::new(),
             put_off: VecDeque::new(),
             news_looked: Instant::now(),
@@ -188,18 +183,19 @@ impl Asked {
 
     /// Notes what the status says about readiness, and posts it for the connections.
     pub(super) fn note_ready(&mut self, status: &Status, state: &State, now: Instant) {
-        if let Some(served) = &mut self.served {
-            served.server.desk().post(served.remembered.note(status, state));
-            served.remembered.save_if_due(now);
+        let facts = self.remembered.note(status, state);
+        if let Some(served) = &self.served {
+            served.server.desk().post(facts);
+            self.remembered.save_if_due(now);
         }
     }
 
     /// Removes the metrics file and the node features. Otherwise they would call the node healthy
     /// after the daemon's end. Leaves the memory of readiness to the next daemon.
     pub(super) fn end(&mut self, status: &Status, state: &State) {
-        if let Some(served) = &mut self.served {
-            served.remembered.note(status, state);
-            served.remembered.save(Instant::now());
+        self.remembered.note(status, state);
+        if self.served.is_some() {
+            self.remembered.save(Instant::now());
         }
         self.features.iter().for_each(FeatureFile::end);
         if let Some(file) = &self.metrics {
@@ -250,15 +246,16 @@ impl Asked {
         let status = view.status(self);
         match question.topic {
             Topic::Metrics => {
-                let text = view.hands.metrics.text(&status);
+                let facts = self.remembered.note(&status, view.state);
+                let text = view.hands.metrics.text(&status, &facts.standing(facts.at));
                 let _ = question.answer.send(Answer::Metrics(text));
             }
             Topic::Facts => {
-                if let Some(served) = &mut self.served {
-                    let facts = served.remembered.note(&status, view.state);
+                let facts = self.remembered.note(&status, view.state);
+                if let Some(served) = &self.served {
                     served.server.desk().post(Arc::clone(&facts));
-                    let _ = question.answer.send(Answer::Facts(facts));
                 }
+                let _ = question.answer.send(Answer::Facts(facts));
             }
             _ if self.waits_for_news(&question, &status) => self.kept.push(question),
             _ => {
@@ -308,7 +305,9 @@ impl Daemon {
 
     fn write_features_if_due(&mut self, now: Instant) {
         if let Some(mut features) = self.asked.features.take_if(|features| features.due() <= now) {
-            features.write(&self.snapshot(), now);
+            let status = self.snapshot();
+            let facts = self.asked.remembered.note(&status, &self.state);
+            features.write(&status, &facts.standing(facts.at), now);
             self.asked.features = Some(features);
         }
     }
@@ -322,7 +321,8 @@ impl Daemon {
             return;
         }
         let status = self.snapshot();
-        let text = self.hands.metrics.text(&status);
+        let facts = self.asked.remembered.note(&status, &self.state);
+        let text = self.hands.metrics.text(&status, &facts.standing(facts.at));
         let Some(file) = &mut self.asked.metrics else {
             return;
         };
@@ -403,7 +403,7 @@ impl View<'_> {
                 &bundles,
                 releases::Rules::of(&self.state.settings),
             ),
-            required: self.state.required_status(),
+            required: self.state.required_status(Instant::now()),
             unpack: self.state.unpack_status(),
             bundles,
             ignored: status::ignored(&self.state.roster),

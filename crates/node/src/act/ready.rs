@@ -10,6 +10,7 @@ use tracing::debug;
 
 use crate::metrics;
 use crate::ready::{Circumstances, Facts, Memory};
+use crate::receipts;
 use crate::state::State;
 use crate::status::Status;
 use crate::sys;
@@ -55,7 +56,8 @@ impl Remembered {
                 .containerd
                 .clone()
                 .filter(|_| state.connection.is_up()),
-            key: state.settings.requirement(),
+            key: state.requirement(),
+            receipts: receipts::folder(&state.settings),
         };
         let facts = Facts::of(status, circumstances).noted_in(&mut self.memory);
         Arc::new(facts)

@@ -157,7 +157,7 @@ impl State {
             turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
             self.connection = Connection::Down { next };
             turn.act(Action::Disconnect);
-            self.required.lose();
+            self.required.lose(turn.now);
         }
         self.roster.doubt();
     }
@@ -216,7 +216,7 @@ impl State {
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
-        self.required.doubt();
+        self.required.doubt(turn.now);
         let is_deleted = event.kind == ImageChange::ContentDeleted;
         if !is_deleted && let Some(job) = self.lanes.writer_of(&event.name) {
             // The job most likely made the change. If another program did, the comparison after the
@@ -264,7 +264,7 @@ impl State {
         }
         up.compare = now + resync;
         up.begun = Some(now);
-        self.required.doubt();
+        self.required.doubt(now);
         self.unpack.doubt();
         turn.send(Errand::Survey {
             labels: self.labels_in_doubt(turn.at),

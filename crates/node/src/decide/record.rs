@@ -153,7 +153,7 @@ impl State {
         if matches!(came, Came::Imported(_) | Came::Untried(_) | Came::Pulled { .. }) {
             // containerd's events about the import may arrive after a client's question about the
             // required images.
-            self.required.doubt();
+            self.required.doubt(turn.now);
         }
         match came {
             Came::NotNow => {

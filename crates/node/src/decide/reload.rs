@@ -27,7 +27,12 @@ impl State {
             postponed,
         } = reloaded;
         self.configuration_problem = None;
+        // Lists and manifests change without the configuration.
+        let is_other = applied.is_empty() && self.require_anew(turn);
         match (applied.is_empty(), postponed.is_empty()) {
+            (true, _) if is_other => turn.say(Line::info(
+                "the configuration was read again: files under `require` changed",
+            )),
             (true, true) => turn.say(Line::info(
                 "the configuration was read again: nothing has changed",
             )),

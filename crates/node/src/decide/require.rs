@@ -21,6 +21,11 @@ const PACE: Duration = Duration::from_secs(10);
 /// Length of the pause after a check, as a multiple of the check's own length. It keeps the share
 /// of checks in the daemon's time small.
 const SHARE: u32 = 10;
+/// Longest pause after a check. With checks of up to 15 s, a doubtful result is then replaced before
+/// readiness ends with it ([`crate::ready::TRUST`]).
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Time between two checks if the sources cannot be read. No event tells that a mount is back.
+const AGAIN: Duration = Duration::from_secs(60);
 /// Number of images that a log line names. The line counts the others.
 const MOST_NAMED: usize = 5;
 
@@ -42,7 +47,13 @@ pub(crate) struct RequiredState {
     begun: Option<Instant>,
     /// True if nothing has happened since the last check began that could change its result.
     is_current: bool,
+    /// Time of the first event that may have changed the result and that no ended check covers.
+    doubted: Option<Instant>,
+    /// Time of the first such event since the running check began.
+    doubted_later: Option<Instant>,
     last: Option<RequiredStatus>,
+    /// Stamps of the files under `require`, as the last check or the last look at them found them.
+    stamp: Option<String>,
     /// No check begins before this time.
     earliest: Option<Instant>,
     /// Start of the last check that has ended.
@@ -57,20 +68,31 @@ pub(crate) struct RequiredState {
 
 impl RequiredState {
     /// Notes an event that may change the result.
-    pub(super) fn doubt(&mut self) {
+    pub(super) fn doubt(&mut self, now: Instant) {
         self.is_current = false;
+        let doubted = match self.begun {
+            Some(_) => &mut self.doubted_later,
+            None => &mut self.doubted,
+        };
+        doubted.get_or_insert(now);
     }
 
     /// Notes that containerd did not answer.
-    pub(super) fn lose(&mut self) {
-        (self.is_current, self.is_unsure, self.is_later) = (false, true, false);
+    pub(super) fn lose(&mut self, now: Instant) {
+        self.doubt(now);
+        (self.is_unsure, self.is_later) = (true, false);
+    }
+
+    /// Returns true if the files under `require` are not those that the last check has read.
+    fn is_of_other_files(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| last.stamp != self.stamp)
     }
 }
 
 impl State {
     /// Schedules a check for the next step, even if the last result is current.
-    pub(super) fn require_soon(&mut self) {
-        self.required.doubt();
+    pub(super) fn require_soon(&mut self, now: Instant) {
+        self.required.doubt(now);
         self.required.earliest = None;
     }
 
@@ -80,15 +102,46 @@ impl State {
         if before.begun.is_some() {
             turn.act(Action::AbortCheck);
         }
-        self.required.said = before.said;
+        (self.required.said, self.required.stamp) = (before.said, before.stamp);
+    }
+
+    /// Applies a look at the files under `require`. `None`: a file system does not answer.
+    pub(super) fn on_stamped(&mut self, stamp: Option<String>) {
+        self.required.stamp = stamp;
+    }
+
+    /// Checks the required images again after the configuration was read without a change. A list
+    /// under `require` may have changed instead, and then the last result counts no more. Returns
+    /// true if so.
+    pub(super) fn require_anew(&mut self, turn: &mut Turn) -> bool {
+        let is_other = self.required.is_of_other_files();
+        match is_other {
+            true => self.forget_required(turn),
+            false => self.require_soon(turn.now),
+        }
+        is_other
+    }
+
+    /// Returns a short form of the requirement: of the configuration, and of the files that it
+    /// names. Returns `None` if the files are not known.
+    pub(crate) fn requirement(&self) -> Option<String> {
+        let stamp = self.required.stamp.as_ref()?;
+        Some(format!("{}-{stamp}", self.settings.requirement()))
     }
 
     /// Returns the time of the next check, or `None` if none is due.
     pub(super) fn require_due(&self, now: Instant) -> Option<Instant> {
         let required = &self.required;
         let is_wanted = !self.settings.require.is_empty() && self.connection.is_up();
-        if !is_wanted || required.is_current || required.begun.is_some() {
+        if !is_wanted || required.begun.is_some() {
             return None;
+        }
+        if required.is_current {
+            let is_unread = required.last.as_ref().is_some_and(|last| last.problem.is_some());
+            return required
+                .checked
+                .filter(|_| is_unread)
+                .map(|checked| checked + AGAIN);
         }
         let paced = required.checked.filter(|_| !self.lanes.is_empty());
         let paced = paced.map_or(now, |checked| checked + PACE);
@@ -101,6 +154,7 @@ impl State {
             self.required.begun = Some(turn.now);
             // Every event from now on makes the result doubtful again.
             (self.required.is_current, self.required.is_later) = (true, true);
+            self.required.doubted_later = None;
             turn.act(Action::Check);
         }
         self.say_required(turn);
@@ -115,20 +169,28 @@ impl State {
         let took = turn.now.saturating_duration_since(begun);
         required.checked = Some(begun);
         required.is_unsure &= !required.is_later;
-        required.earliest = Some(turn.now + BURST.max(took * SHARE));
+        required.earliest = Some(turn.now + (took * SHARE).clamp(BURST, LONGEST_PAUSE));
+        let later = required.doubted_later.take();
         match checked {
-            Checked::Found(found) => required.last = Some(found),
+            Checked::Found(found) => {
+                required.doubted = later;
+                required.stamp.clone_from(&found.stamp);
+                required.last = Some(found);
+            }
             Checked::Panicked(text) => {
+                required.doubted = later;
                 required.last = Some(RequiredStatus {
                     checked_at: Some(turn.at),
                     problem: Some(text),
+                    stamp: required.stamp.clone(),
                     ..RequiredStatus::default()
                 });
             }
             // Other decisions find out whether containerd is away, and log that.
             Checked::Failed(why) => {
                 turn.say(Line::debug(format!("cannot check the required images: {why}")));
-                required.lose();
+                required.doubted = required.doubted.or(later);
+                required.lose(turn.now);
                 required.earliest = Some(turn.now + PACE);
             }
         }
@@ -144,13 +206,15 @@ impl State {
     }
 
     /// Returns the daemon's answer to a client, or `None` if the configuration requires nothing.
-    pub(crate) fn required_status(&self) -> Option<RequiredStatus> {
+    pub(crate) fn required_status(&self, now: Instant) -> Option<RequiredStatus> {
         if self.settings.require.is_empty() {
             return None;
         }
+        let doubted = self.required.doubted.or(self.required.doubted_later);
         Some(RequiredStatus {
             is_current: self.current_result().is_some(),
             is_unsure: self.required.is_unsure,
+            doubted_for: doubted.map(|doubted| now.saturating_duration_since(doubted)),
             ..self.required.last.clone().unwrap_or_default()
         })
     }
@@ -253,7 +317,7 @@ mod tests {
             references: 9,
             missing: (0..missing).map(image).collect(),
             names: vec![super::super::claims::image(1)],
-            is_unsure: false,
+            ..RequiredStatus::default()
         }
     }
 
@@ -283,6 +347,17 @@ mod tests {
         let now = world.turn().now;
         let due = world.state.require_due(now)?;
         Some(due.saturating_duration_since(now))
+    }
+
+    /// Returns the daemon's answer to a client.
+    fn status(world: &mut World) -> Option<RequiredStatus> {
+        let now = world.turn().now;
+        world.state.required_status(now)
+    }
+
+    /// Returns the age of the first doubt that no ended check covers.
+    fn doubt(world: &mut World) -> Option<Duration> {
+        status(world).and_then(|status| status.doubted_for)
     }
 
     fn lines(turn: &Turn) -> Vec<(Level, Option<Outcome>, &str)> {
@@ -354,16 +429,12 @@ mod tests {
         away.is_up = false;
         away.go_on();
         assert_eq!((wait(&mut away), away.checks), (None, 0));
-        assert!(
-            away.state
-                .required_status()
-                .is_some_and(|found| !found.is_current)
-        );
+        assert!(status(&mut away).is_some_and(|found| !found.is_current));
         let mut world = world();
         world.state.settings = Settings::default().into();
         world.go_on();
         assert_eq!((wait(&mut world), world.checks), (None, 0));
-        assert_eq!(world.state.required_status(), None);
+        assert_eq!(status(&mut world), None);
     }
 
     #[test]
@@ -377,7 +448,7 @@ mod tests {
         let turn = after(&mut world, Event::Checked(failed));
         assert!(lines(&turn).iter().all(|(level, ..)| *level == Level::Debug));
         assert_eq!(wait(&mut world), Some(PACE));
-        let status = world.state.required_status().unwrap();
+        let status = status(&mut world).unwrap();
         assert_eq!((status.missing.len(), status.is_current), (2, false));
     }
 
@@ -386,7 +457,7 @@ mod tests {
         let mut world = checking();
         for _ in 0..3 {
             end(&mut world, Checked::Panicked("a panic: no way".to_owned()));
-            let status = world.state.required_status().unwrap();
+            let status = status(&mut world).unwrap();
             assert_eq!(status.problem.as_deref(), Some("a panic: no way"));
             assert!(status.is_current && status.checked_at.is_some() && status.summary().is_none());
             world.take(Event::CheckWanted);
@@ -396,6 +467,99 @@ mod tests {
             said(&world, "cannot check the required images: a panic: no way"),
             1
         );
+    }
+
+    #[test]
+    fn a_doubt_is_as_old_as_the_first_event_that_no_ended_check_covers() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(doubt(&mut world), None);
+        change(&mut world);
+        world.pass(2 * SECOND);
+        world.go_on();
+        assert!(world.checking.is_some());
+        world.pass(SECOND);
+        change(&mut world);
+        world.pass(SECOND);
+        change(&mut world);
+        // The running check covers the first event, and has not ended.
+        assert_eq!(doubt(&mut world), Some(4 * SECOND));
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(
+            doubt(&mut world),
+            Some(SECOND),
+            "it began before the second event"
+        );
+        // A check that failed covers nothing.
+        world.pass(60 * SECOND);
+        world.go_on();
+        end(&mut world, Checked::Failed("it is away".to_owned()));
+        assert_eq!(doubt(&mut world), Some(61 * SECOND));
+        world.pass(PACE);
+        world.go_on();
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(doubt(&mut world), None);
+    }
+
+    #[test]
+    fn the_pause_after_a_long_check_is_shorter_than_a_doubtful_result_holds() {
+        let mut world = checking();
+        world.pass(8 * SECOND);
+        end(&mut world, Checked::Found(found(0)));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(LONGEST_PAUSE));
+        let with_checks = LONGEST_PAUSE + 2 * 15 * SECOND;
+        assert!(with_checks <= crate::ready::TRUST);
+    }
+
+    #[test]
+    fn sources_that_cannot_be_read_are_read_again_after_a_minute_without_an_event() {
+        let mut world = checking();
+        let unread = RequiredStatus {
+            problem: Some("cannot read list.txt".to_owned()),
+            ..found(0)
+        };
+        end(&mut world, Checked::Found(unread));
+        assert_eq!(wait(&mut world), Some(AGAIN));
+        assert!(status(&mut world).is_some_and(|status| status.is_current));
+        world.pass(AGAIN);
+        world.go_on();
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(wait(&mut world), None);
+    }
+
+    #[test]
+    fn a_reload_without_a_change_checks_again_and_drops_the_result_if_a_list_has_changed() {
+        let stamped = |stamp: &str| RequiredStatus {
+            stamp: Some(stamp.to_owned()),
+            ..found(0)
+        };
+        let (same, other) = (Some("one".to_owned()), Some("two".to_owned()));
+        for (stamp, is_dropped, line) in [
+            (same, false, "nothing has changed"),
+            (other, true, "files under `require` changed"),
+            // A file system that does not answer may have other files.
+            (None, true, "files under `require` changed"),
+        ] {
+            let mut world = checking();
+            end(&mut world, Checked::Found(stamped("one")));
+            let before = world.state.requirement();
+            assert!(before.is_some());
+            world.take(Event::Stamped(stamp.clone()));
+            let reloaded = Reloaded {
+                settings: (*world.state.settings).clone(),
+                applied: Vec::new(),
+                postponed: Vec::new(),
+            };
+            world.take(Event::Reloaded(Box::new(reloaded), None));
+            assert_eq!(said(&world, line), 1, "{stamp:?}");
+            assert_eq!(wait(&mut world), Some(Duration::ZERO), "{stamp:?}");
+            let status = status(&mut world).unwrap();
+            assert_eq!(status.checked_at.is_none(), is_dropped, "{stamp:?}");
+            let now = world.state.requirement();
+            assert_eq!(now.is_some(), stamp.is_some(), "{stamp:?}");
+            assert_eq!(now == before, !is_dropped, "{stamp:?}");
+        }
     }
 
     #[test]
@@ -467,7 +631,7 @@ mod tests {
         let is_aborted = |action: &&Action| matches!(action, Action::AbortCheck);
         assert_eq!(turn.actions.iter().filter(is_aborted).count(), 1);
         world.checking = None;
-        let status = world.state.required_status().unwrap();
+        let status = status(&mut world).unwrap();
         assert_eq!((status.missing.len(), status.checked_at), (0, None));
         world.go_on();
         end(&mut world, Checked::Found(found(1)));

@@ -4,13 +4,22 @@ use basics::digest;
 use jiff::Timestamp;
 
 use super::*;
-use crate::status::{ContainerdStatus, ErrorStatus, ReceiptStatus, UnpackStatus, VanishedStatus};
+use crate::ready::{Circumstances, Facts};
+use crate::status::{
+    ContainerdStatus, ErrorStatus, MissingStatus, ReceiptStatus, UnpackStatus, VanishedStatus,
+};
 use crate::verdict::Verdict;
 
 /// Returns the samples of a family.
 fn samples<'t>(text: &'t str, name: &str) -> Vec<&'t str> {
     let is_of = |line: &&str| line.split(['{', ' ']).next() == Some(name);
     text.lines().filter(is_of).collect()
+}
+
+/// Returns the metrics of a node that has just looked at everything.
+fn text_of(metrics: &Metrics, status: &Status) -> String {
+    let facts = Facts::of(status, Circumstances::default());
+    metrics.text(status, &facts.standing(facts.at))
 }
 
 /// Returns a status with a thousand bundles, each with the state that `state` returns.
@@ -77,7 +86,7 @@ fn a_node_has_no_more_than_200_series_with_a_thousand_bundles() {
         ("half of them", thousand(half), 50, 50, 900),
     ];
     for (case, status, in_place, not_in_place, not_shown) in table {
-        let text = of_a_long_life().text(&status);
+        let text = text_of(&of_a_long_life(), &status);
         let series = text.lines().filter(|line| !line.starts_with('#')).count();
         assert!(series <= 200, "{case}: {series} series");
         assert!(series >= 100, "{case}: {series} series are not all there can be");
@@ -96,11 +105,19 @@ fn of_many_releases_those_that_are_not_in_place_are_named() {
         in_place: number != 70,
         ..ReleaseStatus::default()
     };
-    let status = Status {
+    let mut status = Status {
         releases: (0..80).map(release).collect(),
         ..Status::default()
     };
-    let text = Metrics::new().text(&status);
+    let in_place = |status: &Status| {
+        let text = text_of(&Metrics::new(), status);
+        let named = samples(&text, "airgapd_release_in_place").into_iter();
+        named.filter(|line| line.ends_with(" 1")).count()
+    };
+    assert_eq!(in_place(&status), 0, "nothing is known without containerd");
+    status.containerd.reachable = true;
+    assert_eq!(in_place(&status), 49);
+    let text = text_of(&Metrics::new(), &status);
     let named = samples(&text, "airgapd_release_in_place");
     assert_eq!(named.len(), 50);
     assert!(
@@ -111,8 +128,37 @@ fn of_many_releases_those_that_are_not_in_place_are_named() {
         samples(&text, "airgapd_releases_not_shown"),
         ["airgapd_releases_not_shown 30"]
     );
-    let without = Metrics::new().text(&Status::default());
+    let without = text_of(&Metrics::new(), &Status::default());
     assert!(!without.contains("release"), "{without}");
+}
+
+/// The metrics have the answers of `/ready`.
+#[test]
+fn the_state_of_the_required_images_is_known_while_ready_has_an_answer() {
+    let mut status = thousand(|_| State::Done);
+    let required = |change: fn(&mut RequiredStatus), status: &Status| {
+        let mut status = status.clone();
+        change(status.required.as_mut().expect("images are required"));
+        let text = text_of(&Metrics::new(), &status);
+        let counts = samples(&text, "airgapd_required_missing_images").len();
+        (samples(&text, "airgapd_required_up")[0].to_owned(), counts)
+    };
+    let (up, down) = (
+        ("airgapd_required_up 1".to_owned(), 1),
+        ("airgapd_required_up 0".to_owned(), 0),
+    );
+    let table: [(fn(&mut RequiredStatus), &(String, usize)); 5] = [
+        (|_| {}, &up),
+        (|required| required.missing.push(MissingStatus::default()), &up),
+        (|required| required.problem = Some("no list".to_owned()), &down),
+        (|required| required.checked_at = None, &down),
+        (|required| required.is_unsure = true, &down),
+    ];
+    for (row, (change, wanted)) in table.into_iter().enumerate() {
+        assert_eq!(required(change, &status), *wanted, "row {row}");
+    }
+    status.containerd.reachable = false;
+    assert_eq!(required(|_| {}, &status), down);
 }
 
 #[test]
@@ -125,7 +171,7 @@ fn the_newest_of_those_in_place_and_the_worst_of_the_others_are_named() {
         530..700 => State::Queued,
         _ => State::Skipped,
     });
-    let text = Metrics::new().text(&status);
+    let text = text_of(&Metrics::new(), &status);
     for (family, bundle, is_named) in [
         ("airgapd_bundle_info", "0499.tar", true),
         ("airgapd_bundle_info", "0450.tar", true),
@@ -145,7 +191,7 @@ fn the_newest_of_those_in_place_and_the_worst_of_the_others_are_named() {
 #[test]
 fn nodes_with_the_same_bundles_in_place_have_the_same_hash_and_others_have_not() {
     let hash = |status: &Status| {
-        samples(&Metrics::new().text(status), "airgapd_bundles_in_place_hash")[0].to_owned()
+        samples(&text_of(&Metrics::new(), status), "airgapd_bundles_in_place_hash")[0].to_owned()
     };
     let all = thousand(|_| State::Done);
     let mut later = all.clone();
@@ -184,7 +230,7 @@ fn a_failure_is_counted_under_its_class_and_an_old_error_of_a_bundle_in_place_is
         _ => State::Done,
     });
     status.bundles[9].error = status.bundles[0].error.clone();
-    let text = Metrics::new().text(&status);
+    let text = text_of(&Metrics::new(), &status);
     for class in ErrorClass::ALL {
         let wanted = format!("airgapd_bundles_failed{{class=\"{}\"}} 1", class.as_str());
         assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
@@ -208,6 +254,7 @@ fn receipts_are_counted_by_state_with_the_size_of_their_bundles() {
         bundle.receipt_of = Some(ReceiptStatus {
             bundle: Foreign::new("shop.tar".to_owned()),
             size: 100,
+            by_hand: false,
             catalog: None,
         });
     }
@@ -225,7 +272,7 @@ fn receipts_are_counted_by_state_with_the_size_of_their_bundles() {
             refused_by: None,
         });
     }
-    let text = Metrics::new().text(&status);
+    let text = text_of(&Metrics::new(), &status);
     assert_eq!(
         samples(&text, "airgapd_receipts"),
         [
@@ -250,7 +297,7 @@ fn exactly_one_state_is_the_verdict() {
             },
             ..Status::default()
         };
-        let text = Metrics::new().text(&status);
+        let text = text_of(&Metrics::new(), &status);
         let lines = samples(&text, "airgapd_verdict");
         let on: Vec<_> = lines.iter().filter(|line| line.ends_with(" 1")).collect();
         let wanted = format!("airgapd_verdict{{state=\"{}\"}} 1", health.as_str());
@@ -268,7 +315,7 @@ fn images_are_counted_once_in_one_of_three_states() {
         },
         ..Status::default()
     };
-    let text = Metrics::new().text(&status);
+    let text = text_of(&Metrics::new(), &status);
     for (state, count) in [("in-place", 7), ("failed", 1), ("pending", 3)] {
         let wanted = format!("airgapd_images{{state=\"{state}\"}} {count}");
         assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
@@ -306,7 +353,7 @@ fn a_name_that_lies_neither_breaks_a_line_nor_hides_in_one() {
         )],
         ..Status::default()
     };
-    let text = Metrics::new().text(&status);
+    let text = text_of(&Metrics::new(), &status);
     assert!(text.chars().all(|c| c == '\n' || basics::is_visible(c)), "{text}");
     assert!(
         text.lines()

@@ -16,7 +16,7 @@ const VERSION: u32 = 1;
 ///
 /// Bundles and releases are numbers, so the size is about 20 bytes for each of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     version: u32,
     /// The boot id in which it is true.
     boot: Option<String>,
@@ -34,19 +34,19 @@ pub struct Memory {
 
 impl Memory {
     /// Reads the memory of the last daemon. Anything else than a memory of this version is none.
-    pub fn read(text: &[u8]) -> Memory {
+    pub(crate) fn read(text: &[u8]) -> Memory {
         let read = serde_json::from_slice(text).ok();
         read.filter(|memory: &Memory| memory.version == VERSION)
             .unwrap_or_default()
     }
 
     /// Returns the text for the next daemon.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         serde_json::to_string(self).expect("a memory is plain data")
     }
 
     /// Returns true if both remember the same, at whatever time.
-    pub fn is_like(&self, other: &Memory) -> bool {
+    pub(crate) fn is_like(&self, other: &Memory) -> bool {
         let timeless = |memory: &Memory| Memory {
             required: memory.required.as_ref().map(|(key, _)| (key.clone(), 0)),
             bundles_at: 0,
@@ -85,12 +85,15 @@ impl Memory {
             || self
                 .required
                 .as_ref()
-                .is_some_and(|(key, _)| *key != required.key)
+                .is_some_and(|(key, _)| Some(key) != required.key.as_ref())
         {
             self.required = None;
         }
         if !is_bad && last.checked_at.is_some() && !last.is_unsure && facts.is_reachable {
-            self.required = Some((required.key.clone(), facts.at.as_secs()));
+            // The result was certain until the first event that no check covers.
+            let certain_at = facts.at.saturating_sub(last.doubted_for.unwrap_or_default());
+            let key = required.key.clone();
+            self.required = key.map(|key| (key, certain_at.as_secs()));
         }
     }
 
@@ -130,9 +133,9 @@ impl Memory {
 
     /// Returns the time since the boot at which all images of a requirement were there, if they
     /// were.
-    pub(super) fn required_at(&self, key: &str) -> Option<Duration> {
+    pub(super) fn required_at(&self, key: Option<&str>) -> Option<Duration> {
         let (known, at) = self.required.as_ref()?;
-        (known == key).then_some(Duration::from_secs(*at))
+        (Some(known.as_str()) == key).then_some(Duration::from_secs(*at))
     }
 
     /// Returns the time since the boot at which a bundle was in place or skipped, if it was.

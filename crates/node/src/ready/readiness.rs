@@ -8,7 +8,7 @@ use super::query::BadQuery;
 use basics::counted;
 
 /// Version of the document. Within it, keys may be added, and none is renamed or removed.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Most names in each list of the document.
 const MOST_NAMES: usize = 50;
 /// Most names in the reason.

@@ -6,6 +6,7 @@ use crate::status::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const RECEIPTS: &str = "/var/lib/airgapd/receipts";
 const CONTENT: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 /// Returns a bundle in this state, with a content digest.
@@ -98,7 +99,8 @@ impl Node {
             at: self.at,
             boot: Some(self.boot.to_owned()),
             containerd: status.containerd.reachable.then(|| self.containerd.to_owned()),
-            key: self.key.to_owned(),
+            key: Some(self.key.to_owned()).filter(|key| !key.is_empty()),
+            receipts: PathBuf::from(RECEIPTS),
         };
         self.facts = Facts::of(status, circumstances).noted_in(&mut self.memory);
     }
@@ -292,20 +294,23 @@ fn a_bundle_is_known_by_its_name_its_path_its_content_and_its_receipt() {
             path: path.to_owned(),
             ..FolderStatus::default()
         };
-        status.more_folders = vec![folder("/os"), folder("/usb")];
+        status.more_folders = vec![folder("/os"), folder("/usb"), folder(RECEIPTS)];
         status.bundles = vec![
             bundle("a.tar", State::Done),
             bundle("/os/a.tar", State::Failed),
             bundle("/usb/b.tar", State::Done),
-            BundleStatus {
-                receipt_of: Some(ReceiptStatus {
-                    bundle: Foreign::new("old.tar".to_owned()),
-                    size: 1,
-                    catalog: None,
-                }),
-                catalog: None,
-                ..bundle("/var/lib/airgapd/receipts/1.json", State::Done)
-            },
+            receipt("shop.tar", "shop.tar", State::Done),
+            // A second copy of the bundle has come.
+            bundle("both.tar", State::Importing),
+            receipt("both.tar", "both.tar", State::Done),
+            receipt("of-release-1-two.tar", "two.tar", State::Done),
+            receipt("of-release-2-two.tar", "two.tar", State::Retrying),
+            receipt("of-release-1-three.tar", "three.tar", State::Done),
+            receipt("of-release-2-three.tar", "three.tar", State::Done),
+            // No import has read it yet.
+            bundle(&format!("{RECEIPTS}/new.tar"), State::Queued),
+            bundle("new.tar", State::Done),
+            by_hand("by-hand-1-hand.tar", "hand.tar"),
         ];
     }));
     let table = [
@@ -313,8 +318,18 @@ fn a_bundle_is_known_by_its_name_its_path_its_content_and_its_receipt() {
         ("/os/a.tar", Some(Cause::Failed)),
         ("a.tar", Some(Cause::Failed)),
         ("b.tar", None),
-        ("old.tar", None),
-        ("/images/old.tar", None),
+        ("shop.tar", None),
+        ("/images/shop.tar", None),
+        ("/var/lib/airgapd/receipts/shop.tar", None),
+        ("both.tar", Some(Cause::Working)),
+        ("/images/both.tar", Some(Cause::Working)),
+        ("two.tar", Some(Cause::Working)),
+        ("three.tar", None),
+        ("new.tar", None),
+        // Another bundle may come under this name.
+        ("hand.tar", Some(Cause::Failed)),
+        ("/images/hand.tar", Some(Cause::Failed)),
+        ("/var/lib/airgapd/receipts/by-hand-1-hand.tar", None),
         ("c.tar", Some(Cause::Failed)),
         // The best of several bundles with the same content counts.
         (CONTENT, None),
@@ -329,6 +344,159 @@ fn a_bundle_is_known_by_its_name_its_path_its_content_and_its_receipt() {
             .reason
             .contains("several bundles: a.tar")
     );
+}
+
+/// Returns the receipt of a bundle of the images folder. `file` is its name in the folder of
+/// receipts.
+fn receipt(file: &str, of: &str, state: State) -> BundleStatus {
+    BundleStatus {
+        receipt_of: Some(ReceiptStatus {
+            bundle: Foreign::new(of.to_owned()),
+            size: 1,
+            by_hand: false,
+            catalog: None,
+        }),
+        catalog: None,
+        ..bundle(&format!("{RECEIPTS}/{file}"), state)
+    }
+}
+
+/// Returns the receipt of an import by hand.
+fn by_hand(file: &str, of: &str) -> BundleStatus {
+    let mut receipt = receipt(file, of, State::Done);
+    if let Some(of) = &mut receipt.receipt_of {
+        of.by_hand = true;
+    }
+    receipt
+}
+
+#[test]
+fn a_bundle_that_has_nothing_for_this_node_is_not_in_place_by_any_name_of_it() {
+    let other = CONTENT.replace("aa", "bb");
+    let skipped = |state| {
+        changed(|status| {
+            status.bundles.push(BundleStatus {
+                outcome: Some(LastTry::Ended(Outcome::Skipped)),
+                catalog: Some(other.clone()),
+                ..bundle("arm64.tar", state)
+            });
+        })
+    };
+    let mut node = Node::new();
+    node.note(&skipped(State::Skipped));
+    let causes = |node: &Node| {
+        ["arm64.tar", "/images/arm64.tar", &other].map(|name| node.asks(&format!("bundle={name}")).cause)
+    };
+    assert_eq!(causes(&node), [Some(Cause::Failed); 3]);
+    assert_eq!(node.asks("bundles=all").cause, None);
+    // A restart of the daemon changes no answer.
+    node.restart();
+    node.after(SECOND, &skipped(State::Checking));
+    assert_eq!(causes(&node), [Some(Cause::Failed); 3]);
+    assert_eq!(node.asks("bundles=all").cause, None);
+    // A bundle with the same content that is in place counts.
+    let mut status = skipped(State::Skipped);
+    status.bundles[1].catalog = Some(other.clone());
+    node.note(&status);
+    assert_eq!(causes(&node)[2], None);
+    status.bundles[1].state = State::Importing;
+    node.note(&status);
+    assert_eq!(causes(&node)[2], Some(Cause::Working));
+}
+
+/// Images change all the time, and a check may be slow or hang.
+#[test]
+fn a_change_that_no_check_follows_ends_readiness_after_a_minute() {
+    let doubted = |seconds: u64| {
+        changed(|status| {
+            let required = status.required.as_mut().expect("images are required");
+            required.is_current = false;
+            required.doubted_for = Some(Duration::from_secs(seconds));
+        })
+    };
+    let mut node = Node::new();
+    node.note(&well());
+    for (seconds, wanted) in [
+        (1, None),
+        (60, None),
+        (61, Some(Cause::Working)),
+        (3600, Some(Cause::Working)),
+    ] {
+        node.at = Duration::from_secs(1000 + seconds);
+        node.note(&doubted(seconds));
+        assert_eq!(node.causes(), [wanted; 3], "after {seconds} s");
+        assert_eq!(node.asks("").held_seconds, None);
+    }
+    assert!(
+        node.asks("")
+            .reason
+            .contains("check of the required images has not ended")
+    );
+    node.after(SECOND, &well());
+    assert_eq!(node.causes(), [None; 3]);
+    // The facts get older, too.
+    node.note(&doubted(40));
+    for (seconds, is_ready) in [(20, true), (21, false)] {
+        let now = node.at + seconds * SECOND;
+        let readiness = judge(&node.facts, &Query::default(), now);
+        assert_eq!(readiness.ready, is_ready, "{readiness:?}");
+    }
+    // A restart, and the loss of containerd, add nothing to the time.
+    for is_restarted in [true, false] {
+        let mut node = Node::new();
+        node.note(&well());
+        node.after(40 * SECOND, &doubted(40));
+        if is_restarted {
+            node.restart();
+        }
+        for (seconds, wanted) in [(20, None), (1, Some(Cause::Containerd))] {
+            node.after(seconds * SECOND, &doubtful(is_restarted, false));
+            assert_eq!(node.asks("").cause, wanted, "{is_restarted} {seconds}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_not_known_are_not_those_of_the_last_certain_state() {
+    for (before, now) in [("", ""), ("key", ""), ("", "key")] {
+        let mut node = Node::new();
+        node.key = before;
+        node.note(&well());
+        assert_eq!(node.asks("").cause, None, "a check has ended");
+        node.restart();
+        node.key = now;
+        node.note(&doubtful(true, true));
+        assert_eq!(node.asks("").cause, Some(Cause::Working), "{before} {now}");
+    }
+}
+
+/// `metricsAddress` is open to every user of the machine.
+#[test]
+fn ten_thousands_of_bundles_and_releases_are_judged_at_once() {
+    const MANY: usize = 30_000;
+    let status = changed(|status| {
+        let names = (0..MANY).map(|number| format!("{number}.tar"));
+        status.bundles = names.map(|name| bundle(&name, State::Done)).collect();
+        let release = |number| ReleaseStatus {
+            name: format!("release-{number}"),
+            in_place: true,
+            bundles: vec![Foreign::new(format!("{number}.tar"))],
+            ..ReleaseStatus::default()
+        };
+        status.releases = (0..MANY).map(release).collect();
+    });
+    let mut node = Node::new();
+    node.note(&status);
+    let names = (0..63).map(|number| format!("bundle={number}.tar"));
+    let query = names
+        .chain(["release=release-29999".to_owned()])
+        .collect::<Vec<_>>()
+        .join("&");
+    let began = std::time::Instant::now();
+    let readiness = node.asks(&query);
+    assert!(readiness.ready, "{readiness:?}");
+    assert_eq!(readiness.releases.map(|releases| releases.in_place), Some(MANY));
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
 }
 
 /// Everything in doubt: containerd went away, or the daemon has just started.
@@ -516,6 +684,7 @@ fn a_release_is_judged_as_its_bundles_are() {
         missing_names: Vec::new(),
         problem: (!in_place).then(|| "r.test/x:1 has no bundle".to_owned()),
         bundles: vec![Foreign::new("a.tar".to_owned())],
+        ..ReleaseStatus::default()
     };
     let with = |status: Status, in_place, missing| Status {
         releases: vec![release(in_place, missing)],

@@ -122,6 +122,7 @@ fn a_degraded_receipt_names_the_bundle_to_bring_and_may_not_pass() {
         receipt_of: Some(ReceiptStatus {
             bundle: Foreign::new("shop.tar".to_owned()),
             size: 5_000_000,
+            by_hand: false,
             catalog: Some(basics::digest::sha256(b"shop")),
         }),
         ..bundle(State::Retrying, Some(ErrorClass::Degraded))

@@ -22,6 +22,14 @@ pub struct Text {
     pub text: String,
 }
 
+/// Returns the name of a file for messages.
+pub(super) fn name(path: &Path) -> String {
+    match path.as_os_str() == "-" {
+        true => "standard input".to_owned(),
+        false => path.display().to_string(),
+    }
+}
+
 /// True once standard input was read. A second reader would find it empty.
 static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -32,11 +40,7 @@ static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
 /// Returns a sentence that names the file.
 pub fn read(path: &Path) -> Result<Text, String> {
     let is_stdin = path.as_os_str() == "-";
-    let name = if is_stdin {
-        "standard input".to_owned()
-    } else {
-        path.display().to_string()
-    };
+    let name = name(path);
     if is_stdin && STDIN_TAKEN.swap(true, Ordering::Relaxed) {
         return Err("standard input was given twice: give one of the two as a file".to_owned());
     }
@@ -73,10 +77,22 @@ fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns the manifests of a file or of a folder: `.yaml`, `.yml` and `.json`, at any depth, in
-/// the order of their names. A folder of static pods is read like kubelet reads it: all files in
-/// it, under any name.
+/// Returns the manifests of a file or of a folder.
 pub(super) fn texts(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) -> Vec<Text> {
+    let mut texts = Vec::new();
+    for path in paths(path, static_pods, mistakes) {
+        match read(&path) {
+            Ok(text) => texts.push(text),
+            Err(mistake) => mistakes.push(mistake),
+        }
+    }
+    texts
+}
+
+/// Returns the path of a file, or those of the manifests in a folder: `.yaml`, `.yml` and `.json`,
+/// at any depth, in the order of their names. A folder of static pods is read like kubelet reads
+/// it: all files in it, under any name.
+pub(super) fn paths(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     if path.as_os_str() != "-" && path.is_dir() {
         let mut walk = Walk {
@@ -89,14 +105,7 @@ pub(super) fn texts(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) 
     } else {
         paths.push(path.to_owned());
     }
-    let mut texts = Vec::new();
-    for path in paths {
-        match read(&path) {
-            Ok(text) => texts.push(text),
-            Err(mistake) => mistakes.push(mistake),
-        }
-    }
-    texts
+    paths
 }
 
 struct Walk<'a> {

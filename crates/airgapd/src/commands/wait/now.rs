@@ -2,7 +2,7 @@
 //! program.
 
 use node::control::{self, Unanswered};
-use node::ready::{Cause, Query, Readiness};
+use node::ready::{self, Cause, Query, Readiness};
 
 use super::super::only_root;
 use super::{Call, Exit, Refusal};
@@ -18,6 +18,7 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
     };
     let asked = control::ask_ready(&call.settings.runtime_dir, &query).await;
     let readiness = asked.unwrap_or_else(|unanswered| of_unanswered(&unanswered));
+    let readiness = understood(readiness);
     let readiness = match args.required {
         true => with_required(readiness),
         false => readiness,
@@ -31,10 +32,16 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         }
         OutputFormat::Text => tracing::error!("{}", readiness.reason),
     }
-    Ok(readiness.cause.map_or(Exit::Done, exit))
+    Ok(exit(&readiness))
 }
 
-fn exit(cause: Cause) -> Exit {
+fn exit(readiness: &Readiness) -> Exit {
+    let Some(cause) = readiness.cause else {
+        return match readiness.ready {
+            true => Exit::Done,
+            false => Exit::Failed,
+        };
+    };
     match cause {
         Cause::Working | Cause::Absent | Cause::Daemon => Exit::TimedOut,
         Cause::Containerd => Exit::Unreachable,
@@ -53,6 +60,22 @@ fn of_unanswered(unanswered: &Unanswered) -> Readiness {
     }
 }
 
+/// Returns the answer, unless it is that of another version of the daemon. Nothing in such an answer
+/// has a known meaning.
+fn understood(readiness: Readiness) -> Readiness {
+    match readiness.version {
+        ready::VERSION => readiness,
+        other => Readiness::not(
+            Cause::Failed,
+            format!(
+                "the daemon answers with version {other} of the document, and this program knows version {}: use the \
+                 program of the daemon",
+                ready::VERSION
+            ),
+        ),
+    }
+}
+
 /// Returns the answer to a caller that insists on required images. Without any, the answer of the
 /// daemon is about bundles alone.
 fn with_required(readiness: Readiness) -> Readiness {
@@ -68,6 +91,33 @@ fn with_required(readiness: Readiness) -> Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_ready_answer_without_a_cause_and_of_a_known_version_is_a_success() {
+        let exit = |text: &str| {
+            let read: Readiness = serde_json::from_str(text).expect("a document");
+            exit(&understood(read))
+        };
+        let table = [
+            (r#"{"version": 1, "ready": true, "reason": ""}"#, Exit::Done),
+            (r#"{"version": 1, "ready": false, "reason": ""}"#, Exit::Failed),
+            (
+                r#"{"version": 1, "ready": true, "reason": "", "cause": "missing"}"#,
+                Exit::Missing,
+            ),
+            (
+                r#"{"version": 1, "ready": false, "reason": "", "cause": "working"}"#,
+                Exit::TimedOut,
+            ),
+            (r#"{"version": 2, "ready": true, "reason": ""}"#, Exit::Failed),
+            (r#"{"version": 0, "ready": true, "reason": ""}"#, Exit::Failed),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(exit(text), wanted, "{text}");
+        }
+        let silent = Readiness::not(Cause::NoDaemon, "no daemon answers");
+        assert_eq!(understood(silent.clone()), silent);
+    }
 
     #[test]
     fn without_required_images_no_answer_about_bundles_is_enough_for_a_caller_that_wants_them() {

@@ -310,7 +310,7 @@ impl World {
     ///
     /// Returns the number of images that receipts vouch for and whose layers are lost.
     pub(in crate::decide) fn check(&self) -> u32 {
-        let required = self.state.required_status();
+        let required = self.state.required_status(self.now);
         if !required.is_some_and(|required| required.is_current && required.missing == self.missing()) {
             self.fail("the daemon does not know which required images are missing");
         }
