@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use lab::Options;
+
 use crate::support::bundles::{self, image, text};
 use crate::support::node::Daemon;
-use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
+use crate::support::{Node, Own, Target, on_each_containerd, on_its_own_containerd, on_the_fake, wait_for};
 
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
@@ -92,6 +94,47 @@ fn the_file_follows_the_state_of_the_node_and_ends_with_the_daemon(target: &Targ
 }
 
 on_each_containerd!(the_file_follows_the_state_of_the_node_and_ends_with_the_daemon);
+
+fn as_usual() -> Options {
+    Options::default()
+}
+
+fn a_restart_of_containerd_takes_no_label_off(own: &mut Own) {
+    let node = node_with_features(&own.target);
+    // containerd 1 tells its sandbox image, which would be required, too.
+    let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
+    node.configure(&before.replace("require: {", &format!("require: {{sandboxImage: '{ONE}', ")));
+    bundles::write(&node.path("one.tar"), [image(ONE)]);
+    let [file, out] = ["one.tar", "release"].map(|name| text(&node.path(name)));
+    node.airgapd(["bundle", "release", "v1", &file, "-o", &out])
+        .exits(0);
+    node.drop_in(&node.path("release/one.tar"));
+    let daemon = node.start();
+    let kept = ["airgapd.release.v1=true", "airgapd.required=true"];
+    let whole = [kept[0], kept[1], "airgapd.state=healthy"];
+    wait_for_lines(&node, &daemon, &whole);
+    own.containerd.stop().expect("containerd runs");
+    daemon.wait_until("the file shows the loss", || {
+        let lines = lines(&node);
+        assert!(
+            kept.iter().all(|line| lines.iter().any(|other| other == line)),
+            "{lines:?}"
+        );
+        lines != whole
+    });
+    own.containerd.restart().expect("containerd starts");
+    daemon.wait_until("the file shows the return", || {
+        let lines = lines(&node);
+        assert!(
+            kept.iter().all(|line| lines.iter().any(|other| other == line)),
+            "{lines:?}"
+        );
+        lines == whole
+    });
+    daemon.finish(&own.target);
+}
+
+on_its_own_containerd!(as_usual; a_restart_of_containerd_takes_no_label_off,);
 
 fn a_file_that_cannot_be_written_degrades_the_node_until_it_can(target: &Target) {
     let node = node_with_features(target);

@@ -247,6 +247,60 @@ fn another_requirement_is_not_ready_before_it_was_checked_and_other_keys_change_
     daemon.finish(target);
 }
 
+/// A playbook copies another list over the old one, and reloads or restarts the daemon.
+fn another_list_of_the_same_name_counts_from_a_reload_and_from_a_restart(target: &Target) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    let node = Node::on(target);
+    let list = node.path("list.txt");
+    fs::write(&list, ONE).expect("the file can be written");
+    node.configure_also(&format!("require: {{images: [{}]}}", text(&list)));
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    until_ready(&node, &daemon, "one.tar");
+    let reload = |text: &str, line: &str| {
+        fs::write(&list, text).expect("the file can be written");
+        let lines = daemon.count(line);
+        daemon.signal(Signal::HUP);
+        daemon.wait_until("it was read", || daemon.count(line) > lines);
+    };
+    reload(TWO, "files under `require` changed");
+    assert!(!is_ready(&node, ""));
+    daemon.wait_until("the other image is missed", || {
+        assert!(!is_ready(&node, ""));
+        ready(&node, "").1["cause"] == "missing"
+    });
+    reload(ONE, "files under `require` changed");
+    daemon.wait_until("the node is ready again", || is_ready(&node, ""));
+    // Nothing has changed, and the answer stays.
+    let lines = daemon.count("nothing has changed");
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("it was read", || {
+        assert!(is_ready(&node, ""));
+        daemon.count("nothing has changed") > lines
+    });
+    daemon.finish(target);
+
+    fs::write(&list, TWO).expect("the file can be written");
+    fake.inject(Fault::Stall {
+        rpc: "Images.List",
+        after: 0,
+    });
+    let daemon = node.start_unready();
+    daemon.wait_until("the socket is there", || {
+        UnixStream::connect(node.path("run/control.sock")).is_ok()
+    });
+    // No check can end, and the last daemon knew the old list only.
+    for _ in 0..5 {
+        assert!(!is_ready(&node, ""), "{:#}", ready(&node, "").1);
+    }
+    fake.clear_faults();
+    daemon.wait_until("the other image is missed", || {
+        assert!(!is_ready(&node, ""));
+        ready(&node, "").1["cause"] == "missing"
+    });
+    daemon.stop();
+}
+
 fn nothing_required_is_never_ready_and_a_wrong_query_neither(target: &Target) {
     let node = Node::on(target);
     let port = free_port();
@@ -458,6 +512,7 @@ on_each_containerd! {
 }
 on_the_fake! {
     another_requirement_is_not_ready_before_it_was_checked_and_other_keys_change_nothing,
+    another_list_of_the_same_name_counts_from_a_reload_and_from_a_restart,
     nothing_required_is_never_ready_and_a_wrong_query_neither,
     however_many_connections_hang_the_answer_comes_within_a_second,
     while_containerd_is_silent_the_answer_comes_within_a_second,

@@ -126,6 +126,7 @@ fn an_import_with_keep_leaves_a_receipt_from_which_a_daemon_restores_records_wit
     let of = json!({
         "bundle": "shop.tar",
         "size": archive.to_bytes().len(),
+        "by_hand": true,
         "catalog": inspected["digest"],
     });
     assert_eq!(shown["receipt_of"], of, "{shown:#}");
@@ -183,6 +184,59 @@ fn with_after_import_a_receipt_takes_the_place_of_the_file(target: &Target) {
         daemon.stop();
         give_back(&node, target);
     }
+}
+
+fn a_bundle_whose_receipt_took_its_place_is_waited_for_by_its_name_and_its_path(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("afterImport: receipt");
+    let file = node.path("shop.tar");
+    bundles::write(&file, [image(ONE)]);
+    let daemon = node.start();
+    let placed = node.drop_in(&file);
+    daemon.wait_until("the file goes", || !placed.exists());
+    let kept = receipt(&node, "shop.tar");
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    let waits = |options: &[&str], name: &str, exit| {
+        let arguments = [options, &["--bundle", name]].concat();
+        node.airgapd([&["wait"], arguments.as_slice()].concat())
+            .exits(exit)
+    };
+    for name in ["shop.tar", &text(&placed), &text(&kept)] {
+        waits(&["--timeout", "20s"], name, 0);
+        waits(&["--now"], name, 0);
+    }
+    // The second copy is the bundle of that name as long as it is there.
+    node.drop_in(&file);
+    waits(&["--timeout", "20s"], "shop.tar", 0);
+    daemon.wait_until("the second copy goes", || !placed.exists());
+    waits(&["--timeout", "20s"], "shop.tar", 0);
+    waits(&["--now"], "shop.tar", 0);
+    daemon.stop();
+    give_back(&node, target);
+}
+
+fn the_receipt_of_an_import_by_hand_stands_for_no_bundle_of_the_folder(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let file = node.path("shop.tar");
+    bundles::write(&file, [image(ONE)]);
+    node.import(["--keep", &text(&file)]).exits(0);
+    let kept = receipt_by_hand(&node, "shop.tar");
+    daemon.wait_until("the receipt is in place", || {
+        state(&node, &kept)["state"] == "done"
+    });
+    let placed = text(&node.images().join("shop.tar"));
+    for name in ["shop.tar", &placed] {
+        let answer = node.airgapd(["wait", "--now", "--bundle", name]).exits(1);
+        assert!(answer.stderr.contains("does not exist"), "{answer:?}");
+        let answer = node.airgapd(["wait", "--bundle", name]).exits(1);
+        assert!(answer.stderr.contains("there is no bundle"), "{answer:?}");
+    }
+    node.airgapd(["wait", "--now", "--bundle", &text(&kept)]).exits(0);
+    daemon.stop();
+    give_back(&node, target);
 }
 
 fn a_released_receipt_gives_back_its_file_its_lease_and_its_marks(target: &Target) {
@@ -526,7 +580,7 @@ fn a_receipt_of_a_pipe_has_the_size_of_the_stream_and_is_known_by_its_content_di
         let shown = state(&node, &kept);
         assert_eq!(
             shown["receipt_of"],
-            json!({"bundle": "stdin", "size": bytes.len(), "catalog": shown["catalog"]}),
+            json!({"bundle": "stdin", "size": bytes.len(), "by_hand": true, "catalog": shown["catalog"]}),
             "{shown:#}"
         );
         let content = shown["catalog"].as_str().unwrap().to_owned();
@@ -731,6 +785,8 @@ fn where_a_file_must_stay_the_daemon_says_so_at_start(target: &Target) {
 }
 
 on_the_fake!(
+    a_bundle_whose_receipt_took_its_place_is_waited_for_by_its_name_and_its_path,
+    the_receipt_of_an_import_by_hand_stands_for_no_bundle_of_the_folder,
     bundles_of_one_name_from_elsewhere_have_receipts_of_their_own,
     without_its_receipt_an_import_with_keep_leaves_what_any_import_by_hand_leaves,
     a_bundle_from_a_pipe_leaves_a_receipt_too,

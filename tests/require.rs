@@ -133,6 +133,72 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     daemon.finish(target);
 }
 
+/// A copy that was cut off is a shorter list, and often an empty one.
+fn a_source_without_images_is_a_problem_of_the_node_and_of_verify(target: &Target) {
+    let node = Node::on(target);
+    let [list, empty, pods, pipe] = ["list.txt", "empty.txt", "pods", "pipe"].map(|name| node.path(name));
+    fs::write(&list, ONE).expect("the file can be written");
+    fs::write(&empty, "").expect("the file can be written");
+    fs::create_dir(&pods).expect("a folder");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("coreutils are there").success());
+    let [list, empty, pods, pipe] = [list, empty, pods, pipe].map(|path| text(&path));
+    let by_hand = node.path("by-hand.tar");
+    bundles::write(&by_hand, [image(ONE)]);
+    node.import([&by_hand]).exits(0);
+    let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
+    let daemon = node.start();
+    for (require, problem) in [
+        (
+            format!("images: [{empty}]"),
+            Some(format!("{empty} names no image")),
+        ),
+        (
+            format!("images: [{list}, {empty}]"),
+            Some(format!("{empty} names no image")),
+        ),
+        (
+            format!("images: [{list}], manifests: [{pods}]"),
+            Some(format!("{pods} names no image")),
+        ),
+        (
+            format!("staticPods: {pods}"),
+            Some(format!("{pods}: no static pod names an image")),
+        ),
+        // Many nodes have no static pods.
+        (format!("images: [{list}], staticPods: {pods}"), None),
+        (format!("images: [{pipe}]"), Some(format!("{pipe} is a pipe"))),
+    ] {
+        node.configure(&format!("{before}\nrequire: {{{require}}}"));
+        let reloads = daemon.count("require changed") + daemon.count("read again: require");
+        daemon.signal(rustix::process::Signal::HUP);
+        daemon.wait_until("it was read", || {
+            daemon.count("require changed") + daemon.count("read again: require") > reloads
+        });
+        let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]);
+        let (now, code) = (
+            node.airgapd(["wait", "--now", "--required"]),
+            problem.as_ref().map_or(0, |_| 1),
+        );
+        for answer in [answer.exits(code), now.exits(code)] {
+            let problem = problem.as_deref().unwrap_or_default();
+            assert!(answer.stderr.contains(problem), "{require}: {answer:?}");
+        }
+    }
+    daemon.finish(target);
+    for (arguments, code) in [
+        (vec!["--images", &empty], 2),
+        (vec!["--images", &list, "--images", &empty], 2),
+        (vec!["--images", &list, "--manifests", &pods], 2),
+        (vec!["--static-pods", &pods], 2),
+        (vec!["--images", &list, "--static-pods", &pods], 0),
+    ] {
+        let arguments = [vec!["verify"], arguments].concat();
+        let answer = node.airgapd(&arguments).exits(code);
+        assert_eq!(answer.stderr.contains("image"), code == 2, "{answer:?}");
+    }
+}
+
 /// The images of a k0s configuration depend on the release of k0s.
 fn a_configuration_of_k0s_wants_its_release(target: &Target) {
     let node = Node::on(target);
@@ -164,5 +230,6 @@ on_each_containerd!(what_is_required_is_said_once_for_each_change_and_waited_for
 on_the_fake!(
     what_is_required_is_known_without_a_daemon,
     sources_that_cannot_be_read_are_a_problem_and_no_answer,
+    a_source_without_images_is_a_problem_of_the_node_and_of_verify,
     a_configuration_of_k0s_wants_its_release,
 );
