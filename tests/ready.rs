@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fake_containerd::Fault;
+use fake_containerd::{Code, Fault};
 use lab::Options;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -280,25 +280,33 @@ fn another_list_of_the_same_name_counts_from_a_reload_and_from_a_restart(target:
     });
     daemon.finish(target);
 
-    fs::write(&list, TWO).expect("the file can be written");
-    fake.inject(Fault::Stall {
-        rpc: "Images.List",
-        after: 0,
-    });
-    let daemon = node.start_unready();
-    daemon.wait_until("the socket is there", || {
-        UnixStream::connect(node.path("run/control.sock")).is_ok()
-    });
     // No check can end, and the last daemon knew the old list only.
-    for _ in 0..5 {
-        assert!(!is_ready(&node, ""), "{:#}", ready(&node, "").1);
+    fake.inject(Fault::FailAll {
+        rpc: "Images.List",
+        code: Code::Unavailable,
+        message: "it is away".to_owned(),
+    });
+    for (text, was_ready) in [(ONE, true), (TWO, false)] {
+        if text != ONE {
+            fs::write(&list, text).expect("the file can be written");
+        }
+        let daemon = node.start_unready();
+        daemon.wait_until("the socket is there", || {
+            UnixStream::connect(node.path("run/control.sock")).is_ok()
+        });
+        for _ in 0..5 {
+            let (_, document) = ready(&node, "");
+            assert_eq!(document["ready"], was_ready, "{text}: {document:#}");
+        }
+        daemon.stop();
     }
     fake.clear_faults();
+    let daemon = node.start();
     daemon.wait_until("the other image is missed", || {
         assert!(!is_ready(&node, ""));
         ready(&node, "").1["cause"] == "missing"
     });
-    daemon.stop();
+    daemon.finish(target);
 }
 
 fn nothing_required_is_never_ready_and_a_wrong_query_neither(target: &Target) {

@@ -16,12 +16,17 @@ fn require(node: &Node, listed: &[&str], of_a_pod: &str) {
     let (list, manifests) = (node.path("list.txt"), node.path("manifests"));
     fs::write(&list, listed.join("\n")).expect("the file can be written");
     fs::create_dir(&manifests).expect("a folder");
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"image": of_a_pod}]}});
-    fs::write(manifests.join("pod.json"), pod.to_string()).expect("the file can be written");
+    fs::write(manifests.join("pod.json"), pod(of_a_pod)).expect("the file can be written");
     let (list, manifests) = (text(&list), text(&manifests));
     node.configure_also(&format!(
         "resync: 1s\nrequire:\n  images: [{list}]\n  manifests: [{manifests}]"
     ));
+}
+
+/// Returns the manifest of a pod with this image.
+fn pod(image: &str) -> String {
+    let spec = json!({"containers": [{"image": image}]});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}).to_string()
 }
 
 fn required(node: &Node) -> Value {
@@ -128,7 +133,7 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     });
     assert!(!metrics().contains("airgapd_required_missing"), "{}", metrics());
     // A request of a client starts a new check, so that a correction counts at once.
-    fs::remove_file(node.path("manifests/pod.json")).expect("the file exists");
+    fs::write(node.path("manifests/pod.json"), pod(ONE)).expect("the file can be written");
     node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(4);
     daemon.finish(target);
 }
