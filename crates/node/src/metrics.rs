@@ -300,8 +300,8 @@ fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
     );
 }
 
-/// Adds the required images. Unknown counts are left out, and `airgapd_required_up` says so. After a
-/// restart the state is known from the last daemon, and the counts are not.
+/// Adds the required images. Unknown counts are left out, and `airgapd_required_up` says so. After
+/// a restart the state is known from the last daemon, and the counts are not.
 fn add_required(registry: &Registry, required: &RequiredStatus, ready: &Standing<'_>) {
     let is_known = ready.required.is_some();
     set(

@@ -81,8 +81,8 @@ pub(crate) struct Bundle {
     pub is_skipped: bool,
     /// True if it is a receipt.
     pub is_receipt: bool,
-    /// The name of the bundle that it stands for, if it is a receipt of a bundle of the images
-    /// folders. A receipt of an import by hand stands for another file, which may have any name.
+    /// The name of the bundle of an images folder, if this is its receipt. A receipt of an import
+    /// by hand stands for another file, which may have any name.
     pub stands_for: Option<String>,
     /// The worst health of its reasons.
     pub health: Health,

@@ -25,13 +25,13 @@ use verify::{Answer, Inventory, Need, Needs, Reading, Sought, Sources, answer};
 /// reason is known by then.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Longest time for the stamps of all sources. A probe waits for them if the daemon just starts, and
-/// gives up after a second.
+/// Longest time for the stamps of all sources. At the start of the daemon a probe waits for them,
+/// and gives up after a second.
 const GLANCE: Duration = Duration::from_millis(500);
 
-/// Reads the sources of required images in a thread. A read from a dead network mount never ends and
-/// nothing cancels it, so the caller gives it up. At most one thread reads at a time, and so at most
-/// one thread hangs.
+/// Reads the sources of required images in a thread. A read from a dead network mount never ends
+/// and nothing cancels it, so the caller gives it up. One thread reads at a time, so at most one
+/// hangs.
 #[derive(Clone, Debug)]
 pub struct Reader {
     turn: Arc<Semaphore>,

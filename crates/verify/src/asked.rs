@@ -174,9 +174,8 @@ impl Needs {
     /// Adds all sources except the answer of containerd itself. `platform` is the node's. `None` is
     /// this machine's.
     ///
-    /// A list or a manifest without any image is a mistake, since it may be a copy that was cut
-    /// off. Many nodes have no static pods. So their folder may lack images if another source has
-    /// some.
+    /// A list or a manifest without any image is a mistake: it may be a copy that was cut off. Many
+    /// nodes have no static pods. So their folder may lack images if another source has some.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
         let typed = sources.references.iter();
         self.found

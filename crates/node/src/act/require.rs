@@ -28,8 +28,8 @@ impl Check {
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(check)));
     }
 
-    /// Returns the stamps of the files that `require` names, or `None` if a file system does not
-    /// answer within half a second. Safe to cancel.
+    /// Returns the stamps of the files that `require` names. Returns `None` if a file system does
+    /// not answer within half a second. Safe to cancel.
     pub(super) async fn stamp(&self, settings: &Settings) -> Option<String> {
         self.reader.stamp(&settings.require).await
     }

@@ -21,8 +21,8 @@ const PACE: Duration = Duration::from_secs(10);
 /// Length of the pause after a check, as a multiple of the check's own length. It keeps the share
 /// of checks in the daemon's time small.
 const SHARE: u32 = 10;
-/// Longest pause after a check. With checks of up to 15 s, a doubtful result is then replaced before
-/// readiness ends with it ([`crate::ready::TRUST`]).
+/// Longest pause after a check. With checks of up to 15 s, a new result then comes before readiness
+/// ends with a doubtful one ([`crate::ready::TRUST`]).
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Time between two checks if the sources cannot be read. No event tells that a mount is back.
 const AGAIN: Duration = Duration::from_secs(60);

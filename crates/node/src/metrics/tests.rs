@@ -135,6 +135,7 @@ fn of_many_releases_those_that_are_not_in_place_are_named() {
 /// The metrics have the answers of `/ready`.
 #[test]
 fn the_state_of_the_required_images_is_known_while_ready_has_an_answer() {
+    type Row<'a> = (fn(&mut RequiredStatus), &'a (String, usize));
     let mut status = thousand(|_| State::Done);
     let required = |change: fn(&mut RequiredStatus), status: &Status| {
         let mut status = status.clone();
@@ -147,7 +148,7 @@ fn the_state_of_the_required_images_is_known_while_ready_has_an_answer() {
         ("airgapd_required_up 1".to_owned(), 1),
         ("airgapd_required_up 0".to_owned(), 0),
     );
-    let table: [(fn(&mut RequiredStatus), &(String, usize)); 5] = [
+    let table: [Row<'_>; 5] = [
         (|_| {}, &up),
         (|required| required.missing.push(MissingStatus::default()), &up),
         (|required| required.problem = Some("no list".to_owned()), &down),

@@ -60,8 +60,8 @@ fn of_unanswered(unanswered: &Unanswered) -> Readiness {
     }
 }
 
-/// Returns the answer, unless it is that of another version of the daemon. Nothing in such an answer
-/// has a known meaning.
+/// Returns the answer, unless it has another version of the document. Nothing in such an answer has
+/// a known meaning.
 fn understood(readiness: Readiness) -> Readiness {
     match readiness.version {
         ready::VERSION => readiness,
