@@ -675,10 +675,8 @@ fn a_missing_image_that_was_found_ends_it_even_if_containerd_goes_away_then() {
 #[test]
 fn a_release_is_judged_as_its_bundles_are() {
     let release = |in_place, missing| ReleaseStatus {
-        kept: false,
         name: "shop+1".to_owned(),
         in_place,
-        kept: false,
         members: 3,
         missing,
         missing_names: Vec::new(),
