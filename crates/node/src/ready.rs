@@ -1,14 +1,14 @@
 //! Decides if the node is ready: `GET /ready` and `airgapd wait --now`. Pure.
 //!
-//! The daemon makes [`Facts`] of its state. [`judge`] compares a [`Query`] with them and gives a
+//! The daemon makes `Facts` of its state. `judge` compares a [`Query`] with them and gives a
 //! [`Readiness`], which is the document of `/ready`. docs/control.md describes it.
 //!
 //! A node that was ready stays ready while the daemon cannot look: during a restart of containerd
-//! or of the daemon itself. For that the daemon keeps a [`Memory`] of the last certain state. It
-//! holds for [`TRUST`], in this boot and for this containerd only. Something that is found missing
+//! or of the daemon itself. For that the daemon keeps a `Memory` of the last certain state. It
+//! holds for `TRUST`, in this boot and for this containerd only. Something that is found missing
 //! ends it at once. A result that an event made doubtful holds as long, if no check follows it.
 //!
-//! The labels of the node and its metrics come from the same findings: [`Facts::standing`].
+//! The labels of the node and its metrics come from the same findings: `Facts::standing`.
 
 mod memory;
 mod query;
