@@ -464,6 +464,8 @@ fn beside_signed_bundles_unsigned_ones_have_no_word_on_a_release(target: &Target
         let daemon = node.start();
         node.drop_in(&node.path("evil/evil.tar"));
         node.drop_in(&signed);
+        // Before it is there, the bundle without a signature may be the whole release.
+        node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
         node.airgapd(["wait", "--release", "r1"]).exits(0);
         if policy == "if-present" {
             node.airgapd(["wait", "--bundle", "evil.tar"]).exits(0);

@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         &["import", "inspect", "bundle-artifacts", "export", "bundle"],
     ),
     ("Lists", &["list-images"]),
-    ("Repair", &["doctor", "release", "config"]),
+    ("Repair", &["doctor", "release", "rollback", "config"]),
 ];
 
 /// The command line with the help of the program.
