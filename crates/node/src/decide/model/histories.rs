@@ -5,7 +5,7 @@
 //! dies, and other programs remove records and blobs. After a number of steps, only time passes and
 //! jobs end. Then the test checks every promise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
@@ -153,6 +153,7 @@ impl World {
             10 => {
                 self.history.push("containerd is wiped".to_owned());
                 self.records.clear();
+                self.moved.clear();
                 self.blobs.clear();
                 self.receipts_mut().leases.clear();
                 self.receipts_mut().is_robbed = true;
@@ -161,7 +162,16 @@ impl World {
             11 => {
                 self.history.push("another program deletes a lease".to_owned());
                 self.receipts_mut().is_robbed = true;
-                self.receipts_mut().leases.pop_first();
+                let lease = self.receipts_mut().leases.pop_first();
+                if let Some((id, (path, _))) = lease
+                    && self.is_up
+                    && self.dice(2) == 0
+                {
+                    self.history
+                        .push("the daemon dies while it fills it again".to_owned());
+                    self.receipts_mut().leases.insert(id, (path, BTreeSet::new()));
+                    self.restart("boot");
+                }
             }
             _ => {
                 if let Some(name) = images.get(some).filter(|name| self.is_receipt(name)) {

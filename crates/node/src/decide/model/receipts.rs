@@ -352,21 +352,12 @@ impl World {
             .retain(|_, record| record.labels.contains_key(PINNED));
     }
 
-    /// Plays the rest of a job whose daemon dies before it hears of the end. The job of a receipt
-    /// may die while it fills its lease.
+    /// Plays the rest of a job whose daemon dies before it hears of the end.
     pub(super) fn end_unheard(&mut self) {
         for (name, work) in std::mem::take(&mut self.jobs) {
             if let Work::Importing(images, leave) = work
                 && self.is_up
             {
-                if let Some(of) = self.stands_for(&name)
-                    && self.dice(2) == 0
-                {
-                    self.history.push(format!("{name:?} fills a part of its lease"));
-                    let lease = (label_name(&name), BTreeSet::new());
-                    self.receipts_mut().leases.entry(of.lease).or_insert(lease);
-                    continue;
-                }
                 self.history.push(format!("{name:?} is imported, unheard"));
                 drop(self.land(&name, &images, &leave));
             }
