@@ -31,7 +31,7 @@ Exit status:
   3  containerd is away       7  no daemon answers
 
 \"airgapd help COMMAND\" shows the flags of a command. systemd starts the daemon with \
-\"airgapd run\", and a timer \"airgapd scrub\". Programs and packages use inventory, completions and man.")]
+\"airgapd run\", and a timer \"airgapd scrub\". Audits use report. Programs and packages use inventory, completions and man.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -78,14 +78,17 @@ pub(crate) enum Task {
     /// List the images of this node with their pins and bundles
     Images(ImagesArgs),
     /// Print an audit report: images, files, owners and times
-    #[command(after_help = "\
+    #[command(
+        hide = true,
+        after_help = "\
 The report names the owner that each file has now. It says if content, owner or mode have changed since the last import. \
 The first import is the earliest one of this content under this file name in the state file.
 
 Exit status:
   0  done
   1  no readable state file
-  3  containerd is away")]
+  3  containerd is away"
+    )]
     Report,
     /// Wait until bundles are in place
     Wait(WaitArgs),

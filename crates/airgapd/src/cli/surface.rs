@@ -10,7 +10,7 @@ use super::{Cli, airgap};
 /// The commands that `airgapd --help` lists, by their purpose. Other commands are for programs and
 /// packages.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Node", &["status", "images", "wait", "verify", "report"]),
+    ("Node", &["status", "images", "wait", "verify"]),
     (
         "Bundles",
         &["import", "inspect", "bundle-artifacts", "export", "bundle"],
