@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bundle::fixtures::Image;
+use bundle::fixtures::{Archive, Image};
 use containerd::Resource;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
@@ -418,7 +418,9 @@ fn an_interrupted_removal_on_a_disk_that_is_mounted_late_is_undone_by_the_runnin
     daemon.finish(target);
 }
 
-fn a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one(target: &Target) {
+/// Returns a node whose daemon has taken a receipt by hand and has stopped, with the bundle and the
+/// receipt.
+fn node_with_a_receipt(target: &Target) -> (Node, Archive, PathBuf) {
     let node = Node::on(target);
     let file = node.path("shop.tar");
     let archive = bundles::write(&file, [image(ONE)]);
@@ -429,6 +431,11 @@ fn a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one(tar
         state(&node, &kept)["state"] == "done"
     });
     daemon.stop();
+    (node, archive, kept)
+}
+
+fn a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one(target: &Target) {
+    let (node, archive, kept) = node_with_a_receipt(target);
     let client = target.client();
     let leases = target.block_on(client.leases()).unwrap();
     let [lease] = leases.as_slice() else {
@@ -463,16 +470,7 @@ fn a_lease_that_a_killed_daemon_has_filled_in_part_is_filled_by_the_next_one(tar
 }
 
 fn without_its_state_folder_a_daemon_leaves_the_leases_of_receipts(target: &Target) {
-    let node = Node::on(target);
-    let file = node.path("shop.tar");
-    let archive = bundles::write(&file, [image(ONE)]);
-    node.import(["--keep", &text(&file)]).exits(0);
-    let kept = receipt_by_hand(&node, "shop.tar");
-    let daemon = node.start();
-    daemon.wait_until("the receipt is in place", || {
-        state(&node, &kept)["state"] == "done"
-    });
-    daemon.stop();
+    let (node, archive, kept) = node_with_a_receipt(target);
     let leases = target.leases();
     // The disk of the state folder is not mounted, and daemons make the folder anew.
     let aside = node.path("aside");
