@@ -216,6 +216,29 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
     }
 }
 
+/// Keeps tests that start programs apart from tests that ask who writes a file.
+///
+/// Between fork and exec a child has every file open that its parent has, close-on-exec or not. So
+/// a file that another test has just closed may still have a writer.
+#[cfg(test)]
+pub(crate) mod forks {
+    use std::process::{Child, Command};
+    use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+    static FORKS: RwLock<()> = RwLock::new(());
+
+    /// No test of this process forks while the guard lives.
+    pub(crate) fn none() -> RwLockReadGuard<'static, ()> {
+        FORKS.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the program. Returns after its exec.
+    pub(crate) fn spawn(program: &mut Command) -> Child {
+        let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+        program.spawn().unwrap()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
@@ -256,7 +279,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let words = folder.path().join("words");
         std::fs::write(&words, "").unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        program
             .args([
                 "--exact",
                 "sys::tests::a_process_that_dies",
@@ -266,9 +290,8 @@ mod tests {
             .env("AIRGAPD_TEST_WORDS", &words)
             .env("AIRGAPD_TEST_END", way)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = forks::spawn(&mut program);
         if let Some(signal) = signal {
             // The handlers are installed when the kernel says that the process catches the signal
             // (proc_pid_status(5)).
@@ -315,6 +338,7 @@ mod tests {
 
     #[test]
     fn a_file_that_nobody_writes_has_no_writer() {
+        let _no_forks = forks::none();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bundle.tar");
         std::fs::write(&path, "x").unwrap();
@@ -324,6 +348,7 @@ mod tests {
 
     #[test]
     fn a_writer_through_another_hard_link_is_seen_until_it_closes() {
+        let _no_forks = forks::none();
         let folder = tempfile::tempdir().unwrap();
         let (path, link) = (folder.path().join("bundle.tar"), folder.path().join("link"));
         std::fs::write(&path, "x").unwrap();
@@ -338,6 +363,7 @@ mod tests {
 
     #[test]
     fn another_reader_is_no_writer() {
+        let _no_forks = forks::none();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bundle.tar");
         std::fs::write(&path, "x").unwrap();

@@ -124,9 +124,10 @@ fn send_if_possible(message: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::sys::forks;
 
     /// Runs in a separate process, with the test's environment.
     #[test]
@@ -151,14 +152,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        program
             .args(["--exact", "systemd::tests::a_service", "--ignored"])
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
             .env("NOTIFY_SOCKET", &path)
             .envs(variables.iter().copied())
-            .output()
-            .unwrap();
+            .stdout(Stdio::piped());
+        let child = forks::spawn(&mut program).wait_with_output().unwrap();
         assert!(
             child.status.success(),
             "{}",

@@ -300,6 +300,7 @@ mod tests {
 
     #[test]
     fn each_folder_is_foreseen_with_what_the_daemon_would_find_there() {
+        let _no_forks = crate::sys::forks::none();
         let roots = folder_of_root();
         let folder = |name: &str| {
             let path = roots.path().join(name);

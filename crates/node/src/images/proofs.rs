@@ -259,6 +259,7 @@ mod tests {
 
     #[test]
     fn lists_and_signatures_are_found_by_their_names_beside_the_bundle_only() {
+        let _no_forks = crate::sys::forks::none();
         let table: [(&str, &[&str], &[&str]); 9] = [
             (
                 "b.tar",
@@ -351,6 +352,7 @@ mod tests {
 
     #[test]
     fn the_proofs_of_a_bundle_can_never_be_more_than_are_read() {
+        let _no_forks = crate::sys::forks::none();
         let mut files = Vec::new();
         let lists = lists_of(OsStr::new("b.tar")).into_iter().map(|(name, _)| name);
         for signed in lists.chain(["b.tar".into()]) {
@@ -370,6 +372,7 @@ mod tests {
 
     #[test]
     fn all_lists_together_have_a_bound() {
+        let _no_forks = crate::sys::forks::none();
         let list = format!("{}\n{}", catalogs("a"), "# long\n".repeat(500_000)).into_bytes();
         let good = signature(1, &list);
         let mut files: Vec<(&str, &[u8])> = Vec::new();
@@ -400,6 +403,7 @@ mod tests {
 
     #[test]
     fn a_signed_list_admits_the_catalog_or_the_file_that_it_has() {
+        let _no_forks = crate::sys::forks::none();
         let list = catalogs("a");
         let sums = format!("{}  other-name.tar\n", "f".repeat(64));
         let file = digest("f");
@@ -432,6 +436,7 @@ mod tests {
 
     #[test]
     fn odd_files_do_not_block_and_do_not_count() {
+        let _no_forks = crate::sys::forks::none();
         let list = catalogs("a");
         let good = signature(1, list.as_bytes());
         let setups: [Case<'_>; 6] = [
@@ -496,6 +501,7 @@ mod tests {
 
     #[test]
     fn a_proof_that_is_still_being_copied_is_no_proof_yet() {
+        let _no_forks = crate::sys::forks::none();
         let list = catalogs("a");
         let good = signature(1, list.as_bytes());
         let folder = folder_with(&[("b.tar.digest.sig", &good)]);

@@ -423,6 +423,7 @@ mod tests {
 
     #[test]
     fn an_open_writer_is_observed() {
+        let _no_forks = sys::forks::none();
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("b.tar");
         let writer = File::create(&path).unwrap();

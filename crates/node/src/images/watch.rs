@@ -662,12 +662,13 @@ mod tests {
         }
         let test = std::env::current_exe().unwrap();
         let arguments = ["--exact", "images::watch::tests::mounting", "--ignored"];
-        let output = std::process::Command::new("unshare")
+        let mut program = std::process::Command::new("unshare");
+        program
             .arg("--mount")
             .arg(test)
             .args(arguments)
-            .output()
-            .unwrap();
+            .stdout(std::process::Stdio::piped());
+        let output = crate::sys::forks::spawn(&mut program).wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
     }

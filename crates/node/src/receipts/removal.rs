@@ -280,6 +280,7 @@ mod tests {
 
     #[test]
     fn only_the_very_file_is_removed_and_only_if_it_has_one_name() {
+        let _no_forks = crate::sys::forks::none();
         let Some((folder, as_imported)) = placed() else {
             return;
         };
@@ -309,6 +310,7 @@ mod tests {
 
     #[test]
     fn a_file_that_a_program_may_still_write_stays_under_its_name() {
+        let _no_forks = crate::sys::forks::none();
         let Some((folder, identity)) = placed() else {
             return;
         };
@@ -328,6 +330,7 @@ mod tests {
 
     #[test]
     fn a_file_that_the_file_system_does_not_remove_gets_its_name_back() {
+        let _no_forks = crate::sys::forks::none();
         let Some((folder, identity)) = placed() else {
             return;
         };
@@ -339,6 +342,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_have_its_name_back_is_named_and_replaces_no_other() {
+        let _no_forks = crate::sys::forks::none();
         let Some((folder, _)) = placed() else {
             return;
         };
@@ -363,6 +367,7 @@ mod tests {
 
     #[test]
     fn a_file_whose_file_system_or_name_allows_no_removal_stays_and_says_so() {
+        let _no_forks = crate::sys::forks::none();
         let table = [
             (Errno::INVAL, "its file system cannot rename"),
             (Errno::NAMETOOLONG, "its name is too long"),
